@@ -1,0 +1,45 @@
+#include "core/context.h"
+
+#include <omp.h>
+
+#include <cstdlib>
+#include <string_view>
+
+namespace longnet {
+
+const char* isa_name(Isa isa) {
+  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "generic";
+}
+
+Isa detect_isa() {
+  Isa best = Isa::kGeneric;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = Isa::kAvx2;
+  if (best == Isa::kAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+    best = Isa::kAvx512;
+#endif
+  const char* wanted = std::getenv("LONGNET_ISA");
+  if (wanted != nullptr && *wanted != '\0') {
+    const std::string_view name(wanted);
+    for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
+      if (name != isa_name(isa)) continue;
+      if (isa > best)
+        throw Error("LONGNET_ISA={}: this machine has only {}; unset it", name, isa_name(best));
+      return isa;
+    }
+    throw Error("LONGNET_ISA={}: allowed are generic, avx2, avx512", name);
+  }
+  return best;
+}
+
+Context::Context(const ContextOptions& options) : options_(options), isa_(detect_isa()) {
+  if (options_.threads <= 0) options_.threads = omp_get_max_threads();
+  if (!options_.counting && options_.device.type == DeviceType::kCPU)
+    omp_set_num_threads(options_.threads);
+  if (options_.device.type == DeviceType::kCUDA)
+    throw Error("backend cuda: this program was built without CUDA; set backend=cpu");
+}
+
+}  // namespace longnet

@@ -1,0 +1,86 @@
+// Context: where and how kernels run: device, threads, instruction set, progress and counters.
+//
+// A kernel call is ordered on the Context's stream and may return early; only wait() waits (on the
+// CPU every call is finished when it returns). A counting Context runs nothing: kernels add their
+// FLOPs and return, which is how `longnet plan` measures a step without doing it.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace longnet {
+
+/// Instruction sets a CPU kernel may be compiled for, in rising order.
+enum class Isa { kGeneric, kAvx2, kAvx512 };
+/// Best one of this machine; LONGNET_ISA=generic|avx2|avx512 lowers it (tests run every one).
+Isa detect_isa();
+const char* isa_name(Isa isa);
+
+/// Floating point operations done so far (multiply and add count two).
+struct Work {
+  double matmul_flops = 0;     // linear layers and the output projection
+  double attention_flops = 0;  // q k^T and p v, only the pairs that the mask keeps
+};
+
+struct ContextOptions {
+  Device device;
+  int threads = 0;  // 0: what OpenMP offers
+  bool counting = false;
+};
+
+class Context {
+ public:
+  explicit Context(const ContextOptions& options = {});
+
+  Device device() const { return options_.device; }
+  int threads() const { return options_.threads; }
+  bool counting() const { return options_.counting; }
+  Isa isa() const { return isa_; }
+  void set_isa(Isa isa) { isa_ = isa; }
+
+  /// Called by long kernels between pieces of work, on the thread that called the kernel only: MPI
+  /// moves no data by itself. The callback must not throw and not start kernels.
+  void progress() const {
+    if (progress_) progress_();
+  }
+  void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
+
+  /// Returns when everything started on this Context has finished.
+  void wait() const {}
+
+  Work& work() { return work_; }
+  /// Seconds spent so far under each profiler range name (main thread only).
+  std::map<std::string, double>& seconds() { return seconds_; }
+
+ private:
+  ContextOptions options_;
+  Isa isa_;
+  std::function<void()> progress_;
+  Work work_;
+  std::map<std::string, double> seconds_;
+};
+
+/// Profiler range: adds the time until its end to Context::seconds()[name]. The names are the words
+/// of a step: data, embed, norm, qkv, gather, attention, out, feed_forward, loss, optimizer, ...
+class Range {
+ public:
+  Range(Context& context, const char* name)
+      : context_(context), name_(name), start_(std::chrono::steady_clock::now()) {}
+  ~Range() {
+    context_.seconds()[name_] +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+ private:
+  Context& context_;
+  const char* name_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace longnet

@@ -1,0 +1,12 @@
+#include "core/error.h"
+
+#include <cstring>
+
+namespace longnet::internal {
+
+void check_failed(const char* condition, const char* file, int line, const std::string& message) {
+  const char* tail = std::strstr(file, "src/");
+  throw Error("{} (check failed: {} at {}:{})", message, condition, tail ? tail : file, line);
+}
+
+}  // namespace longnet::internal

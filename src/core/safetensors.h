@@ -1,0 +1,62 @@
+// Reading and writing .safetensors files: u64 header length, JSON header, little-endian data.
+//
+// The reader checks everything a damaged or hostile file can get wrong (lengths, overlaps, ranges,
+// types, duplicate names, sizes) before any data is used, and says which file and what.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace longnet {
+
+struct SafetensorsEntry {
+  std::string dtype;           // "F32", "F64", "BF16", "I64", ...
+  std::vector<int64_t> shape;
+  int64_t begin = 0, end = 0;  // bytes from the start of the data part
+  int64_t elements() const;
+};
+
+/// A memory-mapped file, open as long as the object lives.
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::string& path);
+  ~SafetensorsFile();
+  SafetensorsFile(const SafetensorsFile&) = delete;
+  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  bool contains(const std::string& name) const { return entries_.count(name) != 0; }
+  /// Throws Error naming file and tensor if it is missing.
+  const SafetensorsEntry& entry(const std::string& name) const;
+  /// Raw bytes of a tensor (alignment of the file: none guaranteed).
+  const void* data(const std::string& name) const;
+  /// Converted copies: F32, F64, BF16, F16 -> float; I64, I32, U16, U8 -> int64.
+  std::vector<float> floats(const std::string& name) const;
+  std::vector<int64_t> integers(const std::string& name) const;
+
+ private:
+  std::string path_;
+  std::map<std::string, SafetensorsEntry> entries_;
+  std::map<std::string, std::string> metadata_;
+  void* map_ = nullptr;
+  int64_t map_bytes_ = 0;
+  int64_t data_begin_ = 0;
+};
+
+/// One tensor to write: contiguous host memory, f32 / bf16 / i64, shape of any rank.
+struct SafetensorsTensor {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
+};
+/// Writes and fsyncs the file; throws Error with path and cause (a full disk included).
+void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace longnet

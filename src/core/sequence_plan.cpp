@@ -1,0 +1,134 @@
+#include "core/sequence_plan.h"
+
+#include <algorithm>
+
+namespace longnet {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+int64_t head_offset(int64_t head, int64_t heads, int64_t dilation, HeadOffset mode) {
+  if (mode == HeadOffset::kInterleaved) return head % dilation;
+  return head / ceil_div(heads, dilation);
+}
+
+RowRange kept_rows(const Segment& segment, int64_t range_begin, int64_t range_end, int64_t offset,
+                   int64_t dilation) {
+  const int64_t begin = std::max(range_begin, segment.begin);
+  const int64_t end = std::min(range_end, segment.end);
+  if (begin >= end) return {};
+  // Row i is token base + i r: the first row at or after a token t is ceil((t - base) / r), >= 0.
+  const int64_t base = segment.begin + offset;
+  const auto first_at = [&](int64_t token) {
+    return token <= base ? int64_t{0} : ceil_div(token - base, dilation);
+  };
+  const int64_t first = first_at(begin);
+  return {first, std::max<int64_t>(0, first_at(end) - first)};
+}
+
+SequencePlan::SequencePlan(int64_t tokens, int ranks, int rank, int64_t heads,
+                           std::vector<Branch> branches, HeadOffset mode)
+    : tokens_(tokens),
+      ranks_(ranks),
+      rank_(rank),
+      heads_(heads),
+      branches_(std::move(branches)),
+      mode_(mode),
+      shard_length_(ranks > 0 ? ceil_div(tokens, ranks) : 0) {
+  LN_CHECK(tokens >= 1, "a sequence of {} tokens", tokens);
+  LN_CHECK(ranks >= 1 && rank >= 0 && rank < ranks, "rank {} of {}", rank, ranks);
+  LN_CHECK(heads >= 1, "{} heads", heads);
+  LN_CHECK(!branches_.empty(), "no branches");
+  for (const Branch& branch : branches_)
+    LN_CHECK(branch.segment_length >= 1 && branch.dilation >= 1,
+             "branch with segment length {} and dilation {}; both must be at least 1",
+             branch.segment_length, branch.dilation);
+}
+
+int64_t SequencePlan::begin_of(int rank) const { return std::min(tokens_, rank * shard_length_); }
+int64_t SequencePlan::end_of(int rank) const {
+  return std::min(tokens_, (rank + 1) * shard_length_);
+}
+
+std::vector<int64_t> SequencePlan::head_offsets(int branch) const {
+  std::vector<int64_t> offsets(heads_);
+  for (int64_t h = 0; h < heads_; ++h)
+    offsets[h] = head_offset(h, heads_, branches_[branch].dilation, mode_);
+  return offsets;
+}
+
+std::vector<Segment> SequencePlan::local_segments(int branch) const {
+  const int64_t begin = begin_of(rank_), end = end_of(rank_);
+  const int64_t w = branches_[branch].segment_length;
+  std::vector<Segment> segments;
+  if (begin == end) return segments;
+  for (int64_t index = begin / w; index <= (end - 1) / w; ++index) {
+    // w may be far above N; index * w <= end keeps this from overflowing.
+    const Segment segment{index * w, std::min(tokens_ - index * w, w) + index * w};
+    if (segment.begin >= begin && segment.end <= end) segments.push_back(segment);
+  }
+  return segments;
+}
+
+GatheredSegment SequencePlan::describe(int branch, const Segment& segment) const {
+  const int64_t w = branches_[branch].segment_length;
+  GatheredSegment gathered{segment, 0, static_cast<int>(segment.begin / shard_length_),
+                           static_cast<int>((segment.end - 1) / shard_length_)};
+  // A segment straddles exactly when it holds a rank boundary q L, q = 1 .. P - 1, in its interior.
+  // The boundaries before this segment's first one, grouped by segment, are the straddlers before it.
+  int64_t last_index = -1;
+  const int64_t first_inside = segment.begin / shard_length_ + 1;
+  for (int64_t q = 1; q < first_inside; ++q) {
+    const int64_t boundary = q * shard_length_;
+    if (boundary % w == 0 || boundary / w == last_index) continue;
+    last_index = boundary / w;
+    ++gathered.number;
+  }
+  return gathered;
+}
+
+std::vector<GatheredSegment> SequencePlan::gathered_segments(int branch) const {
+  const int64_t begin = begin_of(rank_), end = end_of(rank_);
+  const int64_t w = branches_[branch].segment_length;
+  std::vector<GatheredSegment> gathered;
+  if (begin == end) return gathered;
+  const int64_t first = begin / w, last = (end - 1) / w;
+  for (int64_t index : {first, last}) {
+    if (index == last && !gathered.empty() && first == last) continue;
+    const Segment segment{index * w, std::min(tokens_ - index * w, w) + index * w};
+    if (segment.begin >= begin && segment.end <= end) continue;
+    if (!gathered.empty() && gathered.back().segment == segment) continue;
+    gathered.push_back(describe(branch, segment));
+  }
+  return gathered;
+}
+
+RowRange SequencePlan::rows(int branch, const Segment& segment, int rank, int64_t head) const {
+  const int64_t dilation = branches_[branch].dilation;
+  return kept_rows(segment, begin_of(rank), end_of(rank),
+                   head_offset(head, heads_, dilation, mode_), dilation);
+}
+
+GatherLayout::GatherLayout(const SequencePlan& plan, int branch, const GatheredSegment& gathered,
+                           int64_t batch_in, int64_t head_dim_in)
+    : batch(batch_in), head_dim(head_dim_in), mine(plan.rank() - gathered.first_rank) {
+  chunk_begin.push_back(0);
+  for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
+    std::vector<RowRange> head_rows(plan.heads());
+    std::vector<int64_t> slots(plan.heads());
+    int64_t total = 0;
+    for (int64_t h = 0; h < plan.heads(); ++h) {
+      head_rows[h] = plan.rows(branch, gathered.segment, rank, h);
+      slots[h] = total;
+      total += head_rows[h].count;
+    }
+    rows.push_back(std::move(head_rows));
+    row_slot.push_back(std::move(slots));
+    chunk_rows.push_back(total);
+    chunk_begin.push_back(chunk_begin.back() + 2 * batch * total * head_dim);
+  }
+}
+
+}  // namespace longnet

@@ -1,0 +1,120 @@
+// Attention of one branch over the rows that this rank holds, forward and backward (flash-style,
+// FlashAttention-2, arXiv 2307.08691; LongNet, arXiv 2307.02486).
+//
+// One branch (w, r) is a list of SegmentTask; each has query rows (always local tokens) and keys from
+// one or several KeySource (local tokens, or chunks gathered from other ranks). Row i of head h is the
+// token begin + head_offset[h] + i r; a causal query row sees the key rows with index <= its own.
+//   s_ij = scale <rot(q_i), rot(k_j)>
+//   forward, continuing the running (o, lse) of the branches done before (one softmax over all of them):
+//     lse' = log(exp(lse_i) + sum_j exp(s_ij)),  o' = (exp(lse_i) o_i + sum_j exp(s_ij) v_j) / exp(lse')
+//   backward, with the *merged* final o, lse and delta_i = <grad_o_i, o_i>:
+//     p_ij = exp(s_ij - lse_i), grad_v_j += p_ij grad_o_i, ds_ij = p_ij (<grad_o_i, v_j> - delta_i),
+//     grad_q_i += scale sum_j ds_ij k_j, grad_k_j += scale sum_j ds_ij q_i (then rotated back)
+// A query without any key keeps o = 0, lse = -inf and passes no gradient. All sums, o, lse and
+// gradients are float32. Twins: attention_reference.cpp (double sums), attention_cpu.cpp (+ one
+// source per instruction set). It never allocates: workspace_bytes() says what it needs. Results do
+// not depend on the order in which threads run.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/context.h"
+#include "core/sequence_plan.h"
+#include "core/tensor.h"
+#include "kernels/rotary/rotary.h"
+
+namespace longnet {
+
+/// The rows of one segment, per head, inside a tensor [B, S, H, D] (S: tokens or row slots).
+struct HeadRows {
+  std::vector<int64_t> slot;   // [H] index on axis 1 of the head's first row
+  std::vector<int64_t> first;  // [H] that row's number in the segment
+  std::vector<int64_t> count;  // [H] rows, may be 0
+  int64_t step = 1;            // axis-1 distance of consecutive rows (r for tokens, 1 in chunks)
+};
+
+/// Keys and values of one segment from one place. Gathered chunks are [B, R, H, D] views whose
+/// head stride is 0 (each head's rows begin at its own slot).
+struct KeySource {
+  TensorView key, value;            // [B, S, H, D] f32 (bf16 later), last axis contiguous
+  TensorView grad_key, grad_value;  // [B, S, H, D] f32, added to; backward only
+  HeadRows rows;
+  bool positions_applied = false;  // true: keys came rotated, and grad_key stays in rotated space
+};
+
+struct SegmentTask {
+  Segment segment;                // global tokens
+  int64_t origin = 0;             // global token from which positions are measured
+  HeadRows queries;
+  std::vector<KeySource> keys;    // in rising row order
+};
+
+struct AttentionOptions {
+  int64_t dilation = 1;                // r of this branch
+  std::span<const int64_t> head_offset;  // [H] of this branch
+  const RotaryTable* rotary = nullptr;  // null or not enabled: no positions
+  float scale = 1.0f;                   // usually D^-1/2
+  bool causal = true;
+  /// Optional (not defined: no limit), [B, L] i64: query token t sees key tokens u (global numbers)
+  /// only where first_visible[t] <= u <= last_visible[t]; document boundaries.
+  TensorView first_visible, last_visible;
+};
+
+struct AttentionForward {
+  TensorView out;    // [B, L, H, D] f32, running output, read and written
+  TensorView lse;    // [B, H, L] f32, running log-sum-exp in nats, read and written
+  TensorView query;  // [B, L, H, D] f32
+  std::span<const SegmentTask> segments;
+};
+
+struct AttentionBackward {
+  TensorView grad_query;  // [B, L, H, D] f32, added to
+  TensorView grad_out;    // [B, L, H, D] f32
+  TensorView lse;         // [B, H, L] f32, of all branches
+  TensorView delta;       // [B, H, L] f32, from attention_delta
+  TensorView query;       // [B, L, H, D] f32
+  std::span<const SegmentTask> segments;  // their KeySource::grad_* are added to
+};
+
+/// Scratch for one call with these segments, whole device, bytes.
+int64_t attention_workspace_bytes(const Context& context, int64_t head_dim,
+                                  std::span<const SegmentTask> segments, bool backward);
+
+/// out = 0, lse = -inf: the state before the first branch.
+void attention_begin(Context& context, const TensorView& out, const TensorView& lse);
+/// Adds one branch's segments to the running (out, lse). D from 8 to 256.
+/// workspace: attention_workspace_bytes(..., false), kAlignment-aligned.
+void attention_forward(Context& context, const AttentionForward& tensors,
+                       const AttentionOptions& options, void* workspace);
+/// delta[b, h, t] = sum_d grad_out out; once per backward, before the branches.
+void attention_delta(Context& context, const TensorView& delta, const TensorView& grad_out,
+                     const TensorView& out);
+/// Adds one branch's gradients. workspace: attention_workspace_bytes(..., true).
+void attention_backward(Context& context, const AttentionBackward& tensors,
+                        const AttentionOptions& options, void* workspace);
+
+/// Copies this rank's kept rows into its chunk of a gathered segment, keys rotated.
+/// chunk_key, chunk_value: [B, R, D]; key, value: [B, L, H, D]; rows: local tokens;
+/// chunk_slot: [H] first row of each head in the chunk.
+void attention_pack_rows(Context& context, const TensorView& chunk_key,
+                         const TensorView& chunk_value, const TensorView& key,
+                         const TensorView& value, const HeadRows& rows,
+                         std::span<const int64_t> chunk_slot, const SegmentTask& task,
+                         const AttentionOptions& options);
+/// The gradient of attention_pack_rows: grad_key += rotated back chunk_grad_key, grad_value += ...
+void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
+                               const TensorView& grad_value, const TensorView& chunk_grad_key,
+                               const TensorView& chunk_grad_value, const HeadRows& rows,
+                               std::span<const int64_t> chunk_slot, const SegmentTask& task,
+                               const AttentionOptions& options);
+
+/// The definition, double sums, one thread; same arguments and effects (no workspace).
+namespace reference {
+void attention_forward(const AttentionForward& tensors, const AttentionOptions& options);
+void attention_delta(const TensorView& delta, const TensorView& grad_out, const TensorView& out);
+void attention_backward(const AttentionBackward& tensors, const AttentionOptions& options);
+}  // namespace reference
+
+}  // namespace longnet

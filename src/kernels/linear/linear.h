@@ -1,0 +1,33 @@
+// Linear layers: y = x W^T + b and their gradients; the matrix products are oneDNN's (_onednn twin).
+//
+// W is [O, I] row-major (PyTorch). Rows of x and y may be strided (last axis contiguous). Adds
+// 2 T O I FLOPs to Context::work() per product. oneDNN primitives are created once per shape and
+// cached; scratch is the caller's.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace longnet {
+
+/// out [T, O] = x [T, I] weight^T (+ bias [O] if defined) (+ out if accumulate).
+void linear_forward(Context& context, const TensorView& out, const TensorView& x,
+                    const TensorView& weight, const TensorView& bias, bool accumulate = false);
+/// grad_x [T, I] = grad_out [T, O] weight (+ grad_x if accumulate).
+void linear_backward_input(Context& context, const TensorView& grad_x, const TensorView& grad_out,
+                           const TensorView& weight, bool accumulate = false);
+/// grad_weight [O, I] += grad_out^T x; grad_bias [O] += column sums (if defined). Both f32.
+void linear_backward_weight(Context& context, const TensorView& grad_weight,
+                            const TensorView& grad_bias, const TensorView& grad_out,
+                            const TensorView& x);
+
+namespace reference {
+void linear_forward(const TensorView& out, const TensorView& x, const TensorView& weight,
+                    const TensorView& bias, bool accumulate = false);
+void linear_backward_input(const TensorView& grad_x, const TensorView& grad_out,
+                           const TensorView& weight, bool accumulate = false);
+void linear_backward_weight(const TensorView& grad_weight, const TensorView& grad_bias,
+                            const TensorView& grad_out, const TensorView& x);
+}  // namespace reference
+
+}  // namespace longnet
