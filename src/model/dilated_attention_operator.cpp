@@ -1,0 +1,185 @@
+// See dilated_attention_operator.h and docs/sequence_parallel.md.
+#include "model/dilated_attention_operator.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/attention/segment_tasks.h"
+#include "kernels/fill/fill.h"
+
+namespace longnet {
+
+DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const SequencePlan& plan,
+                                                   int64_t batch,
+                                                   const DilatedAttentionSettings& settings,
+                                                   KeyValueExchange& exchange, Arena& workspace)
+    : context_(context),
+      plan_(plan),
+      batch_(batch),
+      settings_(settings),
+      exchange_(exchange),
+      rotary_(settings.head_dim, settings.rotary) {
+  if (settings_.scale == 0) settings_.scale = 1.0 / std::sqrt(double(settings_.head_dim));
+  const int branches = static_cast<int>(plan_.branches().size());
+  int64_t workspace_bytes = 0;
+  const auto reserve = [&](std::span<const SegmentTask> tasks) {
+    workspace_bytes =
+        std::max(workspace_bytes, attention_workspace_bytes(context_, settings_.head_dim, tasks,
+                                                            settings_.training));
+  };
+  for (int branch = 0; branch < branches; ++branch) {
+    head_offsets_.push_back(plan_.head_offsets(branch));
+    local_tasks_.push_back(local_segment_tasks(plan_, branch, {}, {}, {}, {}));
+    reserve(local_tasks_.back());
+    const std::vector<GatheredSegment> segments = plan_.gathered_segments(branch);
+    for (int which = 0; which < static_cast<int>(segments.size()); ++which) {
+      GatherLayout layout(plan_, branch, segments[which], batch_, settings_.head_dim);
+      gathered_.push_back({branch, which, segments[which].number, segments[which],
+                           std::move(layout), HeadRows{}});
+    }
+  }
+  // Every rank issues branch by branch, even segments before odd ones: one global order, in which no
+  // rank waits for a transfer that another has queued behind one of a third rank.
+  std::stable_sort(gathered_.begin(), gathered_.end(),
+                   [](const GatheredWork& a, const GatheredWork& b) {
+                     return std::pair(a.branch, a.number % 2) < std::pair(b.branch, b.number % 2);
+                   });
+  for (GatheredWork& work : gathered_) {
+    const SegmentTask task = gathered_task(work, {}, {});
+    work.own_rows = task.queries;  // this rank's kept tokens are its queries and its keys
+    reserve({&task, 1});
+    if (settings_.training)
+      grad_buffers_.push_back(workspace.allocate(DType::kF32, {work.layout.elements()}));
+  }
+  if (settings_.training)
+    delta_ = workspace.allocate(DType::kF32, {batch_, plan_.heads(), plan_.local_tokens()});
+  workspace_ = workspace.allocate_bytes(workspace_bytes);
+}
+
+DilatedAttentionOperator::Saved DilatedAttentionOperator::make_saved(Arena& activations) const {
+  Saved saved;
+  for (const GatheredWork& work : gathered_)
+    saved.gathered.push_back(activations.allocate(DType::kF32, {work.layout.elements()}));
+  return saved;
+}
+
+AttentionOptions DilatedAttentionOperator::options(int branch, const Visibility& visibility) const {
+  AttentionOptions options;
+  options.dilation = plan_.branches()[branch].dilation;
+  options.head_offset = head_offsets_[branch];
+  options.rotary = rotary_.enabled() ? &rotary_ : nullptr;
+  options.scale = static_cast<float>(settings_.scale);
+  options.causal = settings_.causal;
+  options.first_visible = visibility.first_visible;
+  options.last_visible = visibility.last_visible;
+  return options;
+}
+
+SegmentTask DilatedAttentionOperator::gathered_task(const GatheredWork& work,
+                                                    const TensorView& buffer,
+                                                    const TensorView& grad_buffer) const {
+  return gathered_segment_task(plan_, work.branch, work.gathered, work.layout, buffer, grad_buffer);
+}
+
+TensorView DilatedAttentionOperator::own_part(const GatheredWork& work, const TensorView& buffer,
+                                              int64_t part) const {
+  // The own chunk is [2 (keys, values), B, R, D].
+  const GatherLayout& layout = work.layout;
+  const int64_t rows = layout.chunk_rows[layout.mine];
+  return buffer
+      .slice(0, layout.chunk_begin[layout.mine], layout.chunk_elements(layout.mine))
+      .view({2, batch_, rows, settings_.head_dim})
+      .slice(0, part, 1)
+      .view({batch_, rows, settings_.head_dim});
+}
+
+void DilatedAttentionOperator::forward(const TensorView& out, const TensorView& lse,
+                                       const QueryKeyValue& inputs, Saved& saved,
+                                       const Visibility& visibility) {
+  {
+    Range range(context_, "gather");
+    for (size_t i = 0; i < gathered_.size(); ++i) {
+      const GatheredWork& work = gathered_[i];
+      const TensorView& buffer = saved.gathered[i];
+      attention_pack_rows(context_, own_part(work, buffer, 0), own_part(work, buffer, 1),
+                          inputs.key, inputs.value, work.own_rows,
+                          work.layout.row_slot[work.layout.mine], gathered_task(work, buffer, {}),
+                          options(work.branch, visibility));
+      exchange_.start_gather(work.branch, work.which, buffer);
+    }
+  }
+  {
+    Range range(context_, "attention");
+    attention_begin(context_, out, lse);
+    for (size_t branch = 0; branch < local_tasks_.size(); ++branch) {
+      std::vector<SegmentTask>& tasks = local_tasks_[branch];
+      for (SegmentTask& task : tasks) {
+        task.keys[0].key = inputs.key;
+        task.keys[0].value = inputs.value;
+      }
+      attention_forward(context_, {out, lse, inputs.query, tasks},
+                        options(static_cast<int>(branch), visibility), workspace_);
+    }
+  }
+  for (size_t i = 0; i < gathered_.size(); ++i) {
+    const GatheredWork& work = gathered_[i];
+    {
+      Range range(context_, "gather");
+      exchange_.wait_gather(work.branch, work.which);
+    }
+    Range range(context_, "attention");
+    const SegmentTask task = gathered_task(work, saved.gathered[i], {});
+    attention_forward(context_, {out, lse, inputs.query, {&task, 1}},
+                      options(work.branch, visibility), workspace_);
+  }
+}
+
+void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const TensorView& grad_out,
+                                        const TensorView& out, const TensorView& lse,
+                                        const QueryKeyValue& inputs, Saved& saved,
+                                        const Visibility& visibility) {
+  LN_CHECK(settings_.training, "backward of an operator built without training");
+  {
+    Range range(context_, "attention");
+    fill(context_, gradients.query, 0.0f);
+    fill(context_, gradients.key, 0.0f);
+    fill(context_, gradients.value, 0.0f);
+    attention_delta(context_, delta_, grad_out, out);
+  }
+  const auto backward = [&](std::span<const SegmentTask> tasks, int branch) {
+    Range range(context_, "attention");
+    attention_backward(context_,
+                       {gradients.query, grad_out, lse, delta_, inputs.query, tasks},
+                       options(branch, visibility), workspace_);
+  };
+  for (size_t i = 0; i < gathered_.size(); ++i) {
+    const GatheredWork& work = gathered_[i];
+    fill(context_, grad_buffers_[i], 0.0f);
+    const SegmentTask task = gathered_task(work, saved.gathered[i], grad_buffers_[i]);
+    backward({&task, 1}, work.branch);
+    Range range(context_, "gather");
+    exchange_.start_reduce(work.branch, work.which, grad_buffers_[i]);
+  }
+  for (size_t branch = 0; branch < local_tasks_.size(); ++branch) {
+    std::vector<SegmentTask>& tasks = local_tasks_[branch];
+    for (SegmentTask& task : tasks) {
+      task.keys[0].key = inputs.key;
+      task.keys[0].value = inputs.value;
+      task.keys[0].grad_key = gradients.key;
+      task.keys[0].grad_value = gradients.value;
+    }
+    backward(tasks, static_cast<int>(branch));
+  }
+  for (size_t i = 0; i < gathered_.size(); ++i) {
+    const GatheredWork& work = gathered_[i];
+    Range range(context_, "gather");
+    exchange_.wait_reduce(work.branch, work.which);
+    attention_unpack_rows_add(
+        context_, gradients.key, gradients.value, own_part(work, grad_buffers_[i], 0),
+        own_part(work, grad_buffers_[i], 1), work.own_rows,
+        work.layout.row_slot[work.layout.mine], gathered_task(work, saved.gathered[i], {}),
+        options(work.branch, visibility));
+  }
+}
+
+}  // namespace longnet

@@ -1,0 +1,91 @@
+// The distributed dilated-attention operator on q, k, v: all branches, merged, forward and backward.
+//
+// It is what the model's layers, the DilatedAttention module and `longnet attend` share. Segments inside
+// this rank are computed from the local rows; for segments over several ranks it packs this rank's kept rows,
+// has the KeyValueExchange gather the others', computes the local segments meanwhile, then attends to
+// the gathered rows. The backward mirrors that: gathered segments first, their gradients on the way to
+// their owners while the local segments are computed. It has no parameters and does no projections.
+#pragma once
+
+#include <vector>
+
+#include "core/arena.h"
+#include "core/key_value_exchange.h"
+#include "core/sequence_plan.h"
+#include "kernels/attention/attention.h"
+#include "kernels/rotary/rotary.h"
+
+namespace longnet {
+
+struct DilatedAttentionSettings {
+  int64_t head_dim = 64;  // D
+  bool causal = true;
+  RotaryOptions rotary;
+  double scale = 0;  // of q k^T; 0: D^-1/2
+  bool training = true;  // memory for the backward is taken
+};
+
+/// q, k, v or their gradients: [B, L, H, D] each, rows may be strided (views into a fused buffer).
+struct QueryKeyValue {
+  TensorView query, key, value;
+};
+
+/// Optional visibility of local query tokens, [B, L] i64 global token numbers; see AttentionOptions.
+struct Visibility {
+  TensorView first_visible, last_visible;
+};
+
+class DilatedAttentionOperator {
+ public:
+  /// Rows gathered in one forward, kept for its backward; one per layer.
+  struct Saved {
+    std::vector<TensorView> gathered;  // per gathered segment, GatherLayout::elements() f32
+  };
+
+  /// batch: B. workspace: scratch is taken from it once. context, exchange: must outlive this.
+  DilatedAttentionOperator(Context& context, const SequencePlan& plan, int64_t batch,
+                           const DilatedAttentionSettings& settings, KeyValueExchange& exchange,
+                           Arena& workspace);
+
+  /// Buffers of one layer, from `activations`.
+  Saved make_saved(Arena& activations) const;
+
+  /// out [B, L, H, D] f32 and lse [B, H, L] f32 (nats; -inf where no branch keeps the query).
+  void forward(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
+               Saved& saved, const Visibility& visibility = {});
+  /// Writes the gradients. out, lse, inputs, saved: of the forward.
+  void backward(const QueryKeyValue& gradients, const TensorView& grad_out, const TensorView& out,
+                const TensorView& lse, const QueryKeyValue& inputs, Saved& saved,
+                const Visibility& visibility = {});
+
+  const SequencePlan& plan() const { return plan_; }
+
+ private:
+  struct GatheredWork {
+    int branch = 0;
+    int which = 0;
+    int64_t number = 0;
+    GatheredSegment gathered;
+    GatherLayout layout;
+    HeadRows own_rows;  // local tokens
+  };
+  AttentionOptions options(int branch, const Visibility& visibility) const;
+  SegmentTask gathered_task(const GatheredWork& work, const TensorView& buffer,
+                            const TensorView& grad_buffer) const;
+  TensorView own_part(const GatheredWork& work, const TensorView& buffer, int64_t part) const;
+
+  Context& context_;
+  SequencePlan plan_;
+  int64_t batch_;
+  DilatedAttentionSettings settings_;
+  KeyValueExchange& exchange_;
+  RotaryTable rotary_;
+  std::vector<std::vector<int64_t>> head_offsets_;    // [K][H]
+  std::vector<std::vector<SegmentTask>> local_tasks_; // [K]; tensors are bound in each call
+  std::vector<GatheredWork> gathered_;  // in the order in which transfers are issued on every rank
+  std::vector<TensorView> grad_buffers_;
+  TensorView delta_;  // [B, H, L]
+  void* workspace_ = nullptr;
+};
+
+}  // namespace longnet

@@ -1,0 +1,98 @@
+// The two halves of a LongNet block, each with its forward and exact backward on one rank's tokens:
+// AttentionLayer (qkv, per-head norms, dilated attention, sub-norm, output projection) and
+// FeedForwardLayer (fc1 [and gate], activation + sub-norm, fc2).
+//
+// T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and takes
+// its activations from an arena once. The norm before it and the residual after it are the caller's.
+#pragma once
+
+#include <string>
+
+#include "core/arena.h"
+#include "core/config.h"
+#include "model/dilated_attention_operator.h"
+#include "model/parameters.h"
+#include "kernels/activation/activation.h"
+
+namespace longnet {
+
+/// Scratch shared by all layers of a model, big enough for the widest.
+struct LayerScratch {
+  TensorView grad_hidden;     // [T, F or 2 F] feed-forward; not defined without training
+  TensorView grad_activated;  // [T, F]
+  TensorView grad_qkv;        // [T, 3 C]
+  TensorView grad_attended;   // [T, C]
+  void* reduction = nullptr;  // weight gradients of norms
+  /// Takes it from `workspace`; training: with the backward's part.
+  LayerScratch(Context& context, const ModelConfig& config, int64_t rows, bool training,
+               Arena& workspace);
+};
+
+class AttentionLayer {
+ public:
+  /// prefix: "layers.0.self_attn.". rows: T. activations: what the backward needs is taken from it.
+  AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
+                 const std::string& prefix, const TensorView& parameters,
+                 const TensorView& gradients, DilatedAttentionOperator& attention, int64_t batch,
+                 int64_t local_tokens, Arena& activations);
+
+  /// out [T, C] = attention part of x [T, C] (+ out if accumulate).
+  void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
+               const Visibility& visibility);
+  /// grad_x [T, C] = gradient (+ grad_x if accumulate); weight gradients are added to. x as forward's.
+  void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
+                const TensorView& x, bool accumulate, const Visibility& visibility,
+                LayerScratch& scratch);
+
+  /// Queries, keys, values as attention saw them in the last forward (before positions).
+  QueryKeyValue attended_inputs() const;
+
+ private:
+  struct Norm {
+    TensorView weight, bias, grad_weight, grad_bias, mean, rstd;
+  };
+  QueryKeyValue split(const TensorView& qkv) const;
+  Norm norm(const ParameterLayout& layout, const std::string& name, const TensorView& parameters,
+            const TensorView& gradients, int64_t groups, Arena& activations) const;
+
+  DilatedAttentionOperator& attention_;
+  int64_t batch_, local_tokens_, rows_, heads_, head_dim_, dim_;
+  float eps_;
+  bool sub_ln_, qk_norm_;
+  TensorView qkv_weight_, qkv_bias_, grad_qkv_weight_, grad_qkv_bias_;
+  TensorView out_weight_, out_bias_, grad_out_weight_, grad_out_bias_;
+  Norm query_norm_, key_norm_, inner_norm_;
+  TensorView qkv_;              // [T, 3 C]
+  TensorView normed_qk_;        // [T, 2 C], with qk_norm
+  TensorView attended_;         // [T, C]
+  TensorView lse_;              // [B, H, L]
+  TensorView normed_attended_;  // [T, C], with sub_ln
+  DilatedAttentionOperator::Saved saved_;
+};
+
+class FeedForwardLayer {
+ public:
+  /// prefix: "layers.0.ffn.".
+  FeedForwardLayer(const ModelConfig& config, const ParameterLayout& layout,
+                   const std::string& prefix, const TensorView& parameters,
+                   const TensorView& gradients, int64_t rows, Arena& activations);
+  void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
+               LayerScratch& scratch);
+  void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
+                const TensorView& x, bool accumulate, LayerScratch& scratch);
+
+ private:
+  TensorView gate_of(const TensorView& hidden) const;
+  TensorView hidden_of(const TensorView& hidden) const;
+
+  int64_t rows_, ffn_dim_;
+  float eps_;
+  Activation activation_;
+  TensorView fc1_weight_, fc1_bias_, grad_fc1_weight_, grad_fc1_bias_;  // fc1 | gate fused
+  TensorView fc2_weight_, fc2_bias_, grad_fc2_weight_, grad_fc2_bias_;
+  TensorView norm_weight_, norm_bias_, grad_norm_weight_, grad_norm_bias_, mean_, rstd_;
+  TensorView hidden_;     // [T, F] or [T, 2 F]: fc1 (and gate) outputs
+  TensorView activated_;  // [T, F]
+};
+
+}  // namespace longnet

@@ -1,0 +1,289 @@
+// See longnet.h and docs/walkthrough.md. The residual additions ride on the norms after them.
+#include "model/longnet.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/embedding/embedding.h"
+#include "kernels/fill/fill.h"
+#include "kernels/layer_norm/layer_norm.h"
+#include "kernels/linear/linear.h"
+
+namespace longnet {
+namespace {
+
+/// Logits of at most this many bytes exist at a time; large enough for full-speed products.
+constexpr int64_t kLogitChunkBytes = int64_t{32} << 20;
+
+TensorView as_rows(const TensorView& matrix) {  // [T, C] -> [T, 1, C]
+  return matrix.view({matrix.shape[0], 1, matrix.shape[1]});
+}
+TensorView as_stat(const TensorView& vector) {  // [T] -> [T, 1]
+  return vector.view({vector.shape[0], 1});
+}
+
+RotaryOptions rotary_options(const ModelConfig& config) {
+  RotaryOptions options;
+  options.position = config.position == "xpos"   ? Position::kXpos
+                     : config.position == "rope" ? Position::kRope
+                                                 : Position::kNone;
+  options.base = config.rope_base;
+  options.xpos_scale_base = config.xpos_scale_base;
+  return options;
+}
+
+}  // namespace
+
+LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan& plan,
+                 int64_t batch, const ParameterLayout& layout, const TensorView& parameters,
+                 const TensorView& gradients, KeyValueExchange& exchange,
+                 const ModelArenas& arenas)
+    : context_(context),
+      config_(config),
+      batch_(batch),
+      local_tokens_(plan.local_tokens()),
+      rows_(batch * plan.local_tokens()),
+      sequential_(config.block == "sequential"),
+      eps_(static_cast<float>(config.layer_norm_eps)),
+      exchange_(exchange) {
+  LN_CHECK(parameters.elements() == layout.elements(), "parameters {}, layout has {}",
+           parameters.describe(), layout.elements());
+  const bool training = gradients.defined();
+  Arena& activations = arenas.activations;
+  Arena& workspace = arenas.workspace;
+  const int64_t c = config.dim;
+  const auto matrix = [&](Arena& arena) { return arena.allocate(DType::kF32, {rows_, c}); };
+  const auto column = [&] { return activations.allocate(DType::kF32, {rows_}); };
+  const auto grad = [&](const std::string& name) {
+    return training ? layout.view(gradients, name) : TensorView{};
+  };
+
+  attention_ = std::make_unique<DilatedAttentionOperator>(
+      context, plan, batch,
+      DilatedAttentionSettings{.head_dim = config.head_dim(), .causal = config.causal,
+                               .rotary = rotary_options(config), .scale = 0,
+                               .training = training},
+      exchange, workspace);
+  scratch_ = std::make_unique<LayerScratch>(context, config, rows_, training, workspace);
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    const std::string prefix = "layers." + std::to_string(layer) + ".";
+    Block block;
+    block.attention_norm_weight = layout.view(parameters, prefix + "self_attn_layer_norm.weight");
+    block.attention_norm_bias = layout.view(parameters, prefix + "self_attn_layer_norm.bias");
+    block.grad_attention_norm_weight = grad(prefix + "self_attn_layer_norm.weight");
+    block.grad_attention_norm_bias = grad(prefix + "self_attn_layer_norm.bias");
+    block.input = matrix(activations);
+    block.input_mean = column();
+    block.input_rstd = column();
+    block.normed_input = matrix(activations);
+    if (sequential_) {
+      block.ffn_norm_weight = layout.view(parameters, prefix + "final_layer_norm.weight");
+      block.ffn_norm_bias = layout.view(parameters, prefix + "final_layer_norm.bias");
+      block.grad_ffn_norm_weight = grad(prefix + "final_layer_norm.weight");
+      block.grad_ffn_norm_bias = grad(prefix + "final_layer_norm.bias");
+      block.middle = matrix(activations);
+      block.middle_mean = column();
+      block.middle_rstd = column();
+      block.normed_middle = matrix(activations);
+    }
+    block.attention = std::make_unique<AttentionLayer>(config, layout, prefix + "self_attn.",
+                                                       parameters, gradients, *attention_, batch,
+                                                       local_tokens_, activations);
+    block.feed_forward = std::make_unique<FeedForwardLayer>(config, layout, prefix + "ffn.",
+                                                            parameters, gradients, rows_,
+                                                            activations);
+    blocks_.push_back(std::move(block));
+    layer_ranges_.push_back(layout.layer_range(layer));
+  }
+  head_range_ = layout.head_range();
+  embedding_range_ = layout.embedding_range();
+
+  const std::string output =
+      config.tie_embeddings ? "embed_tokens.weight" : "output_projection.weight";
+  embedding_ = layout.view(parameters, "embed_tokens.weight");
+  grad_embedding_ = grad("embed_tokens.weight");
+  output_weight_ = layout.view(parameters, output);
+  grad_output_weight_ = grad(output);
+  final_weight_ = layout.view(parameters, "layer_norm.weight");
+  final_bias_ = layout.view(parameters, "layer_norm.bias");
+  grad_final_weight_ = grad("layer_norm.weight");
+  grad_final_bias_ = grad("layer_norm.bias");
+
+  embedded_ = matrix(activations);
+  final_sum_ = matrix(activations);
+  final_mean_ = column();
+  final_rstd_ = column();
+  hidden_ = matrix(activations);
+  branch_out_ = matrix(workspace);
+  if (training) {
+    grad_stream_ = matrix(workspace);
+    grad_normed_ = matrix(workspace);
+  }
+  const int64_t chunk = std::clamp<int64_t>(
+      kLogitChunkBytes / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1,
+      std::max<int64_t>(rows_, 1));
+  chunk_logits_ = workspace.allocate(DType::kF32, {chunk, config.vocab_size});
+}
+
+void LongNet::forward(const TensorView& tokens, const Visibility& visibility) {
+  LN_CHECK(tokens.elements() == rows_, "tokens {}, this rank holds {} x {}", tokens.describe(),
+           batch_, local_tokens_);
+  tokens_ = tokens.view({rows_});
+  {
+    Range range(context_, "embed");
+    embedding_forward(context_, embedded_, embedding_, tokens_);
+  }
+  run_blocks(visibility);
+}
+
+void LongNet::forward_vectors(const TensorView& vectors, const Visibility& visibility) {
+  LN_CHECK(vectors.elements() == embedded_.elements() && vectors.contiguous(),
+           "vectors {}, wanted [{}, {}, {}] without gaps", vectors.describe(), batch_,
+           local_tokens_, config_.dim);
+  tokens_ = {};
+  if (!context_.counting())
+    std::memcpy(embedded_.f32(), vectors.f32(), static_cast<size_t>(vectors.bytes()));
+  run_blocks(visibility);
+}
+
+void LongNet::run_blocks(const Visibility& visibility) {
+  visibility_ = visibility;
+  context_.set_progress([this] { exchange_.progress(); });
+  // The stream's value before the pending addition, and what is to be added (nothing at first).
+  TensorView stream = embedded_, pending;
+  const auto norm = [&](const TensorView& out, const TensorView& sum, const TensorView& mean,
+                        const TensorView& rstd, const TensorView& weight, const TensorView& bias) {
+    Range range(context_, "norm");
+    layer_norm_forward(context_, {.out = as_rows(out), .sum = as_rows(sum), .mean = as_stat(mean),
+                                  .rstd = as_stat(rstd), .x = as_rows(stream),
+                                  .residual = pending.defined() ? as_rows(pending) : TensorView{},
+                                  .weight = weight, .bias = bias, .eps = eps_});
+    stream = sum;
+  };
+  for (Block& block : blocks_) {
+    norm(block.normed_input, block.input, block.input_mean, block.input_rstd,
+         block.attention_norm_weight, block.attention_norm_bias);
+    block.attention->forward(context_, branch_out_, block.normed_input, false, visibility);
+    pending = branch_out_;
+    if (sequential_) {
+      norm(block.normed_middle, block.middle, block.middle_mean, block.middle_rstd,
+           block.ffn_norm_weight, block.ffn_norm_bias);
+      block.feed_forward->forward(context_, branch_out_, block.normed_middle, false, *scratch_);
+    } else {
+      block.feed_forward->forward(context_, branch_out_, block.normed_input, true, *scratch_);
+    }
+  }
+  norm(hidden_, final_sum_, final_mean_, final_rstd_, final_weight_, final_bias_);
+}
+
+void LongNet::logits(const TensorView& out, int64_t begin) {
+  linear_forward(context_, out, hidden_.slice(0, begin, out.shape[0]), output_weight_, {});
+}
+
+QueryKeyValue LongNet::attended_inputs(int64_t layer) const {
+  return blocks_[layer].attention->attended_inputs();
+}
+
+CrossEntropyResult LongNet::chunked_loss(const TensorView& targets, double scale,
+                                         bool with_gradient) {
+  Range range(context_, "loss");
+  LN_CHECK(targets.elements() == rows_, "targets {}, this rank holds {} x {}", targets.describe(),
+           batch_, local_tokens_);
+  const TensorView flat_targets = targets.view({rows_});
+  CrossEntropyResult total;
+  const int64_t chunk = chunk_logits_.shape[0];
+  for (int64_t begin = 0; begin < rows_; begin += chunk) {
+    const int64_t count = std::min(chunk, rows_ - begin);
+    const TensorView chunk_logits = chunk_logits_.slice(0, 0, count);       // [c, V]
+    const TensorView chunk_hidden = hidden_.slice(0, begin, count);        // [c, C]
+    linear_forward(context_, chunk_logits, chunk_hidden, output_weight_, {});
+    const CrossEntropyResult result =
+        cross_entropy(context_, chunk_logits, flat_targets.slice(0, begin, count),
+                      static_cast<float>(scale), with_gradient);
+    total.loss_sum += result.loss_sum;
+    total.count += result.count;
+    if (!with_gradient) continue;
+    linear_backward_weight(context_, grad_output_weight_, {}, chunk_logits, chunk_hidden);
+    linear_backward_input(context_, grad_normed_.slice(0, begin, count), chunk_logits,
+                          output_weight_);
+    context_.progress();
+  }
+  return total;
+}
+
+CrossEntropyResult LongNet::loss(const TensorView& targets) {
+  return chunked_loss(targets, 0, false);
+}
+
+CrossEntropyResult LongNet::loss_and_backward(const TensorView& targets, double scale,
+                                              const GradientsReady& ready,
+                                              const TensorView& grad_vectors) {
+  LN_CHECK(grad_stream_.defined(), "backward of a model built without gradients");
+  const CrossEntropyResult result = chunked_loss(targets, scale, true);  // fills grad_normed_
+  backward_blocks(ready, grad_vectors);
+  return result;
+}
+
+void LongNet::backward_hidden(const TensorView& grad_hidden, const GradientsReady& ready,
+                              const TensorView& grad_vectors) {
+  LN_CHECK(grad_stream_.defined(), "backward of a model built without gradients");
+  LN_CHECK(grad_hidden.elements() == grad_normed_.elements() && grad_hidden.contiguous(),
+           "gradient {} of hidden {}", grad_hidden.describe(), grad_normed_.describe());
+  if (!context_.counting())
+    std::memcpy(grad_normed_.f32(), grad_hidden.f32(), static_cast<size_t>(grad_hidden.bytes()));
+  backward_blocks(ready, grad_vectors);
+}
+
+void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& grad_vectors) {
+  // grad_stream_: gradient of the residual stream at the point reached; grad_normed_: of a norm's output.
+  const auto norm = [&](const TensorView& grad_weight, const TensorView& grad_bias,
+                        const TensorView& x, const TensorView& mean, const TensorView& rstd,
+                        const TensorView& weight, bool accumulate) {
+    Range range(context_, "norm");
+    layer_norm_backward(context_, {.grad_x = as_rows(grad_stream_), .grad_weight = grad_weight,
+                                   .grad_bias = grad_bias, .grad_out = as_rows(grad_normed_),
+                                   .x = as_rows(x), .mean = as_stat(mean), .rstd = as_stat(rstd),
+                                   .weight = weight, .accumulate = accumulate},
+                        scratch_->reduction);
+  };
+  const auto report = [&](const ParameterRange& range) {
+    if (ready) ready(range);
+  };
+  // hidden = LayerNorm(final_sum)
+  norm(grad_final_weight_, grad_final_bias_, final_sum_, final_mean_, final_rstd_, final_weight_,
+       false);
+  report(head_range_);
+  for (int64_t layer = config_.layers - 1; layer >= 0; --layer) {
+    Block& block = blocks_[layer];
+    if (sequential_) {
+      // stream = middle + feed_forward(LayerNorm(middle))
+      block.feed_forward->backward(context_, grad_normed_, grad_stream_, block.normed_middle, false,
+                                   *scratch_);
+      norm(block.grad_ffn_norm_weight, block.grad_ffn_norm_bias, block.middle, block.middle_mean,
+           block.middle_rstd, block.ffn_norm_weight, true);
+      // middle = input + attention(LayerNorm(input))
+      block.attention->backward(context_, grad_normed_, grad_stream_, block.normed_input, false,
+                                visibility_, *scratch_);
+    } else {
+      // stream = input + attention(n) + feed_forward(n), n = LayerNorm(input)
+      block.feed_forward->backward(context_, grad_normed_, grad_stream_, block.normed_input, false,
+                                   *scratch_);
+      block.attention->backward(context_, grad_normed_, grad_stream_, block.normed_input, true,
+                                visibility_, *scratch_);
+    }
+    norm(block.grad_attention_norm_weight, block.grad_attention_norm_bias, block.input,
+         block.input_mean, block.input_rstd, block.attention_norm_weight, true);
+    report(layer_ranges_[layer]);
+  }
+  // embedded = table[tokens], or the given vectors
+  Range range(context_, "embed");
+  if (tokens_.defined()) embedding_backward(context_, grad_embedding_, grad_stream_, tokens_);
+  if (grad_vectors.defined() && !context_.counting()) {
+    LN_CHECK(grad_vectors.elements() == grad_stream_.elements() && grad_vectors.contiguous(),
+             "grad_vectors {}", grad_vectors.describe());
+    std::memcpy(grad_vectors.f32(), grad_stream_.f32(), static_cast<size_t>(grad_stream_.bytes()));
+  }
+  report(embedding_range_);
+}
+
+}  // namespace longnet
