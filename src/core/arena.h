@@ -1,4 +1,5 @@
-// Arena: memory of one purpose (parameters, activations, ...), handed out in 256-byte aligned pieces.
+// Arena: memory of one purpose (parameters, activations, ...), handed out in 256-byte aligned
+// pieces.
 //
 // All buffers of a step are taken once, when the model is built; a step allocates nothing. A
 // counting arena hands out addresses that must not be dereferenced and only counts: `longnet plan`

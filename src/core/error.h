@@ -32,9 +32,9 @@ namespace internal {
 
 /// Precondition of the code (not of user input): throws Error with the condition, the place and the
 /// values. Always on. LN_CHECK(rows > 0, "rows is {}", rows).
-#define LN_CHECK(condition, ...)                                                       \
-  do {                                                                                 \
-    if (!(condition)) [[unlikely]]                                                     \
-      ::longnet::internal::check_failed(#condition, __FILE__, __LINE__,                \
-                                        ::fmt::format(__VA_ARGS__));                   \
+#define LN_CHECK(condition, ...)                                        \
+  do {                                                                  \
+    if (!(condition)) [[unlikely]]                                      \
+      ::longnet::internal::check_failed(#condition, __FILE__, __LINE__, \
+                                        ::fmt::format(__VA_ARGS__));    \
   } while (false)

@@ -1,9 +1,9 @@
 // KeyValueExchange: the one narrow interface between model (single-rank mathematics) and dist.
 //
 // For each gathered segment (SequencePlan::gathered_segments) the model owns one buffer laid out as
-// GatherLayout says. Forward: it fills its own chunk and gathers the others'. Backward: it holds the
-// gradient of *every* chunk, and the exchange returns each chunk's sum to its owner.
-// `branch` is the index of the branch, `which` the index in gathered_segments(branch), 0 or 1.
+// GatherLayout says. Forward: it fills its own chunk and gathers the others'. Backward: it holds
+// the gradient of *every* chunk, and the exchange returns each chunk's sum to its owner. `branch`
+// is the index of the branch, `which` the index in gathered_segments(branch), 0 or 1.
 #pragma once
 
 #include "core/sequence_plan.h"
@@ -13,18 +13,18 @@ namespace longnet {
 
 /// What left this rank, in bytes, since the start.
 struct Traffic {
-  int64_t forward_bytes = 0;   // gathered rows, as an all-gather moves them
+  int64_t forward_bytes = 0;         // gathered rows, as an all-gather moves them
   int64_t forward_needed_bytes = 0;  // of these, what a causal query somewhere uses
-  int64_t backward_bytes = 0;  // gradients of gathered rows, float32
-  int64_t gradient_bytes = 0;  // parameter gradients
+  int64_t backward_bytes = 0;        // gradients of gathered rows, float32
+  int64_t gradient_bytes = 0;        // parameter gradients
 };
 
 class KeyValueExchange {
  public:
   virtual ~KeyValueExchange() = default;
 
-  /// Starts the all-gather of `buffer` (f32 or bf16, GatherLayout::elements() long), whose own chunk
-  /// is filled. Returns at once; the buffer must stay untouched until wait_gather.
+  /// Starts the all-gather of `buffer` (f32 or bf16, GatherLayout::elements() long), whose own
+  /// chunk is filled. Returns at once; the buffer must stay untouched until wait_gather.
   virtual void start_gather(int branch, int which, const TensorView& buffer) = 0;
   virtual void wait_gather(int branch, int which) = 0;
 

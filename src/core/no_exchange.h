@@ -1,4 +1,5 @@
-// The exchange of a sequence that lies on one rank: no segment straddles, so nothing may be asked of it.
+// The exchange of a sequence that lies on one rank: no segment straddles, so nothing may be asked
+// of it.
 #pragma once
 
 #include "core/key_value_exchange.h"

@@ -77,7 +77,8 @@ GatheredSegment SequencePlan::describe(int branch, const Segment& segment) const
   GatheredSegment gathered{segment, 0, static_cast<int>(segment.begin / shard_length_),
                            static_cast<int>((segment.end - 1) / shard_length_)};
   // A segment straddles exactly when it holds a rank boundary q L, q = 1 .. P - 1, in its interior.
-  // The boundaries before this segment's first one, grouped by segment, are the straddlers before it.
+  // The boundaries before this segment's first one, grouped by segment, are the straddlers before
+  // it.
   int64_t last_index = -1;
   const int64_t first_inside = segment.begin / shard_length_ + 1;
   for (int64_t q = 1; q < first_inside; ++q) {

@@ -1,12 +1,12 @@
 // SequencePlan: which tokens, segments and rows each rank holds. Integers only, no memory, no MPI.
 //
-// Rank p of P owns tokens [p L, min((p + 1) L, N)), L = ceil(N / P); the last ranks may hold fewer or
-// none. A branch (w, r) cuts the sequence into segments of w tokens; head h keeps the tokens whose
-// place in the segment is head_offset(h) modulo r. Kept tokens of one segment and head are its
-// *rows*, numbered from 0 in the segment: row i is token begin + head_offset(h) + i r.
-// A segment inside one rank is local. One that touches several ranks is *gathered*: its ranks
-// exchange their rows. Only the first and the last segment that touch a rank can straddle, so a rank
-// takes part in at most two gathered segments per branch.
+// Rank p of P owns tokens [p L, min((p + 1) L, N)), L = ceil(N / P); the last ranks may hold fewer
+// or none. A branch (w, r) cuts the sequence into segments of w tokens; head h keeps the tokens
+// whose place in the segment is head_offset(h) modulo r. Kept tokens of one segment and head are
+// its *rows*, numbered from 0 in the segment: row i is token begin + head_offset(h) + i r. A
+// segment inside one rank is local. One that touches several ranks is *gathered*: its ranks
+// exchange their rows. Only the first and the last segment that touch a rank can straddle, so a
+// rank takes part in at most two gathered segments per branch.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +51,8 @@ RowRange kept_rows(const Segment& segment, int64_t range_begin, int64_t range_en
 /// A segment of one branch over several ranks, as seen from one of them.
 struct GatheredSegment {
   Segment segment;
-  int64_t number = 0;  // among the branch's straddling segments; even ones share no rank, nor do odd
+  int64_t number =
+      0;  // among the branch's straddling segments; even ones share no rank, nor do odd
   int first_rank = 0;  // ranks first_rank .. last_rank touch it, all with at least one token
   int last_rank = 0;
   int ranks() const { return last_rank - first_rank + 1; }
@@ -97,8 +98,8 @@ class SequencePlan {
   int64_t shard_length_;
 };
 
-/// How the rows of a gathered segment lie in one buffer: the ranks' chunks in rank order, each chunk
-/// [2 (keys, values), B, R, D] with R the rank's rows of all heads, head after head.
+/// How the rows of a gathered segment lie in one buffer: the ranks' chunks in rank order, each
+/// chunk [2 (keys, values), B, R, D] with R the rank's rows of all heads, head after head.
 struct GatherLayout {
   GatherLayout(const SequencePlan& plan, int branch, const GatheredSegment& gathered, int64_t batch,
                int64_t head_dim);

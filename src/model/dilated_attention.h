@@ -1,11 +1,12 @@
 // DilatedAttention: a drop-in for standard multi-head self-attention, projections included.
 //
-//   longnet::DilatedAttention attention({.dim = 512, .heads = 8, .branches = {{64, 2}}, .qk_norm = true});
-//   std::vector<float> y = attention.forward(x, 32, 8192);        // x, y: [32, 8192, 512]
+//   longnet::DilatedAttention attention({.dim = 512, .heads = 8, .branches = {{64, 2}}, .qk_norm =
+//   true}); std::vector<float> y = attention.forward(x, 32, 8192);        // x, y: [32, 8192, 512]
 //   std::vector<float> grad_x = attention.backward(grad_y);       // and attention.gradients()
 //
-// y = out_proj(sub-norm(dilated attention(q_proj(x), k_proj(x), v_proj(x)))). Same weights and kernels as a
-// block of LongNet. By default the whole sequence is on this rank; set_sequence() splits it over ranks.
+// y = out_proj(sub-norm(dilated attention(q_proj(x), k_proj(x), v_proj(x)))). Same weights and
+// kernels as a block of LongNet. By default the whole sequence is on this rank; set_sequence()
+// splits it over ranks.
 #pragma once
 
 #include <cstdint>
@@ -22,32 +23,34 @@
 namespace longnet {
 
 struct DilatedAttentionConfig {
-  int64_t dim = 512;                          // C
-  int64_t heads = 8;                          // H; D = C / H, 8..256
-  std::vector<Branch> branches{{2048, 1}};    // (segment_length, dilation); one or more
+  int64_t dim = 512;                        // C
+  int64_t heads = 8;                        // H; D = C / H, 8..256
+  std::vector<Branch> branches{{2048, 1}};  // (segment_length, dilation); one or more
   bool causal = true;
-  std::string head_offset = "interleaved";    // interleaved | blocked
-  std::string position = "none";              // xpos | rope | none
+  std::string head_offset = "interleaved";  // interleaved | blocked
+  std::string position = "none";            // xpos | rope | none
   double rope_base = 10000;
-  double xpos_scale_base = 512;               // tokens
-  bool qk_norm = false;                       // LayerNorm per head on queries and keys
-  bool sub_norm = false;                      // LayerNorm before out_proj (Magneto)
+  double xpos_scale_base = 512;  // tokens
+  bool qk_norm = false;          // LayerNorm per head on queries and keys
+  bool sub_norm = false;         // LayerNorm before out_proj (Magneto)
   bool bias = true;
   double layer_norm_eps = 1e-5;
-  uint64_t seed = 1;                          // of the initial weights
-  int threads = 0;                            // 0: what OpenMP offers
+  uint64_t seed = 1;  // of the initial weights
+  int threads = 0;    // 0: what OpenMP offers
 };
 
 class DilatedAttention {
  public:
-  /// Throws Error for settings that check_config() refuses (head dimension, xpos without mask, ...).
+  /// Throws Error for settings that check_config() refuses (head dimension, xpos without mask,
+  /// ...).
   explicit DilatedAttention(const DilatedAttentionConfig& config);
   ~DilatedAttention();
   DilatedAttention(DilatedAttention&&) noexcept;
   DilatedAttention& operator=(DilatedAttention&&) noexcept;
 
   /// Splits sequences over ranks from the next forward on: the plan (its heads and branches must be
-  /// the config's) says which tokens are local; exchange must outlive this. batch: B of the exchange.
+  /// the config's) says which tokens are local; exchange must outlive this. batch: B of the
+  /// exchange.
   void set_sequence(const SequencePlan& plan, KeyValueExchange& exchange);
 
   /// x [B, L, C] -> y [B, L, C]; L is N without set_sequence. Keeps what backward needs; memory is
@@ -59,8 +62,8 @@ class DilatedAttention {
   void backward(std::span<float> grad_x, std::span<const float> grad_y);
   std::vector<float> backward(std::span<const float> grad_y);
 
-  /// Flat parameters and gradients (see layout()); views of single tensors by name: "q_proj.weight",
-  /// "out_proj.bias", "q_norm.weight", ...
+  /// Flat parameters and gradients (see layout()); views of single tensors by name:
+  /// "q_proj.weight", "out_proj.bias", "q_norm.weight", ...
   std::span<float> parameters();
   std::span<float> gradients();
   std::span<float> parameter(const std::string& name);

@@ -23,9 +23,9 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
   const int branches = static_cast<int>(plan_.branches().size());
   int64_t workspace_bytes = 0;
   const auto reserve = [&](std::span<const SegmentTask> tasks) {
-    workspace_bytes =
-        std::max(workspace_bytes, attention_workspace_bytes(context_, settings_.head_dim, tasks,
-                                                            settings_.training));
+    workspace_bytes = std::max(
+        workspace_bytes,
+        attention_workspace_bytes(context_, settings_.head_dim, tasks, settings_.training));
   };
   for (int branch = 0; branch < branches; ++branch) {
     head_offsets_.push_back(plan_.head_offsets(branch));
@@ -34,12 +34,12 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
     const std::vector<GatheredSegment> segments = plan_.gathered_segments(branch);
     for (int which = 0; which < static_cast<int>(segments.size()); ++which) {
       GatherLayout layout(plan_, branch, segments[which], batch_, settings_.head_dim);
-      gathered_.push_back({branch, which, segments[which].number, segments[which],
-                           std::move(layout), HeadRows{}});
+      gathered_.push_back(
+          {branch, which, segments[which].number, segments[which], std::move(layout), HeadRows{}});
     }
   }
-  // Every rank issues branch by branch, even segments before odd ones: one global order, in which no
-  // rank waits for a transfer that another has queued behind one of a third rank.
+  // Every rank issues branch by branch, even segments before odd ones: one global order, in which
+  // no rank waits for a transfer that another has queued behind one of a third rank.
   std::stable_sort(gathered_.begin(), gathered_.end(),
                    [](const GatheredWork& a, const GatheredWork& b) {
                      return std::pair(a.branch, a.number % 2) < std::pair(b.branch, b.number % 2);
@@ -56,8 +56,9 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
   workspace_ = workspace.allocate_bytes(workspace_bytes);
 }
 
-DilatedAttentionOperator::Saved DilatedAttentionOperator::make_saved(Arena& activations) const {
+AttentionOperator::Saved DilatedAttentionOperator::make_saved(Arena& activations) {
   Saved saved;
+  saved.layer = layers_++;
   for (const GatheredWork& work : gathered_)
     saved.gathered.push_back(activations.allocate(DType::kF32, {work.layout.elements()}));
   return saved;
@@ -86,8 +87,7 @@ TensorView DilatedAttentionOperator::own_part(const GatheredWork& work, const Te
   // The own chunk is [2 (keys, values), B, R, D].
   const GatherLayout& layout = work.layout;
   const int64_t rows = layout.chunk_rows[layout.mine];
-  return buffer
-      .slice(0, layout.chunk_begin[layout.mine], layout.chunk_elements(layout.mine))
+  return buffer.slice(0, layout.chunk_begin[layout.mine], layout.chunk_elements(layout.mine))
       .view({2, batch_, rows, settings_.head_dim})
       .slice(0, part, 1)
       .view({batch_, rows, settings_.head_dim});
@@ -148,8 +148,7 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
   }
   const auto backward = [&](std::span<const SegmentTask> tasks, int branch) {
     Range range(context_, "attention");
-    attention_backward(context_,
-                       {gradients.query, grad_out, lse, delta_, inputs.query, tasks},
+    attention_backward(context_, {gradients.query, grad_out, lse, delta_, inputs.query, tasks},
                        options(branch, visibility), workspace_);
   };
   for (size_t i = 0; i < gathered_.size(); ++i) {
@@ -176,9 +175,8 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
     exchange_.wait_reduce(work.branch, work.which);
     attention_unpack_rows_add(
         context_, gradients.key, gradients.value, own_part(work, grad_buffers_[i], 0),
-        own_part(work, grad_buffers_[i], 1), work.own_rows,
-        work.layout.row_slot[work.layout.mine], gathered_task(work, saved.gathered[i], {}),
-        options(work.branch, visibility));
+        own_part(work, grad_buffers_[i], 1), work.own_rows, work.layout.row_slot[work.layout.mine],
+        gathered_task(work, saved.gathered[i], {}), options(work.branch, visibility));
   }
 }
 

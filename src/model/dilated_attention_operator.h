@@ -1,10 +1,12 @@
-// The distributed dilated-attention operator on q, k, v: all branches, merged, forward and backward.
+// The distributed dilated-attention operator on q, k, v: all branches, merged, forward and
+// backward.
 //
-// It is what the model's layers, the DilatedAttention module and `longnet attend` share. Segments inside
-// this rank are computed from the local rows; for segments over several ranks it packs this rank's kept rows,
-// has the KeyValueExchange gather the others', computes the local segments meanwhile, then attends to
-// the gathered rows. The backward mirrors that: gathered segments first, their gradients on the way to
-// their owners while the local segments are computed. It has no parameters and does no projections.
+// It is what the model's layers, the DilatedAttention module and `longnet attend` share. Segments
+// inside this rank are computed from the local rows; for segments over several ranks it packs this
+// rank's kept rows, has the KeyValueExchange gather the others', computes the local segments
+// meanwhile, then attends to the gathered rows. The backward mirrors that: gathered segments first,
+// their gradients on the way to their owners while the local segments are computed. It has no
+// parameters and does no projections.
 #pragma once
 
 #include <vector>
@@ -21,7 +23,7 @@ struct DilatedAttentionSettings {
   int64_t head_dim = 64;  // D
   bool causal = true;
   RotaryOptions rotary;
-  double scale = 0;  // of q k^T; 0: D^-1/2
+  double scale = 0;      // of q k^T; 0: D^-1/2
   bool training = true;  // memory for the backward is taken
 };
 
@@ -30,33 +32,46 @@ struct QueryKeyValue {
   TensorView query, key, value;
 };
 
-/// Optional visibility of local query tokens, [B, L] i64 global token numbers; see AttentionOptions.
+/// Optional visibility of local query tokens, [B, L] i64 global token numbers; see
+/// AttentionOptions.
 struct Visibility {
   TensorView first_visible, last_visible;
 };
 
-class DilatedAttentionOperator {
+/// What a block needs of an attention: the operator below, or generation's cached one.
+class AttentionOperator {
  public:
-  /// Rows gathered in one forward, kept for its backward; one per layer.
+  /// What one layer keeps between calls.
   struct Saved {
+    int64_t layer = 0;                 // which make_saved call it came from, from 0
     std::vector<TensorView> gathered;  // per gathered segment, GatherLayout::elements() f32
   };
+  virtual ~AttentionOperator() = default;
 
+  /// Buffers of one layer, from `activations`.
+  virtual Saved make_saved(Arena& activations) = 0;
+  /// out [B, L, H, D] f32 and lse [B, H, L] f32 (nats; -inf where no branch keeps the query).
+  virtual void forward(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
+                       Saved& saved, const Visibility& visibility) = 0;
+  /// Writes the gradients. out, lse, inputs, saved: of the forward.
+  virtual void backward(const QueryKeyValue& gradients, const TensorView& grad_out,
+                        const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
+                        Saved& saved, const Visibility& visibility) = 0;
+};
+
+class DilatedAttentionOperator final : public AttentionOperator {
+ public:
   /// batch: B. workspace: scratch is taken from it once. context, exchange: must outlive this.
   DilatedAttentionOperator(Context& context, const SequencePlan& plan, int64_t batch,
                            const DilatedAttentionSettings& settings, KeyValueExchange& exchange,
                            Arena& workspace);
 
-  /// Buffers of one layer, from `activations`.
-  Saved make_saved(Arena& activations) const;
-
-  /// out [B, L, H, D] f32 and lse [B, H, L] f32 (nats; -inf where no branch keeps the query).
+  Saved make_saved(Arena& activations) override;
   void forward(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
-               Saved& saved, const Visibility& visibility = {});
-  /// Writes the gradients. out, lse, inputs, saved: of the forward.
+               Saved& saved, const Visibility& visibility = {}) override;
   void backward(const QueryKeyValue& gradients, const TensorView& grad_out, const TensorView& out,
                 const TensorView& lse, const QueryKeyValue& inputs, Saved& saved,
-                const Visibility& visibility = {});
+                const Visibility& visibility = {}) override;
 
   const SequencePlan& plan() const { return plan_; }
 
@@ -80,11 +95,12 @@ class DilatedAttentionOperator {
   DilatedAttentionSettings settings_;
   KeyValueExchange& exchange_;
   RotaryTable rotary_;
-  std::vector<std::vector<int64_t>> head_offsets_;    // [K][H]
-  std::vector<std::vector<SegmentTask>> local_tasks_; // [K]; tensors are bound in each call
+  std::vector<std::vector<int64_t>> head_offsets_;     // [K][H]
+  std::vector<std::vector<SegmentTask>> local_tasks_;  // [K]; tensors are bound in each call
   std::vector<GatheredWork> gathered_;  // in the order in which transfers are issued on every rank
   std::vector<TensorView> grad_buffers_;
-  TensorView delta_;  // [B, H, L]
+  int64_t layers_ = 0;  // make_saved calls
+  TensorView delta_;    // [B, H, L]
   void* workspace_ = nullptr;
 };
 

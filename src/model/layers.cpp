@@ -8,6 +8,16 @@
 
 namespace longnet {
 
+RotaryOptions rotary_options(const ModelConfig& config) {
+  RotaryOptions options;
+  options.position = config.position == "xpos"   ? Position::kXpos
+                     : config.position == "rope" ? Position::kRope
+                                                 : Position::kNone;
+  options.base = config.rope_base;
+  options.xpos_scale_base = config.xpos_scale_base;
+  return options;
+}
+
 LayerScratch::LayerScratch(Context& context, const ModelConfig& config, int64_t rows, bool training,
                            Arena& workspace) {
   const int64_t c = config.dim, f = config.ffn_dim;
@@ -42,7 +52,7 @@ AttentionLayer::Norm AttentionLayer::norm(const ParameterLayout& layout, const s
 
 AttentionLayer::AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
                                const std::string& prefix, const TensorView& parameters,
-                               const TensorView& gradients, DilatedAttentionOperator& attention,
+                               const TensorView& gradients, AttentionOperator& attention,
                                int64_t batch, int64_t local_tokens, Arena& activations)
     : attention_(attention),
       batch_(batch),
@@ -93,8 +103,8 @@ TensorView heads_view(const TensorView& matrix, int64_t begin, int64_t batch, in
 
 /// A [B, L, H, D] view as the [T, H, D] rows that the per-head norm takes.
 TensorView token_rows(const TensorView& view) {
-  TensorView rows(view.data, view.dtype, {view.shape[0] * view.shape[1], view.shape[2], view.shape[3]},
-                  view.device);
+  TensorView rows(view.data, view.dtype,
+                  {view.shape[0] * view.shape[1], view.shape[2], view.shape[3]}, view.device);
   rows.stride = {view.stride[1], view.stride[2], 1, 0};
   return rows;
 }
@@ -131,24 +141,38 @@ void AttentionLayer::forward(Context& context, const TensorView& out, const Tens
     Range range(context, "qkv");
     linear_forward(context, qkv_, x, qkv_weight_, qkv_bias_);
     if (qk_norm_) {
-      layer_norm_forward(context,
-                         {.out = token_rows(inputs.query), .sum = {}, .mean = query_norm_.mean,
-                          .rstd = query_norm_.rstd, .x = token_rows(raw.query), .residual = {},
-                          .weight = query_norm_.weight, .bias = query_norm_.bias, .eps = eps_});
-      layer_norm_forward(context,
-                         {.out = token_rows(inputs.key), .sum = {}, .mean = key_norm_.mean,
-                          .rstd = key_norm_.rstd, .x = token_rows(raw.key), .residual = {},
-                          .weight = key_norm_.weight, .bias = key_norm_.bias, .eps = eps_});
+      layer_norm_forward(context, {.out = token_rows(inputs.query),
+                                   .sum = {},
+                                   .mean = query_norm_.mean,
+                                   .rstd = query_norm_.rstd,
+                                   .x = token_rows(raw.query),
+                                   .residual = {},
+                                   .weight = query_norm_.weight,
+                                   .bias = query_norm_.bias,
+                                   .eps = eps_});
+      layer_norm_forward(context, {.out = token_rows(inputs.key),
+                                   .sum = {},
+                                   .mean = key_norm_.mean,
+                                   .rstd = key_norm_.rstd,
+                                   .x = token_rows(raw.key),
+                                   .residual = {},
+                                   .weight = key_norm_.weight,
+                                   .bias = key_norm_.bias,
+                                   .eps = eps_});
     }
   }
   attention_.forward(heads_view(attended_, 0, batch_, local_tokens_, heads_, head_dim_), lse_,
                      inputs, saved_, visibility);
   Range range(context, "out");
   if (sub_ln_)
-    layer_norm_forward(context, {.out = norm_rows(normed_attended_), .sum = {},
-                                 .mean = inner_norm_.mean, .rstd = inner_norm_.rstd,
-                                 .x = norm_rows(attended_), .residual = {},
-                                 .weight = inner_norm_.weight, .bias = inner_norm_.bias,
+    layer_norm_forward(context, {.out = norm_rows(normed_attended_),
+                                 .sum = {},
+                                 .mean = inner_norm_.mean,
+                                 .rstd = inner_norm_.rstd,
+                                 .x = norm_rows(attended_),
+                                 .residual = {},
+                                 .weight = inner_norm_.weight,
+                                 .bias = inner_norm_.bias,
                                  .eps = eps_});
   linear_forward(context, out, sub_ln_ ? normed_attended_ : attended_, out_weight_, out_bias_,
                  accumulate);
@@ -167,10 +191,14 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
     // normed_attended = LayerNorm(attended)
     if (sub_ln_)
       layer_norm_backward(context,
-                          {.grad_x = norm_rows(grad_attended), .grad_weight = inner_norm_.grad_weight,
-                           .grad_bias = inner_norm_.grad_bias, .grad_out = norm_rows(grad_attended),
-                           .x = norm_rows(attended_), .mean = inner_norm_.mean,
-                           .rstd = inner_norm_.rstd, .weight = inner_norm_.weight,
+                          {.grad_x = norm_rows(grad_attended),
+                           .grad_weight = inner_norm_.grad_weight,
+                           .grad_bias = inner_norm_.grad_bias,
+                           .grad_out = norm_rows(grad_attended),
+                           .x = norm_rows(attended_),
+                           .mean = inner_norm_.mean,
+                           .rstd = inner_norm_.rstd,
+                           .weight = inner_norm_.weight,
                            .accumulate = false},
                           scratch.reduction);
   }
@@ -184,10 +212,15 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
   if (qk_norm_) {
     const auto backward = [&](const Norm& norm, const TensorView& grad, const TensorView& input) {
       layer_norm_backward(context,
-                          {.grad_x = token_rows(grad), .grad_weight = norm.grad_weight,
-                           .grad_bias = norm.grad_bias, .grad_out = token_rows(grad),
-                           .x = token_rows(input), .mean = norm.mean, .rstd = norm.rstd,
-                           .weight = norm.weight, .accumulate = false},
+                          {.grad_x = token_rows(grad),
+                           .grad_weight = norm.grad_weight,
+                           .grad_bias = norm.grad_bias,
+                           .grad_out = token_rows(grad),
+                           .x = token_rows(input),
+                           .mean = norm.mean,
+                           .rstd = norm.rstd,
+                           .weight = norm.weight,
+                           .accumulate = false},
                           scratch.reduction);
     };
     backward(query_norm_, grads.query, raw.query);
@@ -242,9 +275,14 @@ void FeedForwardLayer::forward(Context& context, const TensorView& out, const Te
   Range range(context, "feed_forward");
   linear_forward(context, hidden_, x, fc1_weight_, fc1_bias_);
   activation_forward(context,
-                     {.out = activated_, .mean = mean_, .rstd = rstd_,
-                      .hidden = hidden_of(hidden_), .gate = gate_of(hidden_),
-                      .weight = norm_weight_, .bias = norm_bias_, .eps = eps_,
+                     {.out = activated_,
+                      .mean = mean_,
+                      .rstd = rstd_,
+                      .hidden = hidden_of(hidden_),
+                      .gate = gate_of(hidden_),
+                      .weight = norm_weight_,
+                      .bias = norm_bias_,
+                      .eps = eps_,
                       .activation = activation_},
                      scratch.reduction);
   linear_forward(context, out, activated_, fc2_weight_, fc2_bias_, accumulate);
@@ -260,10 +298,16 @@ void FeedForwardLayer::backward(Context& context, const TensorView& grad_x,
   // activated = (LayerNorm of) activation(hidden, gate)
   activation_backward(context,
                       {.grad_hidden = hidden_of(scratch.grad_hidden),
-                       .grad_gate = gate_of(scratch.grad_hidden), .grad_weight = grad_norm_weight_,
-                       .grad_bias = grad_norm_bias_, .grad_out = scratch.grad_activated,
-                       .hidden = hidden_of(hidden_), .gate = gate_of(hidden_), .mean = mean_,
-                       .rstd = rstd_, .weight = norm_weight_, .activation = activation_},
+                       .grad_gate = gate_of(scratch.grad_hidden),
+                       .grad_weight = grad_norm_weight_,
+                       .grad_bias = grad_norm_bias_,
+                       .grad_out = scratch.grad_activated,
+                       .hidden = hidden_of(hidden_),
+                       .gate = gate_of(hidden_),
+                       .mean = mean_,
+                       .rstd = rstd_,
+                       .weight = norm_weight_,
+                       .activation = activation_},
                       scratch.reduction);
   // hidden | gate = x W_fc1^T + b
   linear_backward_weight(context, grad_fc1_weight_, grad_fc1_bias_, scratch.grad_hidden, x);

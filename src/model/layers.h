@@ -2,19 +2,23 @@
 // AttentionLayer (qkv, per-head norms, dilated attention, sub-norm, output projection) and
 // FeedForwardLayer (fc1 [and gate], activation + sub-norm, fc2).
 //
-// T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and takes
-// its activations from an arena once. The norm before it and the residual after it are the caller's.
+// T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and
+// takes its activations from an arena once. The norm before it and the residual after it are the
+// caller's.
 #pragma once
 
 #include <string>
 
 #include "core/arena.h"
 #include "core/config.h"
+#include "kernels/activation/activation.h"
 #include "model/dilated_attention_operator.h"
 #include "model/parameters.h"
-#include "kernels/activation/activation.h"
 
 namespace longnet {
+
+/// The position settings of a model.
+RotaryOptions rotary_options(const ModelConfig& config);
 
 /// Scratch shared by all layers of a model, big enough for the widest.
 struct LayerScratch {
@@ -33,13 +37,14 @@ class AttentionLayer {
   /// prefix: "layers.0.self_attn.". rows: T. activations: what the backward needs is taken from it.
   AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
                  const std::string& prefix, const TensorView& parameters,
-                 const TensorView& gradients, DilatedAttentionOperator& attention, int64_t batch,
+                 const TensorView& gradients, AttentionOperator& attention, int64_t batch,
                  int64_t local_tokens, Arena& activations);
 
   /// out [T, C] = attention part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
                const Visibility& visibility);
-  /// grad_x [T, C] = gradient (+ grad_x if accumulate); weight gradients are added to. x as forward's.
+  /// grad_x [T, C] = gradient (+ grad_x if accumulate); weight gradients are added to. x as
+  /// forward's.
   void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
                 const TensorView& x, bool accumulate, const Visibility& visibility,
                 LayerScratch& scratch);
@@ -55,7 +60,7 @@ class AttentionLayer {
   Norm norm(const ParameterLayout& layout, const std::string& name, const TensorView& parameters,
             const TensorView& gradients, int64_t groups, Arena& activations) const;
 
-  DilatedAttentionOperator& attention_;
+  AttentionOperator& attention_;
   int64_t batch_, local_tokens_, rows_, heads_, head_dim_, dim_;
   float eps_;
   bool sub_ln_, qk_norm_;
@@ -67,7 +72,7 @@ class AttentionLayer {
   TensorView attended_;         // [T, C]
   TensorView lse_;              // [B, H, L]
   TensorView normed_attended_;  // [T, C], with sub_ln
-  DilatedAttentionOperator::Saved saved_;
+  AttentionOperator::Saved saved_;
 };
 
 class FeedForwardLayer {

@@ -22,22 +22,12 @@ TensorView as_stat(const TensorView& vector) {  // [T] -> [T, 1]
   return vector.view({vector.shape[0], 1});
 }
 
-RotaryOptions rotary_options(const ModelConfig& config) {
-  RotaryOptions options;
-  options.position = config.position == "xpos"   ? Position::kXpos
-                     : config.position == "rope" ? Position::kRope
-                                                 : Position::kNone;
-  options.base = config.rope_base;
-  options.xpos_scale_base = config.xpos_scale_base;
-  return options;
-}
-
 }  // namespace
 
 LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan& plan,
                  int64_t batch, const ParameterLayout& layout, const TensorView& parameters,
-                 const TensorView& gradients, KeyValueExchange& exchange,
-                 const ModelArenas& arenas)
+                 const TensorView& gradients, KeyValueExchange& exchange, const ModelArenas& arenas,
+                 AttentionOperator* attention)
     : context_(context),
       config_(config),
       batch_(batch),
@@ -58,12 +48,17 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
     return training ? layout.view(gradients, name) : TensorView{};
   };
 
-  attention_ = std::make_unique<DilatedAttentionOperator>(
-      context, plan, batch,
-      DilatedAttentionSettings{.head_dim = config.head_dim(), .causal = config.causal,
-                               .rotary = rotary_options(config), .scale = 0,
-                               .training = training},
-      exchange, workspace);
+  if (attention == nullptr) {
+    own_attention_ = std::make_unique<DilatedAttentionOperator>(
+        context, plan, batch,
+        DilatedAttentionSettings{.head_dim = config.head_dim(),
+                                 .causal = config.causal,
+                                 .rotary = rotary_options(config),
+                                 .scale = 0,
+                                 .training = training},
+        exchange, workspace);
+    attention = own_attention_.get();
+  }
   scratch_ = std::make_unique<LayerScratch>(context, config, rows_, training, workspace);
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
@@ -86,12 +81,11 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
       block.middle_rstd = column();
       block.normed_middle = matrix(activations);
     }
-    block.attention = std::make_unique<AttentionLayer>(config, layout, prefix + "self_attn.",
-                                                       parameters, gradients, *attention_, batch,
-                                                       local_tokens_, activations);
-    block.feed_forward = std::make_unique<FeedForwardLayer>(config, layout, prefix + "ffn.",
-                                                            parameters, gradients, rows_,
-                                                            activations);
+    block.attention =
+        std::make_unique<AttentionLayer>(config, layout, prefix + "self_attn.", parameters,
+                                         gradients, *attention, batch, local_tokens_, activations);
+    block.feed_forward = std::make_unique<FeedForwardLayer>(
+        config, layout, prefix + "ffn.", parameters, gradients, rows_, activations);
     blocks_.push_back(std::move(block));
     layer_ranges_.push_back(layout.layer_range(layer));
   }
@@ -154,10 +148,15 @@ void LongNet::run_blocks(const Visibility& visibility) {
   const auto norm = [&](const TensorView& out, const TensorView& sum, const TensorView& mean,
                         const TensorView& rstd, const TensorView& weight, const TensorView& bias) {
     Range range(context_, "norm");
-    layer_norm_forward(context_, {.out = as_rows(out), .sum = as_rows(sum), .mean = as_stat(mean),
-                                  .rstd = as_stat(rstd), .x = as_rows(stream),
+    layer_norm_forward(context_, {.out = as_rows(out),
+                                  .sum = as_rows(sum),
+                                  .mean = as_stat(mean),
+                                  .rstd = as_stat(rstd),
+                                  .x = as_rows(stream),
                                   .residual = pending.defined() ? as_rows(pending) : TensorView{},
-                                  .weight = weight, .bias = bias, .eps = eps_});
+                                  .weight = weight,
+                                  .bias = bias,
+                                  .eps = eps_});
     stream = sum;
   };
   for (Block& block : blocks_) {
@@ -194,8 +193,8 @@ CrossEntropyResult LongNet::chunked_loss(const TensorView& targets, double scale
   const int64_t chunk = chunk_logits_.shape[0];
   for (int64_t begin = 0; begin < rows_; begin += chunk) {
     const int64_t count = std::min(chunk, rows_ - begin);
-    const TensorView chunk_logits = chunk_logits_.slice(0, 0, count);       // [c, V]
-    const TensorView chunk_hidden = hidden_.slice(0, begin, count);        // [c, C]
+    const TensorView chunk_logits = chunk_logits_.slice(0, 0, count);  // [c, V]
+    const TensorView chunk_hidden = hidden_.slice(0, begin, count);    // [c, C]
     linear_forward(context_, chunk_logits, chunk_hidden, output_weight_, {});
     const CrossEntropyResult result =
         cross_entropy(context_, chunk_logits, flat_targets.slice(0, begin, count),
@@ -235,15 +234,22 @@ void LongNet::backward_hidden(const TensorView& grad_hidden, const GradientsRead
 }
 
 void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& grad_vectors) {
-  // grad_stream_: gradient of the residual stream at the point reached; grad_normed_: of a norm's output.
+  // grad_stream_: gradient of the residual stream at the point reached; grad_normed_: of a norm's
+  // output.
   const auto norm = [&](const TensorView& grad_weight, const TensorView& grad_bias,
                         const TensorView& x, const TensorView& mean, const TensorView& rstd,
                         const TensorView& weight, bool accumulate) {
     Range range(context_, "norm");
-    layer_norm_backward(context_, {.grad_x = as_rows(grad_stream_), .grad_weight = grad_weight,
-                                   .grad_bias = grad_bias, .grad_out = as_rows(grad_normed_),
-                                   .x = as_rows(x), .mean = as_stat(mean), .rstd = as_stat(rstd),
-                                   .weight = weight, .accumulate = accumulate},
+    layer_norm_backward(context_,
+                        {.grad_x = as_rows(grad_stream_),
+                         .grad_weight = grad_weight,
+                         .grad_bias = grad_bias,
+                         .grad_out = as_rows(grad_normed_),
+                         .x = as_rows(x),
+                         .mean = as_stat(mean),
+                         .rstd = as_stat(rstd),
+                         .weight = weight,
+                         .accumulate = accumulate},
                         scratch_->reduction);
   };
   const auto report = [&](const ParameterRange& range) {

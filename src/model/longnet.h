@@ -1,9 +1,9 @@
 // LongNet on one rank's tokens: embedding, blocks, final norm, loss; forward and exact backward.
 //
-// Single-rank mathematics: what other ranks hold comes in only through the KeyValueExchange. T = B L
-// local tokens. Parameters and gradients are flat float32 buffers (ParameterLayout). All memory is
-// taken at construction; a call allocates nothing. Built with a counting Context and counting arenas
-// it computes nothing and measures memory, FLOPs and traffic (`longnet plan`).
+// Single-rank mathematics: what other ranks hold comes in only through the KeyValueExchange. T = B
+// L local tokens. Parameters and gradients are flat float32 buffers (ParameterLayout). All memory
+// is taken at construction; a call allocates nothing. Built with a counting Context and counting
+// arenas it computes nothing and measures memory, FLOPs and traffic (`longnet plan`).
 #pragma once
 
 #include <functional>
@@ -29,15 +29,18 @@ struct ModelArenas {
 
 class LongNet {
  public:
-  /// Told after each part of the backward: elements [begin, end) of the gradient buffer are final on
-  /// this rank. Ranges come front to back.
+  /// Told after each part of the backward: elements [begin, end) of the gradient buffer are final
+  /// on this rank. Ranges come front to back.
   using GradientsReady = std::function<void(const ParameterRange&)>;
 
   /// parameters: [layout.elements()] f32. gradients: likewise, or not defined (no backward).
   /// batch: B. The plan says which tokens are local. exchange, context, arenas: must outlive this.
+  /// attention: used by all layers in place of an operator of its own (generation); must outlive
+  /// this.
   LongNet(Context& context, const ModelConfig& config, const SequencePlan& plan, int64_t batch,
           const ParameterLayout& layout, const TensorView& parameters, const TensorView& gradients,
-          KeyValueExchange& exchange, const ModelArenas& arenas);
+          KeyValueExchange& exchange, const ModelArenas& arenas,
+          AttentionOperator* attention = nullptr);
 
   /// Everything up to the final norm. tokens: [B, L] i64, each in [0, V).
   void forward(const TensorView& tokens, const Visibility& visibility = {});
@@ -47,8 +50,8 @@ class LongNet {
   /// After forward: summed loss of this rank's targets [B, L] i64 (-1: ignored), nats.
   CrossEntropyResult loss(const TensorView& targets);
   /// After forward: loss, and the whole backward of loss * scale. Gradients are added to the flat
-  /// buffer. scale: usually 1 / (targets of all ranks and micro-steps). grad_vectors: [B, L, C], written,
-  /// only after forward_vectors (else not defined).
+  /// buffer. scale: usually 1 / (targets of all ranks and micro-steps). grad_vectors: [B, L, C],
+  /// written, only after forward_vectors (else not defined).
   CrossEntropyResult loss_and_backward(const TensorView& targets, double scale,
                                        const GradientsReady& ready = {},
                                        const TensorView& grad_vectors = {});
@@ -64,16 +67,15 @@ class LongNet {
   QueryKeyValue attended_inputs(int64_t layer) const;
 
   int64_t rows() const { return rows_; }
-  const SequencePlan& plan() const { return attention_->plan(); }
 
  private:
   struct Block {
     TensorView attention_norm_weight, attention_norm_bias, grad_attention_norm_weight,
         grad_attention_norm_bias;
     TensorView ffn_norm_weight, ffn_norm_bias, grad_ffn_norm_weight, grad_ffn_norm_bias;
-    TensorView input;                           // [T, C] residual stream at the block's start
-    TensorView input_mean, input_rstd, normed_input;   // [T], [T], [T, C]
-    TensorView middle;                          // [T, C] after the attention half (sequential)
+    TensorView input;                                 // [T, C] residual stream at the block's start
+    TensorView input_mean, input_rstd, normed_input;  // [T], [T], [T, C]
+    TensorView middle;  // [T, C] after the attention half (sequential)
     TensorView middle_mean, middle_rstd, normed_middle;
     std::unique_ptr<AttentionLayer> attention;
     std::unique_ptr<FeedForwardLayer> feed_forward;
@@ -89,23 +91,23 @@ class LongNet {
   bool sequential_;
   float eps_;
   KeyValueExchange& exchange_;
-  std::unique_ptr<DilatedAttentionOperator> attention_;
+  std::unique_ptr<AttentionOperator> own_attention_;
   std::unique_ptr<LayerScratch> scratch_;
   std::vector<Block> blocks_;
   ParameterRange head_range_, embedding_range_;
   std::vector<ParameterRange> layer_ranges_;
-  TensorView embedding_, grad_embedding_;            // [V, C]
-  TensorView output_weight_, grad_output_weight_;    // [V, C]; the embedding when tied
+  TensorView embedding_, grad_embedding_;          // [V, C]
+  TensorView output_weight_, grad_output_weight_;  // [V, C]; the embedding when tied
   TensorView final_weight_, final_bias_, grad_final_weight_, grad_final_bias_;
-  TensorView embedded_;                              // [T, C] the stream's start
-  TensorView branch_out_;                            // [T, C] what a half adds to the stream
-  TensorView final_sum_, final_mean_, final_rstd_;   // [T, C], [T], [T]
-  TensorView hidden_;                                // [T, C]
-  TensorView grad_stream_;                           // [T, C]
-  TensorView grad_normed_;                           // [T, C]
-  TensorView chunk_logits_;                          // [c, V]
-  TensorView tokens_;                                // of the last forward; not defined for vectors
-  Visibility visibility_;                            // of the last forward
+  TensorView embedded_;                             // [T, C] the stream's start
+  TensorView branch_out_;                           // [T, C] what a half adds to the stream
+  TensorView final_sum_, final_mean_, final_rstd_;  // [T, C], [T], [T]
+  TensorView hidden_;                               // [T, C]
+  TensorView grad_stream_;                          // [T, C]
+  TensorView grad_normed_;                          // [T, C]
+  TensorView chunk_logits_;                         // [c, V]
+  TensorView tokens_;                               // of the last forward; not defined for vectors
+  Visibility visibility_;                           // of the last forward
 };
 
 }  // namespace longnet

@@ -17,7 +17,12 @@ ParameterLayout::ParameterLayout(const ModelConfig& config) {
 
   const auto matrix = [&](const std::string& name, int64_t out, int64_t in, double gain) {
     // Xavier: U(-a, a), a = gain sqrt(6 / (in + out)).
-    return ParameterInfo{name + ".weight", {out, in}, 0, out * in, true, Initialiser::kUniform,
+    return ParameterInfo{name + ".weight",
+                         {out, in},
+                         0,
+                         out * in,
+                         true,
+                         Initialiser::kUniform,
                          gain * std::sqrt(6.0 / static_cast<double>(in + out))};
   };
   const auto vector = [&](const std::string& name, int64_t width, Initialiser initialiser) {
@@ -38,8 +43,7 @@ ParameterLayout::ParameterLayout(const ModelConfig& config) {
     add_group({vector(name + ".bias", width, Initialiser::kZero)});
   };
 
-  if (!config.tie_embeddings)
-    add_group({matrix("output_projection", config.vocab_size, c, 1.0)});
+  if (!config.tie_embeddings) add_group({matrix("output_projection", config.vocab_size, c, 1.0)});
   add_norm("layer_norm", c);
   layer_begin_.assign(config.layers + 1, 0);
   for (int64_t layer = config.layers - 1; layer >= 0; --layer) {
@@ -63,8 +67,13 @@ ParameterLayout::ParameterLayout(const ModelConfig& config) {
     add_norm(p + "self_attn_layer_norm", c);
   }
   layer_begin_[0] = elements_;
-  add_group({{"embed_tokens.weight", {config.vocab_size, c}, 0, config.vocab_size * c, true,
-              Initialiser::kNormal, 1.0 / std::sqrt(static_cast<double>(c))}});
+  add_group({{"embed_tokens.weight",
+              {config.vocab_size, c},
+              0,
+              config.vocab_size * c,
+              true,
+              Initialiser::kNormal,
+              1.0 / std::sqrt(static_cast<double>(c))}});
 }
 
 void ParameterLayout::add_group(const std::vector<ParameterInfo>& group) {

@@ -1,9 +1,10 @@
 // Parameters of a LongNet: names, shapes and places in one flat float32 buffer; initialisation.
 //
-// The buffer is in backward order (the output projection first, the embedding last), so that ranges of
-// the gradient buffer, which has the same layout, become final from its front to its back. Tensors
-// that one matrix product uses together (q, k, v; fc1, gate) lie next to each other without padding; each
-// such group begins on a 256-byte boundary. Names and shapes are the reference's parameter_shapes().
+// The buffer is in backward order (the output projection first, the embedding last), so that ranges
+// of the gradient buffer, which has the same layout, become final from its front to its back.
+// Tensors that one matrix product uses together (q, k, v; fc1, gate) lie next to each other without
+// padding; each such group begins on a 256-byte boundary. Names and shapes are the reference's
+// parameter_shapes().
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct ParameterInfo {
   std::vector<int64_t> shape;  // one or two axes
   int64_t offset = 0;          // elements from the start of the flat buffer
   int64_t elements = 0;
-  bool is_matrix = false;      // weight decay applies to matrices only
+  bool is_matrix = false;  // weight decay applies to matrices only
   Initialiser initialiser = Initialiser::kZero;
   double scale = 0;  // bound of kUniform, standard deviation of kNormal
 };
@@ -52,11 +53,12 @@ class ParameterLayout {
   /// View of one parameter in a flat buffer with this layout; not defined if there is none (an
   /// absent bias).
   TensorView view(const TensorView& flat, const std::string& name) const;
-  /// View of `count` adjoining tensors of equal width as one matrix (or vector), from the first's name.
+  /// View of `count` adjoining tensors of equal width as one matrix (or vector), from the first's
+  /// name.
   TensorView fused_view(const TensorView& flat, const std::string& first_name, int64_t count) const;
 
-  /// The buffer's parts in the order in which the backward finishes them: head, layers from the last
-  /// to the first, embedding.
+  /// The buffer's parts in the order in which the backward finishes them: head, layers from the
+  /// last to the first, embedding.
   ParameterRange head_range() const { return {0, layer_begin_.back()}; }
   ParameterRange layer_range(int64_t layer) const;
   ParameterRange embedding_range() const { return {layer_begin_[0], elements_}; }
@@ -72,9 +74,9 @@ class ParameterLayout {
   int64_t parameter_count_ = 0;
 };
 
-/// Magneto's initialisation (arXiv 2210.06423): Xavier-uniform matrices, with sub_ln v_proj, out_proj,
-/// fc1, gate, fc2 times sqrt(log(2 layers)); zero biases, unit norms, embedding N(0, 1/C). Each
-/// element depends on (seed, name, index) alone. Padding becomes zero.
+/// Magneto's initialisation (arXiv 2210.06423): Xavier-uniform matrices, with sub_ln v_proj,
+/// out_proj, fc1, gate, fc2 times sqrt(log(2 layers)); zero biases, unit norms, embedding N(0,
+/// 1/C). Each element depends on (seed, name, index) alone. Padding becomes zero.
 void initialise_parameters(Context& context, const ParameterLayout& layout, const TensorView& flat,
                            uint64_t seed);
 

@@ -1,0 +1,297 @@
+// See generation.h. Decoding runs the very LongNet of training on one token, with an attention
+// operator that appends the token's key and value to the caches and attends to them.
+#include "model/generation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <optional>
+
+#include "core/no_exchange.h"
+#include "kernels/random/random.h"
+#include "model/longnet.h"
+
+namespace longnet {
+namespace {
+
+/// Longest distance in tokens that xPos factors stand (see check_config).
+constexpr int64_t kXposReach = 49152;
+
+/// Kept keys (rotated) and values of one layer and branch: the rows of the current segment, per
+/// head.
+struct SegmentCache {
+  std::vector<float> keys, values;  // [H, capacity, D]
+  std::vector<int64_t> rows;        // [H]
+  int64_t capacity = 0;             // rows a head
+};
+
+class CachedAttention final : public AttentionOperator {
+ public:
+  CachedAttention(Context& context, const ModelConfig& config)
+      : context_(context),
+        config_(config),
+        heads_(config.heads),
+        head_dim_(config.head_dim()),
+        rotary_(config.head_dim(), rotary_options(config)),
+        cosine_(head_dim_ / 2),
+        sine_(head_dim_ / 2) {
+    for (const Branch& branch : config.branches) {
+      std::vector<int64_t> offsets(heads_);
+      for (int64_t h = 0; h < heads_; ++h)
+        offsets[h] = head_offset(h, heads_, branch.dilation, config.head_offset_mode());
+      head_offsets_.push_back(std::move(offsets));
+    }
+    caches_.resize(config.layers, std::vector<SegmentCache>(config.branches.size()));
+    clear();
+  }
+
+  void clear() {
+    token_ = 0;
+    for (auto& layer : caches_)
+      for (SegmentCache& cache : layer) cache.rows.assign(heads_, 0);
+  }
+  /// The token that the next forward is about.
+  void set_token(int64_t token) { token_ = token; }
+
+  Saved make_saved(Arena&) override { return {.layer = layers_++, .gathered = {}}; }
+
+  void forward(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
+               Saved& saved, const Visibility&) override {
+    attention_begin(context_, out, lse);
+    for (size_t branch = 0; branch < config_.branches.size(); ++branch) {
+      append(saved.layer, branch, token_, inputs.key.f32(), inputs.value.f32(),
+             inputs.key.stride[2], inputs.value.stride[2]);
+      attend(saved.layer, branch, out, lse, inputs.query);
+    }
+  }
+
+  void backward(const QueryKeyValue&, const TensorView&, const TensorView&, const TensorView&,
+                const QueryKeyValue&, Saved&, const Visibility&) override {
+    throw Error("generation has no backward");
+  }
+
+  /// Adds one token's key and value rows ([H, D], head strides in elements) where heads keep it.
+  void append(int64_t layer, size_t branch, int64_t token, const float* key, const float* value,
+              int64_t key_stride, int64_t value_stride) {
+    const auto [w, r] = config_.branches[branch];
+    SegmentCache& cache = caches_[layer][branch];
+    const int64_t place = token % w;
+    if (place == 0) std::fill(cache.rows.begin(), cache.rows.end(), 0);
+    if (rotary_.options().position == Position::kXpos && place >= kXposReach)
+      throw Error(
+          "xpos positions reach {} tokens from a segment's start, token {} is further in segment "
+          "length {}; train with model.position=rope for longer texts",
+          kXposReach, token, w);
+    for (int64_t h = 0; h < heads_; ++h) {
+      if (place % r != head_offsets_[branch][h]) continue;
+      const int64_t row = cache.rows[h]++;
+      LN_CHECK(row == place / r, "head {} has row {} at place {}", h, row, place);
+      if (row == cache.capacity) grow(cache, (w + r - 1) / r);
+      float* key_row = cache.keys.data() + (h * cache.capacity + row) * head_dim_;
+      std::memcpy(key_row, key + h * key_stride, head_dim_ * sizeof(float));
+      if (rotary_.enabled()) {
+        rotary_.factors(token - origin(token - place, w), true, cursor_, cosine_.data(),
+                        sine_.data());
+        rotate_row(key_row, key_row, cosine_.data(), sine_.data(), head_dim_ / 2);
+      }
+      std::memcpy(cache.values.data() + (h * cache.capacity + row) * head_dim_,
+                  value + h * value_stride, head_dim_ * sizeof(float));
+    }
+  }
+
+  int64_t bytes() const {
+    int64_t total = 0;
+    for (const auto& layer : caches_)
+      for (const SegmentCache& cache : layer)
+        total += static_cast<int64_t>(2 * cache.keys.size() * sizeof(float));
+    return total;
+  }
+
+ private:
+  static int64_t origin(int64_t segment_begin, int64_t segment_length) {
+    return segment_begin + std::min(segment_length, kXposReach) / 2;
+  }
+
+  void grow(SegmentCache& cache, int64_t most_rows) {
+    const int64_t capacity = std::min(std::max<int64_t>(64, 2 * cache.capacity), most_rows);
+    for (std::vector<float>* rows : {&cache.keys, &cache.values}) {
+      std::vector<float> bigger(heads_ * capacity * head_dim_);
+      for (int64_t h = 0; h < heads_; ++h)
+        std::copy_n(rows->begin() + h * cache.capacity * head_dim_, cache.capacity * head_dim_,
+                    bigger.begin() + h * capacity * head_dim_);
+      *rows = std::move(bigger);
+    }
+    cache.capacity = capacity;
+  }
+
+  void attend(int64_t layer, size_t branch, const TensorView& out, const TensorView& lse,
+              const TensorView& query) {
+    const auto [w, r] = config_.branches[branch];
+    SegmentCache& cache = caches_[layer][branch];
+    const int64_t place = token_ % w, begin = token_ - place;
+    SegmentTask task;
+    task.segment = {begin, token_ + 1};
+    task.origin = origin(begin, w);
+    KeySource source;
+    source.positions_applied = true;
+    bool any = false;
+    for (int64_t h = 0; h < heads_; ++h) {
+      const bool kept = place % r == head_offsets_[branch][h];
+      any = any || kept;
+      task.queries.slot.push_back(0);
+      task.queries.first.push_back(place / r);
+      task.queries.count.push_back(kept ? 1 : 0);
+      source.rows.slot.push_back(h * cache.capacity);
+      source.rows.first.push_back(0);
+      source.rows.count.push_back(kept ? cache.rows[h] : 0);
+    }
+    if (!any) return;
+    const auto rows_view = [&](std::vector<float>& rows) {
+      // [1, H capacity, H, D] with head stride 0: each head's rows begin at its own slot.
+      TensorView view(rows.data(), DType::kF32, {1, heads_ * cache.capacity, heads_, head_dim_});
+      view.stride = {0, head_dim_, 0, 1};
+      return view;
+    };
+    source.key = rows_view(cache.keys);
+    source.value = rows_view(cache.values);
+    task.keys.push_back(std::move(source));
+    const std::span<const SegmentTask> tasks(&task, 1);
+    const int64_t bytes = attention_workspace_bytes(context_, head_dim_, tasks, false);
+    if (bytes > workspace_bytes_) {
+      workspace_bytes_ = 2 * bytes;
+      workspace_arena_.emplace("workspace");
+      workspace_ = workspace_arena_->allocate_bytes(workspace_bytes_);
+    }
+    AttentionOptions options;
+    options.dilation = r;
+    options.head_offset = head_offsets_[branch];
+    options.rotary = rotary_.enabled() ? &rotary_ : nullptr;
+    options.scale = static_cast<float>(1.0 / std::sqrt(double(head_dim_)));
+    options.causal = true;
+    attention_forward(context_, {out, lse, query, tasks}, options, workspace_);
+  }
+
+  Context& context_;
+  ModelConfig config_;
+  int64_t heads_, head_dim_;
+  RotaryTable rotary_;
+  RotaryTable::Cursor cursor_;
+  std::vector<float> cosine_, sine_;
+  std::vector<std::vector<int64_t>> head_offsets_;  // [K][H]
+  std::vector<std::vector<SegmentCache>> caches_;   // [layers][K]
+  int64_t layers_ = 0, token_ = 0;
+  std::optional<Arena> workspace_arena_;
+  void* workspace_ = nullptr;
+  int64_t workspace_bytes_ = 0;
+};
+
+}  // namespace
+
+struct Generator::Impl {
+  Impl(Context& context, const ModelConfig& config, const ParameterLayout& layout,
+       const TensorView& parameters)
+      : context(context),
+        config(config),
+        layout(layout),
+        parameters(parameters),
+        attention(context, config),
+        activations("activations"),
+        workspace("workspace"),
+        step_model(context, config, plan_of(1), 1, layout, parameters, {}, no_exchange,
+                   {activations, workspace}, &attention) {}
+
+  SequencePlan plan_of(int64_t tokens) const {
+    return SequencePlan(tokens, 1, 0, config.heads, config.branches, config.head_offset_mode());
+  }
+  std::vector<float> last_logits(LongNet& model) {
+    std::vector<float> logits(config.vocab_size);
+    model.logits(TensorView(logits.data(), DType::kF32, {1, config.vocab_size}), model.rows() - 1);
+    return logits;
+  }
+
+  Context& context;
+  ModelConfig config;
+  const ParameterLayout& layout;
+  TensorView parameters;
+  NoExchange no_exchange;
+  CachedAttention attention;
+  Arena activations, workspace;
+  LongNet step_model;
+  int64_t tokens = 0;
+};
+
+Generator::Generator(Context& context, const ModelConfig& config, const ParameterLayout& layout,
+                     const TensorView& parameters) {
+  if (!config.causal)
+    throw Error(
+        "model.causal is false: such a model predicts no next token; generate needs a causal "
+        "model");
+  impl_ = std::make_unique<Impl>(context, config, layout, parameters);
+}
+Generator::~Generator() = default;
+
+std::vector<float> Generator::prefill(std::span<const int64_t> prompt) {
+  Impl& impl = *impl_;
+  if (prompt.empty()) throw Error("the prompt is empty; give at least one token");
+  const int64_t count = static_cast<int64_t>(prompt.size());
+  impl.attention.clear();
+  Arena activations("activations"), workspace("workspace");
+  LongNet model(impl.context, impl.config, impl.plan_of(count), 1, impl.layout, impl.parameters, {},
+                impl.no_exchange, {activations, workspace});
+  std::vector<int64_t> tokens(prompt.begin(), prompt.end());
+  model.forward(TensorView(tokens.data(), DType::kI64, {1, count}));
+  for (int64_t layer = 0; layer < impl.config.layers; ++layer) {
+    const QueryKeyValue inputs = model.attended_inputs(layer);  // [1, N, H, D]
+    for (size_t branch = 0; branch < impl.config.branches.size(); ++branch) {
+      // Only the segment that the next token may still see.
+      const int64_t w = impl.config.branches[branch].segment_length;
+      for (int64_t token = (count - 1) / w * w; token < count; ++token)
+        impl.attention.append(layer, branch, token, inputs.key.f32() + token * inputs.key.stride[1],
+                              inputs.value.f32() + token * inputs.value.stride[1],
+                              inputs.key.stride[2], inputs.value.stride[2]);
+    }
+  }
+  impl.tokens = count;
+  return impl.last_logits(model);
+}
+
+std::vector<float> Generator::step(int64_t token) {
+  Impl& impl = *impl_;
+  LN_CHECK(impl.tokens > 0, "step before prefill");
+  impl.attention.set_token(impl.tokens++);
+  impl.step_model.forward(TensorView(&token, DType::kI64, {1, 1}));
+  return impl.last_logits(impl.step_model);
+}
+
+int64_t Generator::tokens() const { return impl_->tokens; }
+int64_t Generator::cache_bytes() const { return impl_->attention.bytes(); }
+
+int64_t sample_token(std::span<const float> logits, const SamplingOptions& options, uint64_t draw) {
+  LN_CHECK(!logits.empty(), "no logits");
+  const auto most_likely = std::max_element(logits.begin(), logits.end()) - logits.begin();
+  if (options.temperature <= 0) return most_likely;
+  // Candidates in falling order of logit, ties by number, so that top_k is well defined.
+  std::vector<int64_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto higher = [&](int64_t a, int64_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  };
+  if (options.top_k > 0 && options.top_k < static_cast<int64_t>(order.size())) {
+    std::partial_sort(order.begin(), order.begin() + options.top_k, order.end(), higher);
+    order.resize(options.top_k);
+  }
+  const double peak = logits[most_likely];
+  double total = 0;
+  std::vector<double> cumulative;
+  for (int64_t token : order) {
+    total += std::exp((logits[token] - peak) / options.temperature);
+    cumulative.push_back(total);
+  }
+  const double point = RandomStream(options.seed, "generate").uniform(draw) * total;
+  const auto it = std::upper_bound(cumulative.begin(), cumulative.end(), point);
+  const auto place = std::min<size_t>(it - cumulative.begin(), order.size() - 1);
+  return order[place];
+}
+
+}  // namespace longnet
