@@ -1,0 +1,37 @@
+// Builds the SegmentTask lists of a SequencePlan: what attention_forward / _backward take per
+// branch.
+//
+// Positions of every task are measured from the middle of a full segment, segment.begin + min(w, N)
+// / 2, which is the same on every rank. The functions only compute integers and views: they read no
+// memory, so counting arenas and undefined tensors are allowed (bind task.keys[i].* later).
+#pragma once
+
+#include <vector>
+
+#include "core/sequence_plan.h"
+#include "kernels/attention/attention.h"
+
+namespace longnet {
+
+/// Global token from which positions of a segment are measured; equal on every rank.
+int64_t segment_origin(const SequencePlan& plan, int branch, const Segment& segment);
+
+/// The rows of a segment that lie on the plan's rank, as rows of a [B, L, H, D] tensor.
+HeadRows local_rows(const SequencePlan& plan, int branch, const Segment& segment);
+
+/// One task per segment wholly inside this rank, with one KeySource of local tokens.
+/// key, value, grad_key, grad_value: [B, L, H, D], the last two may be undefined (forward only).
+std::vector<SegmentTask> local_segment_tasks(const SequencePlan& plan, int branch,
+                                             const TensorView& key, const TensorView& value,
+                                             const TensorView& grad_key,
+                                             const TensorView& grad_value);
+
+/// The task of this rank's queries in a gathered segment: one KeySource per rank that holds rows,
+/// [B, R, H, D] views of its chunk with head stride 0 and keys already rotated.
+/// buffer: keys and values, grad_buffer: their gradients, both f32 with layout.elements() elements;
+/// either may be undefined (forward only, or to ask for the workspace).
+SegmentTask gathered_segment_task(const SequencePlan& plan, int branch,
+                                  const GatheredSegment& gathered, const GatherLayout& layout,
+                                  const TensorView& buffer, const TensorView& grad_buffer);
+
+}  // namespace longnet
