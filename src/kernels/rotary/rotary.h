@@ -3,8 +3,8 @@
 //
 // Adjacent pairs (2i, 2i+1) of a row of D elements at position p are turned by the angle
 // p base^(-2i/D); with xPos a query's pair is also multiplied by z_i^(p/s), a key's by z_i^(-p/s),
-// z_i = (2i + 0.4 D) / (1.4 D). Only position differences matter, so positions are measured from the
-// middle of each segment: angles stay exact at any distance from the sequence's start and xPos
+// z_i = (2i + 0.4 D) / (1.4 D). Only position differences matter, so positions are measured from
+// the middle of each segment: angles stay exact at any distance from the sequence's start and xPos
 // factors inside float32 (see docs). Angles are combined in double from p = 4096 a + b.
 // It does not know about segments: the caller subtracts the origin.
 #pragma once
@@ -18,8 +18,8 @@ enum class Position { kNone, kRope, kXpos };
 
 struct RotaryOptions {
   Position position = Position::kNone;
-  double base = 10000.0;             // of RoPE's angles
-  double xpos_scale_base = 512.0;    // s, tokens
+  double base = 10000.0;           // of RoPE's angles
+  double xpos_scale_base = 512.0;  // s, tokens
 };
 
 /// Immutable tables; shared by all threads.
@@ -36,8 +36,8 @@ class RotaryTable {
   /// false) or a key (key = true). position: tokens from the segment's middle, any sign.
   /// A `Cursor` remembers the coarse part of the angle between calls; one per thread.
   struct Cursor {
-    int64_t coarse = INT64_MIN;
-    std::vector<double> cosine, sine, log_scale;  // of 4096 a
+    int64_t coarse = INT64_MIN;        // 4096 a
+    std::vector<double> cosine, sine;  // [D/2] of 4096 a
   };
   void factors(int64_t position, bool key, Cursor& cursor, float* cosine, float* sine) const;
 
@@ -45,9 +45,10 @@ class RotaryTable {
   int64_t head_dim_;
   RotaryOptions options_;
   std::vector<double> frequency_;    // [D/2] radians per token
-  std::vector<double> log_z_;        // [D/2] log(z_i) / s, or 0
-  std::vector<double> fine_cosine_;  // [4096, D/2]
+  std::vector<double> log_z_;        // [D/2] log(z_i) / s; empty without xPos
+  std::vector<double> fine_cosine_;  // [4096, D/2] of b
   std::vector<double> fine_sine_;
+  std::vector<double> fine_scale_[2];  // [4096, D/2] xPos factor of b: of a query, of a key
 };
 
 /// out[j] = rotated in[j], in place allowed. forward: y = f R x. One row of `pairs` pairs.
