@@ -38,6 +38,7 @@ class RotaryTable {
   struct Cursor {
     int64_t coarse = INT64_MIN;        // 4096 a
     std::vector<double> cosine, sine;  // [D/2] of 4096 a
+    std::vector<double> scale[2];      // [D/2] xPos factor of 4096 a: of a query, of a key
   };
   void factors(int64_t position, bool key, Cursor& cursor, float* cosine, float* sine) const;
 
