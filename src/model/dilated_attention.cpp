@@ -32,6 +32,9 @@ ModelConfig to_model_config(const DilatedAttentionConfig& config) {
   model.norm = config.sub_norm ? "sub_ln" : "pre_ln";
   model.bias = config.bias;
   model.layer_norm_eps = config.layer_norm_eps;
+  Config whole;
+  whole.model = model;
+  check_config(whole);
   return model;
 }
 
@@ -44,9 +47,6 @@ struct DilatedAttention::Impl {
         context({.device = {}, .threads = config.threads, .counting = false}),
         parameter_arena("parameters"),
         gradient_arena("gradients") {
-    Config whole;
-    whole.model = model;
-    check_config(whole);
     parameters = parameter_arena.allocate(DType::kF32, {layout.elements()});
     gradients = gradient_arena.allocate_zeroed(DType::kF32, {layout.elements()});
     initialise_parameters(context, layout, parameters, config.seed);
@@ -126,6 +126,7 @@ void DilatedAttention::forward(std::span<float> y, std::span<const float> x, int
            "{} tokens, but this rank's part of the sequence has {}", tokens,
            impl.split_plan->local_tokens());
   impl.prepare(batch, tokens);
+  if (size == 0) return;  // a rank without tokens shares no segment
   impl.context.set_progress([&impl] {
     if (impl.exchange != nullptr) impl.exchange->progress();
   });
@@ -148,6 +149,7 @@ void DilatedAttention::backward(std::span<float> grad_x, std::span<const float> 
   LN_CHECK(grad_x.size() == size && grad_y.size() == size,
            "grad_x has {} and grad_y {} elements, the last forward had {}", grad_x.size(),
            grad_y.size(), size);
+  if (size == 0) return;
   const int64_t rows = impl.batch * impl.local_tokens;
   // The kernels take one kind of view; grad_y is only read.
   const TensorView grad_out(const_cast<float*>(grad_y.data()), DType::kF32, {rows, impl.model.dim});

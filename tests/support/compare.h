@@ -34,8 +34,8 @@ inline Difference difference(const std::vector<float>& actual, const std::vector
   return d;
 }
 
-/// Error as a share of the allowance; <= 1 passes. largest: G, the largest gradient entry of the case
-/// (0 for outputs).
+/// Error as a share of the allowance; <= 1 passes. largest: G, the largest gradient entry of the
+/// case (0 for outputs).
 inline double error_ratio(const Difference& d, double largest = 0, double tolerance = 1e-5) {
   const double allowed = tolerance * std::max(d.max_expected, largest / 10);
   if (d.max_difference == 0) return 0;

@@ -1,0 +1,230 @@
+// The model on one rank against the golden files, against finite differences, and its invariants.
+#include <gtest/gtest.h>
+
+#include "support/compare.h"
+#include "support/model_case.h"
+
+namespace longnet::test {
+namespace {
+
+class GoldenModel : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenModel, LossLogitsAndGradients) {
+  const SafetensorsFile file(golden_path(GetParam()));
+  const ModelConfig config = model_config(nlohmann::json::parse(file.metadata().at("case")));
+  const std::vector<int64_t>& shape = file.entry("tokens").shape;
+  const int64_t batch = shape[0], n = shape[1] - 1;
+  const ParameterLayout layout(config);
+  NoExchange exchange;
+  ModelOnRank rank(config,
+                   SequencePlan(n, 1, 0, config.heads, config.branches, config.head_offset_mode()),
+                   batch, exchange, golden_parameters(file, layout));
+  std::vector<int64_t> tokens, targets;
+  split_tokens(file.integers("tokens"), batch, 0, n, tokens, targets);
+  const CrossEntropyResult result = rank.run(tokens, targets, 1.0 / (batch * n));
+  EXPECT_EQ(result.count, batch * n);
+  EXPECT_NEAR(result.loss_sum / result.count, file.floats("loss")[0], 1e-5);
+  EXPECT_LE(error_ratio(difference(rank.logits, file.floats("logits"))), 1.0);
+
+  double largest = 0;  // G
+  for (const ParameterInfo& info : layout.parameters())
+    for (float g : file.floats("grad." + info.name))
+      largest = std::max(largest, std::abs(double(g)));
+  double worst = 0;
+  for (const ParameterInfo& info : layout.parameters()) {
+    const std::vector<float> expected = file.floats("grad." + info.name);
+    const double ratio = error_ratio(
+        difference(rank.gradients.data() + info.offset, expected.data(), info.elements), largest);
+    EXPECT_LE(ratio, 1.0) << info.name;
+    worst = std::max(worst, ratio);
+  }
+  RecordProperty("worst_gradient_error_share", std::to_string(worst));
+  printf("  %s: worst gradient error %.3f of the allowance\n", GetParam(), worst);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenModel,
+                         ::testing::Values("model-magneto-xpos", "model-preln-rope-tied",
+                                           "model-parallel-swiglu-qknorm", "model-encoder"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+ModelConfig tiny_config() {
+  ModelConfig config;
+  config.vocab_size = 19;
+  config.dim = 32;
+  config.layers = 2;
+  config.heads = 4;
+  config.ffn_dim = 48;
+  config.branches = {{8, 1}, {16, 2}, {40, 3}};
+  return config;
+}
+
+SequencePlan one_rank(const ModelConfig& config, int64_t tokens) {
+  return SequencePlan(tokens, 1, 0, config.heads, config.branches, config.head_offset_mode());
+}
+
+std::vector<float> initial_parameters(const ParameterLayout& layout, uint64_t seed) {
+  Context context;
+  std::vector<float> flat(layout.elements());
+  initialise_parameters(context, layout, flat_view(flat), seed);
+  // Unit norms and zero biases would hide mistakes in their use.
+  const std::vector<float> noise = random_values(layout.elements(), seed + 99, 0.05f);
+  for (const ParameterInfo& info : layout.parameters())
+    if (!info.is_matrix)
+      for (int64_t i = 0; i < info.elements; ++i) flat[info.offset + i] += noise[info.offset + i];
+  return flat;
+}
+
+std::vector<int64_t> random_tokens(int64_t n, int64_t vocab, uint64_t seed) {
+  std::mt19937_64 generator(seed);
+  std::vector<int64_t> tokens(n);
+  for (int64_t& t : tokens) t = static_cast<int64_t>(generator() % vocab);
+  return tokens;
+}
+
+// Every option once: the directional derivative along a random direction agrees with the gradient.
+struct Variant {
+  const char* name;
+  void (*change)(ModelConfig&);
+};
+class ModelVariant : public ::testing::TestWithParam<Variant> {};
+
+TEST_P(ModelVariant, DirectionalDerivative) {
+  ModelConfig config = tiny_config();
+  GetParam().change(config);
+  const ParameterLayout layout(config);
+  const int64_t batch = 2, n = 37;
+  NoExchange exchange;
+  const std::vector<float> start = initial_parameters(layout, 3);
+  std::vector<int64_t> tokens, targets;
+  split_tokens(random_tokens(batch * (n + 1), config.vocab_size, 5), batch, 0, n, tokens, targets);
+  targets[4] = -1;  // one ignored target
+  const auto loss_at = [&](const std::vector<float>& flat, std::vector<float>* gradients) {
+    ModelOnRank rank(config, one_rank(config, n), batch, exchange, flat);
+    const CrossEntropyResult result = rank.run(tokens, targets, 1.0);
+    EXPECT_EQ(result.count, batch * n - 1);
+    if (gradients) *gradients = rank.gradients;
+    return result.loss_sum;
+  };
+  std::vector<float> gradients;
+  loss_at(start, &gradients);
+  // Along the gradient itself the derivative is |g|^2 / |g|: large against float32 noise.
+  double norm = 0;
+  for (float g : gradients) norm += double(g) * g;
+  norm = std::sqrt(norm);
+  const double step = 2e-3;
+  std::vector<float> plus = start, minus = start;
+  for (size_t i = 0; i < start.size(); ++i) {
+    plus[i] += static_cast<float>(step * gradients[i] / norm);
+    minus[i] -= static_cast<float>(step * gradients[i] / norm);
+  }
+  const double measured = (loss_at(plus, nullptr) - loss_at(minus, nullptr)) / (2 * step);
+  EXPECT_NEAR(measured, norm, 5e-3 * norm);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Options, ModelVariant,
+    ::testing::Values(Variant{"sub_ln_xpos", [](ModelConfig&) {}},
+                      Variant{"pre_ln_rope",
+                              [](ModelConfig& c) {
+                                c.norm = "pre_ln";
+                                c.position = "rope";
+                              }},
+                      Variant{"parallel_sub_ln", [](ModelConfig& c) { c.block = "parallel"; }},
+                      Variant{"parallel_pre_ln",
+                              [](ModelConfig& c) {
+                                c.block = "parallel";
+                                c.norm = "pre_ln";
+                              }},
+                      Variant{"swiglu", [](ModelConfig& c) { c.activation = "swiglu"; }},
+                      Variant{"swiglu_no_bias",
+                              [](ModelConfig& c) {
+                                c.activation = "swiglu";
+                                c.bias = false;
+                              }},
+                      Variant{"qk_norm", [](ModelConfig& c) { c.qk_norm = true; }},
+                      Variant{"tied", [](ModelConfig& c) { c.tie_embeddings = true; }},
+                      Variant{"full_attention",
+                              [](ModelConfig& c) {
+                                c.causal = false;
+                                c.position = "none";
+                              }},
+                      Variant{"blocked_offsets",
+                              [](ModelConfig& c) { c.head_offset = "blocked"; }}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+TEST(Model, ParameterNamesAndInitialisation) {
+  ModelConfig config = tiny_config();
+  config.qk_norm = true;
+  config.activation = "swiglu";
+  const ParameterLayout layout(config);
+  for (const char* name :
+       {"embed_tokens.weight", "layers.1.self_attn_layer_norm.bias",
+        "layers.0.self_attn.q_norm.weight", "layers.1.self_attn.inner_attn_ln.weight",
+        "layers.0.ffn.gate.bias", "layers.0.ffn.fc2.weight", "layers.1.ffn.ffn_layernorm.bias",
+        "layers.0.final_layer_norm.weight", "layer_norm.weight", "output_projection.weight"})
+    EXPECT_TRUE(layout.contains(name)) << name;
+  Context context;
+  std::vector<float> flat(layout.elements(), 7.0f), again(layout.elements());
+  initialise_parameters(context, layout, flat_view(flat), 42);
+  initialise_parameters(context, layout, flat_view(again), 42);
+  EXPECT_EQ(flat, again);
+  const auto largest = [&](const std::string& name) {
+    const ParameterInfo& info = layout.find(name);
+    float m = 0;
+    for (int64_t i = 0; i < info.elements; ++i) m = std::max(m, std::abs(flat[info.offset + i]));
+    return m;
+  };
+  const double xavier = std::sqrt(6.0 / 64), magneto = std::sqrt(std::log(4.0));
+  EXPECT_NEAR(largest("layers.0.self_attn.q_proj.weight"), xavier, 0.01 * xavier);
+  EXPECT_NEAR(largest("layers.0.self_attn.v_proj.weight"), magneto * xavier, 0.01 * xavier);
+  EXPECT_EQ(largest("layers.0.self_attn.v_proj.bias"), 0.0f);
+  EXPECT_EQ(largest("layer_norm.weight"), 1.0f);
+  // Ranges tile the buffer front to back.
+  int64_t reached = layout.head_range().end;
+  EXPECT_EQ(layout.head_range().begin, 0);
+  for (int64_t layer = config.layers - 1; layer >= 0; --layer) {
+    EXPECT_EQ(layout.layer_range(layer).begin, reached);
+    reached = layout.layer_range(layer).end;
+  }
+  EXPECT_EQ(layout.embedding_range().begin, reached);
+  EXPECT_EQ(layout.embedding_range().end, layout.elements());
+  EXPECT_THROW(layout.find("layers.9.nothing"), Error);
+}
+
+TEST(Model, VectorsInPlaceOfTokens) {
+  const ModelConfig config = tiny_config();
+  const ParameterLayout layout(config);
+  const int64_t n = 21;
+  NoExchange exchange;
+  ModelOnRank rank(config, one_rank(config, n), 1, exchange, initial_parameters(layout, 8));
+  std::vector<int64_t> tokens, targets;
+  split_tokens(random_tokens(n + 1, config.vocab_size, 6), 1, 0, n, tokens, targets);
+  const CrossEntropyResult by_token = rank.run(tokens, targets, 1.0 / n);
+  const std::vector<float> token_gradients = rank.gradients;
+  // The same vectors, given directly; their gradient scattered is the embedding's.
+  const TensorView table = layout.view(flat_view(rank.parameters), "embed_tokens.weight");
+  std::vector<float> vectors, grad_vectors(n * config.dim);
+  for (int64_t t : tokens)
+    vectors.insert(vectors.end(), table.f32() + t * config.dim, table.f32() + (t + 1) * config.dim);
+  std::fill(rank.gradients.begin(), rank.gradients.end(), 0.0f);
+  rank.model.forward_vectors(TensorView(vectors.data(), DType::kF32, {1, n, config.dim}));
+  const CrossEntropyResult by_vector = rank.model.loss_and_backward(
+      TensorView(targets.data(), DType::kI64, {1, n}), 1.0 / n, {},
+      TensorView(grad_vectors.data(), DType::kF32, {1, n, config.dim}));
+  EXPECT_EQ(by_token.loss_sum, by_vector.loss_sum);
+  const ParameterInfo& info = layout.find("embed_tokens.weight");
+  std::vector<float> scattered(info.elements, 0.0f);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < config.dim; ++c)
+      scattered[tokens[i] * config.dim + c] += grad_vectors[i * config.dim + c];
+  EXPECT_LE(error_ratio(
+                difference(scattered.data(), token_gradients.data() + info.offset, info.elements)),
+            1.0);
+}
+
+}  // namespace
+}  // namespace longnet::test
