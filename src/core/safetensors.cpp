@@ -1,0 +1,382 @@
+// The whole header is checked in the constructor, in this order: lengths, JSON and duplicate names,
+// each entry's types, ranges and sizes, and last that the tensors tile the data part without
+// overlap, hole or rest. Everything after that may trust entries_. A file that another process
+// truncates while it is mapped is not guarded against.
+#include "core/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <system_error>
+
+#include "core/text.h"
+
+namespace longnet {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int64_t kLengthBytes = 8;
+constexpr int64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
+constexpr int64_t kWriteChunkBytes = 16 << 20;
+constexpr const char* kMetadataKey = "__metadata__";
+
+std::string cause_of(int error) { return std::generic_category().message(error); }
+
+/// Bytes of one element; 0: no such type.
+int64_t dtype_bytes(const std::string& dtype) {
+  for (const char* name : {"BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"})
+    if (dtype == name) return 1;
+  for (const char* name : {"U16", "I16", "F16", "BF16"})
+    if (dtype == name) return 2;
+  for (const char* name : {"U32", "I32", "F32"})
+    if (dtype == name) return 4;
+  for (const char* name : {"U64", "I64", "F64"})
+    if (dtype == name) return 8;
+  return 0;
+}
+
+/// Product of the extents; false if it does not fit. Extents are not negative.
+bool multiply_extents(const std::vector<int64_t>& shape, int64_t* product) {
+  *product = 1;
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
+    *product = 0;
+    return true;
+  }
+  for (int64_t extent : shape)
+    if (__builtin_mul_overflow(*product, extent, product)) return false;
+  return true;
+}
+
+/// A whole number in [0, 2^63).
+bool read_count(const Json& value, int64_t* count) {
+  if (!value.is_number_unsigned()) return false;  // nlohmann calls 5 unsigned, -5 and 5.0 not
+  const uint64_t number = value.get<uint64_t>();
+  if (number > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return false;
+  *count = static_cast<int64_t>(number);
+  return true;
+}
+
+Json parse_header(const std::string& path, const char* text, int64_t bytes) {
+  if (bytes == 0 || text[0] != '{')
+    throw Error("{}: the header does not begin with '{{'; this is no .safetensors file", path);
+  std::vector<std::set<std::string>> names;  // of the objects that are open
+  const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
+    if (depth > 3)  // metadata text 2, extents 3
+      throw Error("{}: the header is nested too deeply; the file is damaged", path);
+    if (event == Json::parse_event_t::object_start) names.emplace_back();
+    if (event == Json::parse_event_t::object_end) names.pop_back();
+    if (event == Json::parse_event_t::key &&
+        !names.back().insert(value.get_ref<const std::string&>()).second)
+      throw Error("{}: {} occurs twice in the header", path,
+                  in_quotes(value.get_ref<const std::string&>()));
+    return true;
+  };
+  try {
+    return Json::parse(text, text + bytes, watch);
+  } catch (const Json::exception& e) {
+    throw Error("{}: the header is not valid JSON ({})", path, one_line(e.what(), 160));
+  }
+}
+
+std::map<std::string, std::string> read_metadata(const std::string& path, const Json& object) {
+  if (!object.is_object())
+    throw Error("{}: {} is {}, not an object", path, kMetadataKey, object.type_name());
+  std::map<std::string, std::string> metadata;
+  for (const auto& [key, value] : object.items()) {
+    if (!value.is_string())
+      throw Error("{}: {} {} is {}, not a string", path, kMetadataKey, in_quotes(key),
+                  value.type_name());
+    metadata[key] = value.get<std::string>();
+  }
+  return metadata;
+}
+
+SafetensorsEntry read_entry(const std::string& where, const Json& object, int64_t data_bytes) {
+  if (!object.is_object()) throw Error("{} is {}, not an object", where, object.type_name());
+  for (const auto& [key, value] : object.items())
+    if (key != "dtype" && key != "shape" && key != "data_offsets")
+      throw Error("{} has the unknown field {}; allowed: dtype, shape, data_offsets", where,
+                  in_quotes(key));
+  for (const char* key : {"dtype", "shape", "data_offsets"})
+    if (!object.contains(key)) throw Error("{} has no {}", where, key);
+
+  SafetensorsEntry entry;
+  const Json& dtype = object["dtype"];
+  if (!dtype.is_string()) throw Error("{}: dtype is {}, not a string", where, dtype.type_name());
+  entry.dtype = dtype.get<std::string>();
+  const int64_t element_bytes = dtype_bytes(entry.dtype);
+  if (element_bytes == 0) throw Error("{}: unknown dtype {}", where, in_quotes(entry.dtype));
+
+  const Json& shape = object["shape"];
+  if (!shape.is_array()) throw Error("{}: shape is {}, not a list", where, shape.type_name());
+  for (const Json& extent : shape) {
+    int64_t count = 0;
+    if (!read_count(extent, &count))
+      throw Error("{}: shape holds {}, not a count", where, one_line(extent.dump(), 40));
+    entry.shape.push_back(count);
+  }
+
+  const Json& offsets = object["data_offsets"];
+  if (!offsets.is_array() || offsets.size() != 2 || !read_count(offsets[0], &entry.begin) ||
+      !read_count(offsets[1], &entry.end))
+    throw Error("{}: data_offsets is {}, not two byte counts", where, one_line(offsets.dump(), 60));
+  if (entry.begin > entry.end)
+    throw Error("{}: begins at byte {}, after its end {}", where, entry.begin, entry.end);
+  if (entry.end > data_bytes)
+    throw Error("{}: ends at byte {}, but the file holds {} bytes of data; it is cut off", where,
+                entry.end, data_bytes);
+
+  int64_t bytes = 0;
+  if (!multiply_extents(entry.shape, &bytes) ||
+      __builtin_mul_overflow(bytes, element_bytes, &bytes))
+    throw Error("{}: the shape's product is too large", where);
+  if (bytes != entry.end - entry.begin)
+    throw Error("{}: {} of its shape takes {} bytes, but it spans {}", where, entry.dtype, bytes,
+                entry.end - entry.begin);
+  return entry;
+}
+
+/// The tensors, in the order of their bytes, cover [0, data_bytes) exactly once.
+void check_tiling(const std::string& path, const std::map<std::string, SafetensorsEntry>& entries,
+                  int64_t data_bytes) {
+  std::vector<const std::pair<const std::string, SafetensorsEntry>*> order;
+  for (const auto& item : entries) order.push_back(&item);
+  std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
+    return std::pair(a->second.begin, a->second.end) < std::pair(b->second.begin, b->second.end);
+  });
+  int64_t covered = 0;
+  for (const auto* item : order) {
+    const SafetensorsEntry& entry = item->second;
+    if (entry.begin < covered)
+      throw Error("{}: tensor {} begins at byte {}, inside the one before it, which ends at {}",
+                  path, in_quotes(item->first), entry.begin, covered);
+    if (entry.begin > covered)
+      throw Error("{}: bytes {} to {} before tensor {} belong to no tensor", path, covered,
+                  entry.begin, in_quotes(item->first));
+    covered = entry.end;
+  }
+  if (covered != data_bytes)
+    throw Error("{}: {} bytes after the last tensor belong to no tensor", path,
+                data_bytes - covered);
+}
+
+/// Owns a file descriptor.
+struct Descriptor {
+  explicit Descriptor(int fd_in) : fd(fd_in) {}
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int fd;
+};
+
+float float_from_bf16(uint16_t bits) {
+  const uint32_t word = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+float float_from_f16(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t exponent = (bits >> 10) & 0x1Fu;
+  const uint32_t fraction = bits & 0x3FFu;
+  if (exponent == 0) {  // zero and subnormal: fraction 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t word = sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (fraction << 13);
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+/// Reads n elements of type From at any alignment.
+template <typename From, typename To, typename Convert>
+void convert(const void* data, std::vector<To>* out, Convert one) {
+  const char* source = static_cast<const char*>(data);
+  for (size_t i = 0; i < out->size(); ++i) {
+    From value;
+    std::memcpy(&value, source + i * sizeof(From), sizeof(From));
+    (*out)[i] = one(value);
+  }
+}
+
+void write_all(int fd, const std::string& path, const void* data, int64_t bytes) {
+  const char* next = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t done = ::write(fd, next, static_cast<size_t>(std::min(bytes, kWriteChunkBytes)));
+    if (done < 0) {
+      if (errno == EINTR) continue;
+      throw Error("{}: cannot be written: {}", path, cause_of(errno));
+    }
+    next += done;
+    bytes -= done;
+  }
+}
+
+const char* safetensors_dtype(DType dtype) {
+  return dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "I64";
+}
+
+}  // namespace
+
+int64_t SafetensorsEntry::elements() const {
+  int64_t product = 0;
+  LN_CHECK(multiply_extents(shape, &product), "shape product overflows");
+  return product;
+}
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.fd < 0) throw Error("{}: cannot be opened: {}", path, cause_of(errno));
+  struct stat status {};
+  if (::fstat(file.fd, &status) != 0) throw Error("{}: cannot be read: {}", path, cause_of(errno));
+  if (!S_ISREG(status.st_mode)) throw Error("{}: is not a regular file", path);
+  map_bytes_ = status.st_size;
+  if (map_bytes_ < kLengthBytes)
+    throw Error("{}: holds {} bytes; a .safetensors file has at least {}", path, map_bytes_,
+                kLengthBytes);
+  void* map = ::mmap(nullptr, static_cast<size_t>(map_bytes_), PROT_READ, MAP_PRIVATE, file.fd, 0);
+  if (map == MAP_FAILED) throw Error("{}: cannot be mapped: {}", path, cause_of(errno));
+  map_ = map;
+  try {
+    uint64_t header_bytes = 0;
+    std::memcpy(&header_bytes, map_, kLengthBytes);
+    const int64_t rest = map_bytes_ - kLengthBytes;
+    if (header_bytes > static_cast<uint64_t>(kMaxHeaderBytes))
+      throw Error("{}: the header claims {} bytes, allowed are {}; this is no .safetensors file",
+                  path, header_bytes, kMaxHeaderBytes);
+    if (header_bytes > static_cast<uint64_t>(rest))
+      throw Error("{}: the header claims {} bytes, but the file ends after {}; it is cut off", path,
+                  header_bytes, rest);
+    data_begin_ = kLengthBytes + static_cast<int64_t>(header_bytes);
+    const int64_t data_bytes = map_bytes_ - data_begin_;
+    const Json header = parse_header(path, static_cast<const char*>(map_) + kLengthBytes,
+                                     static_cast<int64_t>(header_bytes));
+    for (const auto& [name, value] : header.items()) {
+      if (name == kMetadataKey) {
+        metadata_ = read_metadata(path, value);
+      } else {
+        entries_[name] =
+            read_entry(fmt::format("{}: tensor {}", path, in_quotes(name)), value, data_bytes);
+      }
+    }
+    check_tiling(path, entries_, data_bytes);
+  } catch (...) {
+    ::munmap(map_, static_cast<size_t>(map_bytes_));  // no destructor runs for a failed constructor
+    throw;
+  }
+}
+
+SafetensorsFile::~SafetensorsFile() { ::munmap(map_, static_cast<size_t>(map_bytes_)); }
+
+const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found != entries_.end()) return found->second;
+  std::vector<std::string> names;
+  for (const auto& [other, unused] : entries_) names.push_back(other);
+  const std::string near = nearest(name, names);
+  throw Error("{}: has no tensor {}{}", path_, in_quotes(name),
+              near.empty() ? "" : fmt::format("; nearest: {}", in_quotes(near)));
+}
+
+const void* SafetensorsFile::data(const std::string& name) const {
+  return static_cast<const char*>(map_) + data_begin_ + entry(name).begin;
+}
+
+std::vector<float> SafetensorsFile::floats(const std::string& name) const {
+  const SafetensorsEntry& e = entry(name);
+  const void* bytes = data(name);
+  std::vector<float> values(static_cast<size_t>(e.elements()));
+  if (e.dtype == "F32") {
+    if (!values.empty()) std::memcpy(values.data(), bytes, values.size() * sizeof(float));
+  } else if (e.dtype == "F64") {
+    convert<double>(bytes, &values, [](double v) { return static_cast<float>(v); });
+  } else if (e.dtype == "BF16") {
+    convert<uint16_t>(bytes, &values, float_from_bf16);
+  } else if (e.dtype == "F16") {
+    convert<uint16_t>(bytes, &values, float_from_f16);
+  } else {
+    throw Error("{}: tensor {} is {}; wanted F32, F64, BF16 or F16", path_, in_quotes(name),
+                e.dtype);
+  }
+  return values;
+}
+
+std::vector<int64_t> SafetensorsFile::integers(const std::string& name) const {
+  const SafetensorsEntry& e = entry(name);
+  const void* bytes = data(name);
+  std::vector<int64_t> values(static_cast<size_t>(e.elements()));
+  const auto widen = [](auto v) { return static_cast<int64_t>(v); };
+  if (e.dtype == "I64") {
+    convert<int64_t>(bytes, &values, widen);
+  } else if (e.dtype == "I32") {
+    convert<int32_t>(bytes, &values, widen);
+  } else if (e.dtype == "U16") {
+    convert<uint16_t>(bytes, &values, widen);
+  } else if (e.dtype == "U8") {
+    convert<uint8_t>(bytes, &values, widen);
+  } else {
+    throw Error("{}: tensor {} is {}; wanted I64, I32, U16 or U8", path_, in_quotes(name), e.dtype);
+  }
+  return values;
+}
+
+void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header[kMetadataKey] = metadata;
+  std::set<std::string> names;
+  std::vector<int64_t> sizes;  // bytes of each tensor
+  int64_t offset = 0;
+  for (const SafetensorsTensor& tensor : tensors) {
+    LN_CHECK(tensor.name != kMetadataKey, "{} is no tensor name", kMetadataKey);
+    LN_CHECK(names.insert(tensor.name).second, "tensor {} is given twice", in_quotes(tensor.name));
+    for (int64_t extent : tensor.shape)
+      LN_CHECK(extent >= 0, "tensor {} has the extent {}", in_quotes(tensor.name), extent);
+    int64_t bytes = 0, end = 0;
+    LN_CHECK(multiply_extents(tensor.shape, &bytes) &&
+                 !__builtin_mul_overflow(bytes, dtype_size(tensor.dtype), &bytes) &&
+                 !__builtin_add_overflow(offset, bytes, &end),
+             "tensor {} is too large", in_quotes(tensor.name));
+    LN_CHECK(bytes == 0 || tensor.data != nullptr, "tensor {} has no data", in_quotes(tensor.name));
+    header[tensor.name] = {{"dtype", safetensors_dtype(tensor.dtype)},
+                           {"shape", tensor.shape},
+                           {"data_offsets", {offset, end}}};
+    sizes.push_back(bytes);
+    offset = end;
+  }
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const Json::exception& e) {
+    throw Error("{}: a name or the metadata is not UTF-8 ({})", path, one_line(e.what()));
+  }
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
+  LN_CHECK(static_cast<int64_t>(text.size()) <= kMaxHeaderBytes, "{}: a header of {} bytes", path,
+           text.size());
+
+  Descriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (file.fd < 0) throw Error("{}: cannot be created: {}", path, cause_of(errno));
+  const uint64_t header_bytes = text.size();
+  write_all(file.fd, path, &header_bytes, kLengthBytes);
+  write_all(file.fd, path, text.data(), static_cast<int64_t>(text.size()));
+  for (size_t i = 0; i < tensors.size(); ++i) write_all(file.fd, path, tensors[i].data, sizes[i]);
+  if (::fsync(file.fd) != 0) throw Error("{}: cannot be written: {}", path, cause_of(errno));
+  const int fd = file.fd;
+  file.fd = -1;
+  if (::close(fd) != 0) throw Error("{}: cannot be written: {}", path, cause_of(errno));
+}
+
+}  // namespace longnet
