@@ -2,8 +2,8 @@
 //
 //   s = x (+ residual);  y = (s - mean) rstd weight + bias,  rstd = 1 / sqrt(var + eps)
 // Rows are the first two axes of a [T, G, W] view (G = 1 for whole rows; G = H, W = D for the
-// per-head norm of queries and keys, whose rows lie strided in the fused QKV buffer). The last axis is
-// contiguous. mean and rstd are float32 [T, G]. Sums are float32 or better.
+// per-head norm of queries and keys, whose rows lie strided in the fused QKV buffer). The last axis
+// is contiguous. mean and rstd are float32 [T, G]. Sums are float32 or better.
 #pragma once
 
 #include "core/context.h"

@@ -1,4 +1,5 @@
-// Linear layers: y = x W^T + b and their gradients; the matrix products are oneDNN's (_onednn twin).
+// Linear layers: y = x W^T + b and their gradients; the matrix products are oneDNN's (_onednn
+// twin).
 //
 // W is [O, I] row-major (PyTorch). Rows of x and y may be strided (last axis contiguous). Adds
 // 2 T O I FLOPs to Context::work() per product. oneDNN primitives are created once per shape and

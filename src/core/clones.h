@@ -1,0 +1,13 @@
+// LN_CLONES: compiles a function once per instruction set and picks the best at load time.
+//
+// For plain row loops that the compiler vectorises. A function with LN_CLONES must be
+// self-contained: what it calls is inlined into it (LN_INLINE) or it calls nothing, and it holds no
+// OpenMP region.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define LN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define LN_CLONES
+#endif
+#define LN_INLINE inline __attribute__((always_inline))

@@ -1,0 +1,17 @@
+// The oneDNN twin of linear.h, for the dispatcher only. Same arguments, checked there; T >= 1.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace longnet::onednn {
+
+void linear_forward(Context& context, const TensorView& out, const TensorView& x,
+                    const TensorView& weight, const TensorView& bias, bool accumulate);
+void linear_backward_input(Context& context, const TensorView& grad_x, const TensorView& grad_out,
+                           const TensorView& weight, bool accumulate);
+void linear_backward_weight(Context& context, const TensorView& grad_weight,
+                            const TensorView& grad_bias, const TensorView& grad_out,
+                            const TensorView& x);
+
+}  // namespace longnet::onednn
