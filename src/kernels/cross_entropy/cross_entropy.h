@@ -1,7 +1,8 @@
-// Softmax cross entropy of one chunk of tokens; the model calls it chunk by chunk, so that logits of
-// all N tokens never exist at once.
+// Softmax cross entropy of one chunk of tokens; the model calls it chunk by chunk, so that logits
+// of all N tokens never exist at once.
 //
-//   loss_t = log(sum_v exp(logits_tv)) - logits_t,target;  grad_tv = (softmax_tv - [v = target]) scale
+//   loss_t = log(sum_v exp(logits_tv)) - logits_t,target;  grad_tv = (softmax_tv - [v = target])
+//   scale
 // Targets of -1 are ignored: no loss, zero gradient. A target outside [-1, V) throws.
 #pragma once
 
