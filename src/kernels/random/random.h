@@ -1,6 +1,7 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11), keyed by (seed, name, index).
 //
-// Element i of a named tensor depends on nothing but (seed, name, i): not on ranks, threads or order.
+// Element i of a named tensor depends on nothing but (seed, name, i): not on ranks, threads or
+// order.
 #pragma once
 
 #include <array>
@@ -19,11 +20,13 @@ std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<u
 class RandomStream {
  public:
   RandomStream(uint64_t seed, std::string_view name);
-  uint32_t bits(uint64_t index) const;
+  uint32_t bits(uint64_t index) const;   // all 32
   double uniform(uint64_t index) const;  // [0, 1), 53 bits
   double normal(uint64_t index) const;   // N(0, 1), Box-Muller
 
  private:
+  std::array<uint32_t, 4> block(uint64_t index) const;
+
   std::array<uint32_t, 2> key_;
   std::array<uint32_t, 2> name_;
 };

@@ -1,0 +1,29 @@
+// What this machine can do at most, measured: the limits that speed figures are given as a share
+// of.
+#pragma once
+
+#include "core/context.h"
+
+namespace longnet {
+
+struct MachinePeak {
+  double fma_gflops_f32 = 0;     // register-only fused multiply-adds, best ISA in use, all threads
+  double matmul_gflops_f32 = 0;  // linear layer of 1024^3 through the same library as the model's
+};
+
+/// Runs for about `seconds` on the Context's threads; medians of several repetitions. When several
+/// ranks share a host, call it on all of them at once: the limit of each is then its share.
+MachinePeak measure_machine(Context& context, double seconds = 0.3);
+
+/// Only the multiply-add limit, GFLOP/s of all threads (a multiply-add counts two).
+double measure_fma_gflops(Context& context, double seconds = 0.1);
+
+namespace internal {
+/// `rounds` rounds of independent multiply-adds on one thread; returns the FLOPs done. One source
+/// per instruction set.
+double fma_rounds_generic(int64_t rounds, float* sink);
+double fma_rounds_avx2(int64_t rounds, float* sink);
+double fma_rounds_avx512(int64_t rounds, float* sink);
+}  // namespace internal
+
+}  // namespace longnet
