@@ -5,7 +5,8 @@
 namespace longnet {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+/// For a >= 0, b >= 1, of any size: no sum that could overflow.
+int64_t ceil_div(int64_t a, int64_t b) { return a == 0 ? 0 : (a - 1) / b + 1; }
 
 }  // namespace
 
@@ -72,22 +73,27 @@ std::vector<Segment> SequencePlan::local_segments(int branch) const {
   return segments;
 }
 
-GatheredSegment SequencePlan::describe(int branch, const Segment& segment) const {
+int64_t SequencePlan::straddling_before(int branch, int64_t end) const {
+  // A segment straddles exactly when it holds a rank boundary q L, 0 < q L < N, in its interior.
   const int64_t w = branches_[branch].segment_length;
-  GatheredSegment gathered{segment, 0, static_cast<int>(segment.begin / shard_length_),
-                           static_cast<int>((segment.end - 1) / shard_length_)};
-  // A segment straddles exactly when it holds a rank boundary q L, q = 1 .. P - 1, in its interior.
-  // The boundaries before this segment's first one, grouped by segment, are the straddlers before
-  // it.
-  int64_t last_index = -1;
-  const int64_t first_inside = segment.begin / shard_length_ + 1;
-  for (int64_t q = 1; q < first_inside; ++q) {
-    const int64_t boundary = q * shard_length_;
+  int64_t last_index = -1, number = 0;
+  for (int64_t boundary = shard_length_; boundary < end; boundary += shard_length_) {
     if (boundary % w == 0 || boundary / w == last_index) continue;
     last_index = boundary / w;
-    ++gathered.number;
+    ++number;
   }
-  return gathered;
+  return number;
+}
+
+int64_t SequencePlan::straddling_segments(int branch) const {
+  return straddling_before(branch, tokens_);
+}
+
+GatheredSegment SequencePlan::describe(int branch, const Segment& segment) const {
+  // Boundaries up to segment.begin lie in earlier segments, or on this one's first token.
+  return {segment, straddling_before(branch, segment.begin),
+          static_cast<int>(segment.begin / shard_length_),
+          static_cast<int>((segment.end - 1) / shard_length_)};
 }
 
 std::vector<GatheredSegment> SequencePlan::gathered_segments(int branch) const {

@@ -83,11 +83,14 @@ class SequencePlan {
   std::vector<Segment> local_segments(int branch) const;
   /// Segments this rank shares with others, in order: none, one or two.
   std::vector<GatheredSegment> gathered_segments(int branch) const;
+  /// How many segments of this branch straddle ranks, anywhere in the sequence.
+  int64_t straddling_segments(int branch) const;
   /// Rows of a segment that a rank holds for one head.
   RowRange rows(int branch, const Segment& segment, int rank, int64_t head) const;
 
  private:
   GatheredSegment describe(int branch, const Segment& segment) const;
+  int64_t straddling_before(int branch, int64_t end) const;
 
   int64_t tokens_;
   int ranks_;

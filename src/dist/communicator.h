@@ -1,8 +1,10 @@
 // Communicator: a group of ranks and the collectives the trainer uses, over one transport.
 //
-// Transports: single (one rank, no library), mpi (CPU), counting (`longnet plan`: behaves like rank p
-// of P, moves nothing, counts bytes). All ranks of a group call the same operations in the same
-// order. Non-blocking operations move on in progress() and wait() only.
+// Transports: single (one rank, no library), mpi (CPU), counting (`longnet plan`: behaves like rank
+// p of P, moves nothing, counts bytes). All ranks of a group call the same operations in the same
+// order. Non-blocking operations move on in progress(), test() and wait() of *any* communicator of
+// the job. Only the thread that made the MpiSession may call anything here. It owns no data
+// buffers.
 #pragma once
 
 #include <cstdint>
@@ -26,9 +28,16 @@ class Communicator {
   virtual std::string transport() const = 0;  // "single", "mpi", "counting"
 
   /// Ranks with equal color form a group, ordered by key; color < 0: no group (null).
+  /// Collective. The counting transport cannot know the other ranks' colors and throws.
   virtual std::unique_ptr<Communicator> split(int64_t color, int64_t key) = 0;
+  /// split() by a caller who knows the resulting group's size and this rank's place in it, as plans
+  /// do: the only form that works on every transport. Throws Error if the group comes out
+  /// otherwise.
+  virtual std::unique_ptr<Communicator> split_known(int group_size, int group_rank, int64_t color,
+                                                    int64_t key);
 
   virtual void barrier() = 0;
+  /// Copies root's bytes to all ranks.
   virtual void broadcast(void* data, int64_t bytes, int root) = 0;
   /// Sum in place over all ranks; the same bits on every rank.
   virtual void all_reduce_sum(std::span<double> values) = 0;
@@ -37,30 +46,53 @@ class Communicator {
   /// One string per rank, on every rank.
   virtual std::vector<std::string> all_gather_strings(const std::string& mine) = 0;
 
-  /// In-place sum of n floats over all ranks; same bits on every rank; memory untouched until wait.
+  /// In-place sum of n floats over all ranks, each element added in rank order in float32: the same
+  /// bits on every rank and in every run. The caller leaves the memory alone until wait.
   virtual Request start_all_reduce_sum(float* values, int64_t n) = 0;
-  /// In-place all-gather: member m's chunk is bytes [begin[m], begin[m + 1]) of buffer; own is filled.
+  /// In-place all-gather: member m's chunk is bytes [begin[m], begin[m + 1]) of buffer; own is
+  /// filled.
   virtual Request start_all_gather(void* buffer, std::span<const int64_t> begin_bytes) = 0;
-  /// In-place reduce-scatter: every rank holds values for all chunks (begin: [size + 1] floats); the
-  /// own chunk becomes the sum, added in rank order. staging: (size - 1) * own chunk floats.
+  /// In-place reduce-scatter: every rank holds values for all chunks (begin: [size + 1] floats);
+  /// the own chunk becomes the sum, added in rank order in float32; the others stay as they are.
+  /// staging: (size - 1) * own chunk floats. All three leave `begin` free at return and the buffers
+  /// in use until wait; empty chunks are allowed.
   virtual Request start_reduce_scatter(float* buffer, std::span<const int64_t> begin,
                                        float* staging) = 0;
   virtual bool test(Request request) = 0;  // true when finished (then the handle is gone)
   virtual void wait(Request request) = 0;
+  /// Moves everything outstanding on. Never throws: an error is kept and thrown by the next test(),
+  /// wait() or start_*, so that kernels may call it in their loops.
   virtual void progress() = 0;
 
-  /// Payload bytes this rank has sent in the three start_* operations, as a direct exchange or a
-  /// ring moves them: all-gather (size - 1) * own chunk; reduce-scatter all chunks but the own;
-  /// all-reduce 2 (size - 1) / size * n * 4. The last operation's bytes stand in last_bytes().
-  virtual int64_t bytes_sent() const = 0;
+  /// Payload bytes this rank has sent in the three start_* operations, which exchange directly:
+  /// all-gather (size - 1) * own chunk; reduce-scatter all chunks but the own; all-reduce is the
+  /// one after the other on size blocks: 2 (size - 1) / size * n * 4 where size divides n.
+  int64_t bytes_sent() const { return bytes_sent_; }
+  /// The share of the operation started last.
+  int64_t last_bytes() const { return last_bytes_; }
+
+ protected:
+  // Checks the arguments of a start_* operation and counts its bytes; shared by the transports.
+  void count_all_reduce(int64_t n);
+  void count_all_gather(std::span<const int64_t> begin_bytes);
+  void count_reduce_scatter(std::span<const int64_t> begin);
+
+ private:
+  void check_chunks(std::span<const int64_t> begin) const;
+  int64_t bytes_sent_ = 0;
+  int64_t last_bytes_ = 0;
 };
+
+/// First element of block `index` when n elements are cut into `blocks` nearly equal ones; n at
+/// index == blocks. The cut that all-reduce uses.
+int64_t block_begin(int64_t n, int blocks, int index);
 
 std::unique_ptr<Communicator> make_single_communicator();
 /// rank p of P of a job that does not exist; collectives leave data as it is.
 std::unique_ptr<Communicator> make_counting_communicator(int size, int rank);
 
-/// MPI's life time: construct first thing in main. Threads: MPI_THREAD_FUNNELED. Without mpirun it is
-/// rank 0 of 1. The destructor finalises unless an exception is unwinding.
+/// MPI's life time: construct first thing in main. Threads: MPI_THREAD_FUNNELED. Without mpirun it
+/// is rank 0 of 1. The destructor finalises unless an exception is unwinding.
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);
@@ -71,7 +103,7 @@ class MpiSession {
   [[noreturn]] static void abort(int exit_code);
   static bool initialised();
 };
-/// All ranks of the job; needs an MpiSession.
+/// All ranks of the job; needs an MpiSession. Collective. Destroy it before the session.
 std::unique_ptr<Communicator> make_mpi_communicator();
 
 }  // namespace longnet

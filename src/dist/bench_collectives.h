@@ -1,0 +1,45 @@
+// Measures the collectives of a communicator against the memory bandwidth of the same machine in
+// the same run. Bandwidths as nccl-tests defines them. Prints nothing; `longnet bench` does.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dist/communicator.h"
+
+namespace longnet {
+
+struct CollectiveBenchOptions {
+  int64_t min_bytes = 64 << 10;  // sizes are doubled ...
+  int64_t max_bytes = 64 << 20;  // ... up to this one, at most
+  int64_t growth = 2;            // or multiplied by this, >= 2
+  int repetitions = 9;           // timed ones, after two for warming up
+};
+
+struct CollectiveResult {
+  std::string operation;           // "all_gather", "reduce_scatter", "all_reduce"
+  int64_t bytes = 0;               // the whole buffer: of all chunks together
+  double seconds = 0;              // median over repetitions of the slowest rank's time
+  double fastest_seconds = 0;      // the least
+  double slowest_seconds = 0;      // the most
+  double algorithm_bandwidth = 0;  // bytes / seconds, in bytes per second
+  /// What a link must carry whatever the algorithm: times (n - 1) / n, all-reduce 2 (n - 1) / n.
+  double bus_bandwidth = 0;
+};
+
+struct CollectiveReport {
+  int ranks = 1;
+  std::string transport;
+  /// Bytes per second that one rank copies in memory while all ranks copy, buffers of max_bytes:
+  /// the limit of a transport through memory. Median of the repetitions, mean over ranks.
+  double copy_bandwidth = 0;
+  std::vector<CollectiveResult> results;  // by operation, then by size
+};
+
+/// Collective. Every result is checked exactly, on integers; a wrong one throws Error naming the
+/// operation, size and rank. Takes two buffers of max_bytes per rank.
+CollectiveReport bench_collectives(Communicator& communicator,
+                                   const CollectiveBenchOptions& options = {});
+
+}  // namespace longnet

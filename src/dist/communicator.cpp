@@ -1,0 +1,52 @@
+// What the transports share: argument checks, byte counts, the cut of an all-reduce into blocks.
+#include "dist/communicator.h"
+
+#include <algorithm>
+
+namespace longnet {
+
+int64_t block_begin(int64_t n, int blocks, int index) {
+  // n / blocks elements each, one more in the first n mod blocks: no product of n.
+  return n / blocks * index + std::min<int64_t>(index, n % blocks);
+}
+
+std::unique_ptr<Communicator> Communicator::split_known(int group_size, int group_rank,
+                                                        int64_t color, int64_t key) {
+  std::unique_ptr<Communicator> group = split(color, key);
+  if (group)
+    LN_CHECK(group->size() == group_size && group->rank() == group_rank,
+             "group {} came out as rank {} of {}, planned was rank {} of {}: the ranks disagree "
+             "about the plan",
+             color, group->rank(), group->size(), group_rank, group_size);
+  return group;
+}
+
+void Communicator::check_chunks(std::span<const int64_t> begin) const {
+  LN_CHECK(static_cast<int64_t>(begin.size()) == size() + 1, "{} chunk limits for {} ranks",
+           begin.size(), size());
+  for (size_t i = 1; i < begin.size(); ++i)
+    LN_CHECK(begin[i - 1] >= 0 && begin[i - 1] <= begin[i], "chunk {} is [{}, {})", i - 1,
+             begin[i - 1], begin[i]);
+}
+
+void Communicator::count_all_reduce(int64_t n) {
+  LN_CHECK(n >= 0, "all-reduce of {} values", n);
+  const int64_t own = block_begin(n, size(), rank() + 1) - block_begin(n, size(), rank());
+  last_bytes_ = static_cast<int64_t>(sizeof(float)) * (n - own + (size() - 1) * own);
+  bytes_sent_ += last_bytes_;
+}
+
+void Communicator::count_all_gather(std::span<const int64_t> begin_bytes) {
+  check_chunks(begin_bytes);
+  last_bytes_ = (size() - 1) * (begin_bytes[rank() + 1] - begin_bytes[rank()]);
+  bytes_sent_ += last_bytes_;
+}
+
+void Communicator::count_reduce_scatter(std::span<const int64_t> begin) {
+  check_chunks(begin);
+  const int64_t own = begin[rank() + 1] - begin[rank()];
+  last_bytes_ = static_cast<int64_t>(sizeof(float)) * (begin.back() - begin.front() - own);
+  bytes_sent_ += last_bytes_;
+}
+
+}  // namespace longnet

@@ -1,0 +1,534 @@
+// The MPI transport (CPU) and MPI's life time.
+//
+// A non-blocking collective is a group of Isend and Irecv, direct from every rank to every other:
+//   all-gather      each rank sends its chunk to the others, empty chunks send nothing;
+//   reduce-scatter  each rank sends chunk m to rank m, which adds the staged chunks in rank order
+//   in
+//                   float32, so the sum has the same bits in every run;
+//   all-reduce      the first on size blocks, then the second: the same bits on every rank, too.
+// MPI moves data only inside its calls, and the second phase of an all-reduce must be posted by
+// somebody. So all communicators share one engine, and any wait moves everything on: a rank that
+// waits in one group never holds up another. It does not know GPU memory, and is not thread-safe.
+#include <algorithm>
+#include <cstdlib>
+#include <exception>
+#include <limits>
+#include <thread>
+
+#include "dist/communicator.h"
+#include "dist/mpi_check.h"
+
+namespace longnet {
+namespace internal {
+namespace {
+
+// A count of 2^30 bytes is far from int's limit and large enough that its overhead is nothing.
+constexpr int64_t kLargestMessage = int64_t{1} << 30;
+int64_t message_bytes = kLargestMessage;
+
+std::string error_text(int code) {
+  char text[MPI_MAX_ERROR_STRING];
+  int length = 0;
+  if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) return fmt::format("code {}", code);
+  return std::string(text, length);
+}
+
+std::string where() {
+  int initialised = 0, finalised = 0;
+  MPI_Initialized(&initialised);
+  MPI_Finalized(&finalised);
+  if (!initialised || finalised) return "outside of MPI's life time";
+  int rank = -1, length = 0;
+  char host[MPI_MAX_PROCESSOR_NAME];
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  if (MPI_Get_processor_name(host, &length) != MPI_SUCCESS) length = 0;
+  return fmt::format("rank {} on {}", rank, std::string(host, length));
+}
+
+}  // namespace
+
+void check_mpi(int code, const char* call, const char* file, int line) {
+  if (code == MPI_SUCCESS) return;
+  const std::string path(file);
+  const size_t tail = path.rfind("src/");
+  throw Error("{}: {} failed: {} ({}:{})", where(), call, error_text(code),
+              tail == std::string::npos ? path : path.substr(tail), line);
+}
+
+int64_t mpi_message_bytes() { return message_bytes; }
+
+int64_t set_mpi_message_bytes(int64_t bytes) {
+  LN_CHECK(bytes >= 8 && bytes <= kLargestMessage, "messages of {} bytes; 8 to {} are allowed",
+           bytes, kLargestMessage);
+  return std::exchange(message_bytes, bytes);
+}
+
+}  // namespace internal
+
+namespace {
+
+using Request = Communicator::Request;
+
+/// values[i] = sum over ranks of source(rank)[i], added in rank order. parts[rank] may be `values`.
+void add_in_rank_order(float* values, std::span<const float* const> parts, int64_t n) {
+  constexpr int64_t kTile = 2048;  // 8 KiB of sums stay in the first-level cache
+  float sum[kTile];
+  for (int64_t begin = 0; begin < n; begin += kTile) {
+    const int64_t count = std::min(kTile, n - begin);
+    std::copy_n(parts[0] + begin, count, sum);
+    for (size_t p = 1; p < parts.size(); ++p) {
+      const float* part = parts[p] + begin;
+      for (int64_t i = 0; i < count; ++i) sum[i] += part[i];
+    }
+    std::copy_n(sum, count, values + begin);
+  }
+}
+
+/// A group that an operation runs on.
+struct Group {
+  MPI_Comm comm = MPI_COMM_NULL;
+  int rank = 0;
+  int size = 1;
+  int64_t started = 0;  // operations so far, the same on all members
+};
+
+/// One non-blocking collective between its start and its wait.
+struct Operation {
+  enum class Kind { kAllGather, kReduceScatter, kAllReduce };
+  Kind kind = Kind::kAllGather;
+  const char* name = "";
+  Request id = 0;
+  MPI_Comm comm = MPI_COMM_NULL;
+  int rank = 0, size = 1;
+  int tag = 0;  // of the current phase
+  bool done = false;
+  bool gathering = false;               // all-reduce: the second phase
+  char* buffer = nullptr;               // caller's
+  std::vector<int64_t> begin;           // [size + 1] bytes
+  float* staging = nullptr;             // [size - 1][own chunk]
+  std::vector<float> own_staging;       // all-reduce only; kept for the next one
+  std::vector<MPI_Request> messages;    // in flight
+  std::vector<int64_t> received_bytes;  // per message: what must arrive; -1 for a send
+  std::vector<MPI_Status> statuses;     // scratch
+  std::vector<const float*> parts;      // scratch
+
+  char* chunk(int member) const { return buffer + begin[member]; }
+  int64_t chunk_bytes(int member) const { return begin[member + 1] - begin[member]; }
+};
+
+/// All operations of this process, moved on together.
+class Engine {
+ public:
+  /// Takes a free operation; the caller fills it and calls start().
+  Operation& prepare(Group& group, Operation::Kind kind, const char* name) {
+    rethrow();
+    std::unique_ptr<Operation> operation;
+    if (free_.empty()) {
+      operation = std::make_unique<Operation>();
+    } else {
+      operation = std::move(free_.back());
+      free_.pop_back();
+    }
+    Operation& o = *operation;
+    o.kind = kind;
+    o.name = name;
+    o.id = ++last_id_;
+    o.comm = group.comm;
+    o.rank = group.rank;
+    o.size = group.size;
+    // Two tags per operation: phases of different operations overlap in different orders. They wrap
+    // below the smallest tag limit that MPI allows (32767).
+    o.tag = static_cast<int>(group.started++ % 16000) * 2;
+    o.done = o.gathering = false;
+    active_.push_back(std::move(operation));
+    return o;
+  }
+
+  Request start(Operation& o) {
+    if (o.kind == Operation::Kind::kAllGather) {
+      post_gather(o);
+    } else {
+      post_scatter(o);
+    }
+    if (o.messages.empty()) advance(o);
+    return o.id;
+  }
+
+  bool test(Request id) {
+    rethrow();
+    if (id == 0) return true;
+    if (!find(id)->done) advance_all();
+    return release_if_done(id);
+  }
+
+  void wait(Request id) {
+    rethrow();
+    if (id == 0) return;
+    find(id);  // refuses unknown handles
+    while (!release_if_done(id)) {
+      advance_all();
+      std::this_thread::yield();  // there may be more ranks than cores
+    }
+  }
+
+  /// Waits for one of MPI's own requests, moving everything else on.
+  void wait(MPI_Request message, const char* name, const char* file, int line) {
+    for (;;) {
+      int finished = 0;
+      internal::check_mpi(MPI_Test(&message, &finished, MPI_STATUS_IGNORE), name, file, line);
+      if (finished) return;
+      advance_all();
+      std::this_thread::yield();
+    }
+  }
+
+  void progress() noexcept {
+    if (error_) return;
+    try {
+      advance_all();
+    } catch (...) {
+      error_ = std::current_exception();
+    }
+  }
+
+  bool uses(MPI_Comm comm) const {
+    return std::any_of(active_.begin(), active_.end(),
+                       [&](const auto& o) { return o->comm == comm && !o->done; });
+  }
+  void drain(MPI_Comm comm) {
+    while (uses(comm)) advance_all();
+  }
+
+ private:
+  void rethrow() {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+  Operation* find(Request id) {
+    for (auto& o : active_)
+      if (o->id == id) return o.get();
+    throw Error("request {} is unknown or already waited for", id);
+  }
+
+  bool release_if_done(Request id) {
+    for (size_t i = 0; i < active_.size(); ++i)
+      if (active_[i]->id == id) {
+        if (!active_[i]->done) return false;
+        free_.push_back(std::move(active_[i]));
+        active_.erase(active_.begin() + static_cast<int64_t>(i));
+        return true;
+      }
+    throw Error("request {} is unknown or already waited for", id);
+  }
+
+  /// One transfer in as many messages as MPI's counts need; MPI keeps their order.
+  void post(Operation& o, bool send, void* data, int64_t bytes, int peer) {
+    const int64_t limit = internal::mpi_message_bytes();
+    for (int64_t at = 0; at < bytes; at += limit) {
+      const int count = static_cast<int>(std::min(limit, bytes - at));
+      char* address = static_cast<char*>(data) + at;
+      MPI_Request message = MPI_REQUEST_NULL;
+      if (send) {
+        LN_MPI(MPI_Isend(address, count, MPI_BYTE, peer, o.tag, o.comm, &message));
+      } else {
+        LN_MPI(MPI_Irecv(address, count, MPI_BYTE, peer, o.tag, o.comm, &message));
+      }
+      o.messages.push_back(message);
+      o.received_bytes.push_back(send ? -1 : count);
+    }
+  }
+
+  // Receives first, so that data has a place to go; peers in a rotated order, so that not all ranks
+  // send to rank 0 at once.
+  void post_gather(Operation& o) {
+    for (int i = 1; i < o.size; ++i) {
+      const int from = (o.rank - i + o.size) % o.size;
+      post(o, false, o.chunk(from), o.chunk_bytes(from), from);
+    }
+    for (int i = 1; i < o.size; ++i)
+      post(o, true, o.chunk(o.rank), o.chunk_bytes(o.rank), (o.rank + i) % o.size);
+  }
+
+  void post_scatter(Operation& o) {
+    const int64_t own = o.chunk_bytes(o.rank);
+    for (int i = 1; i < o.size; ++i) {
+      const int from = (o.rank - i + o.size) % o.size;
+      post(o, false, staged(o, from), own, from);
+    }
+    for (int i = 1; i < o.size; ++i) {
+      const int to = (o.rank + i) % o.size;
+      post(o, true, o.chunk(to), o.chunk_bytes(to), to);
+    }
+  }
+
+  /// Where the chunk of `member` is staged: [own chunk], members in order without this rank.
+  static float* staged(Operation& o, int member) {
+    const int64_t own = o.chunk_bytes(o.rank) / static_cast<int64_t>(sizeof(float));
+    return o.staging + own * (member < o.rank ? member : member - 1);
+  }
+
+  static void add_staged(Operation& o) {
+    const int64_t own = o.chunk_bytes(o.rank) / static_cast<int64_t>(sizeof(float));
+    float* values = reinterpret_cast<float*>(o.chunk(o.rank));
+    o.parts.clear();
+    for (int member = 0; member < o.size; ++member)
+      o.parts.push_back(member == o.rank ? values : staged(o, member));
+    add_in_rank_order(values, o.parts, own);
+  }
+
+  /// Completes the current phase if all its messages have arrived, and goes on to the next.
+  void advance(Operation& o) {
+    while (!o.done) {
+      if (!messages_arrived(o)) return;
+      if (o.kind == Operation::Kind::kAllGather || o.gathering) {
+        o.done = true;
+        return;
+      }
+      add_staged(o);
+      if (o.kind == Operation::Kind::kReduceScatter) {
+        o.done = true;
+        return;
+      }
+      o.gathering = true;
+      ++o.tag;
+      post_gather(o);
+    }
+  }
+
+  bool messages_arrived(Operation& o) {
+    if (o.messages.empty()) return true;
+    int arrived = 0;
+    o.statuses.resize(o.messages.size());
+    const int code = MPI_Testall(static_cast<int>(o.messages.size()), o.messages.data(), &arrived,
+                                 o.statuses.data());
+    if (code == MPI_ERR_IN_STATUS)
+      for (const MPI_Status& status : o.statuses)
+        if (status.MPI_ERROR != MPI_ERR_PENDING)
+          internal::check_mpi(status.MPI_ERROR, o.name, __FILE__, __LINE__);
+    internal::check_mpi(code, o.name, __FILE__, __LINE__);
+    if (!arrived) return false;
+    for (size_t i = 0; i < o.statuses.size(); ++i) {
+      if (o.received_bytes[i] < 0) continue;
+      int count = 0;
+      LN_MPI(MPI_Get_count(&o.statuses[i], MPI_BYTE, &count));
+      if (count != o.received_bytes[i])
+        throw Error(
+            "{}: {} got {} bytes from member {} of its group, expected {}: the ranks disagree "
+            "about the plan",
+            internal::where(), o.name, count, o.statuses[i].MPI_SOURCE, o.received_bytes[i]);
+    }
+    o.messages.clear();
+    o.received_bytes.clear();
+    return true;
+  }
+
+  void advance_all() {
+    rethrow();
+    for (auto& o : active_)
+      if (!o->done) advance(*o);
+  }
+
+  std::vector<std::unique_ptr<Operation>> active_;  // in order of their start
+  std::vector<std::unique_ptr<Operation>> free_;    // with their memory, for the next ones
+  Request last_id_ = 0;
+  std::exception_ptr error_;
+};
+
+/// One per process, like MPI itself. Never destroyed: what is still in flight when an error unwinds
+/// the program keeps its memory until the end.
+Engine& engine() {
+  static Engine* instance = new Engine;
+  return *instance;
+}
+
+class MpiCommunicator final : public Communicator {
+ public:
+  /// Takes over comm.
+  explicit MpiCommunicator(MPI_Comm comm) {
+    group_.comm = comm;
+    LN_MPI(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
+    LN_MPI(MPI_Comm_rank(comm, &group_.rank));
+    LN_MPI(MPI_Comm_size(comm, &group_.size));
+  }
+  ~MpiCommunicator() override {
+    // While an exception unwinds, the other ranks will not follow: leave everything as it is.
+    if (std::uncaught_exceptions() > 0) return;
+    try {
+      engine().drain(group_.comm);
+      MPI_Comm_free(&group_.comm);
+    } catch (...) {  // the error stands in the next operation as well; a destructor cannot throw it
+    }
+  }
+  MpiCommunicator(const MpiCommunicator&) = delete;
+  MpiCommunicator& operator=(const MpiCommunicator&) = delete;
+
+  int rank() const override { return group_.rank; }
+  int size() const override { return group_.size; }
+  std::string transport() const override { return "mpi"; }
+
+  std::unique_ptr<Communicator> split(int64_t color, int64_t key) override {
+    constexpr int64_t kMax = std::numeric_limits<int>::max();
+    LN_CHECK(color <= kMax && key >= -kMax && key <= kMax, "split: color {}, key {}", color, key);
+    MPI_Comm comm = MPI_COMM_NULL;
+    LN_MPI(MPI_Comm_split(group_.comm, color < 0 ? MPI_UNDEFINED : static_cast<int>(color),
+                          static_cast<int>(key), &comm));
+    if (comm == MPI_COMM_NULL) return nullptr;
+    return std::make_unique<MpiCommunicator>(comm);
+  }
+
+  void barrier() override {
+    MPI_Request message;
+    LN_MPI(MPI_Ibarrier(group_.comm, &message));
+    engine().wait(message, "barrier", __FILE__, __LINE__);
+  }
+
+  void broadcast(void* data, int64_t bytes, int root) override {
+    LN_CHECK(root >= 0 && root < size() && bytes >= 0, "broadcast of {} bytes from rank {} of {}",
+             bytes, root, size());
+    in_pieces(bytes, 1, [&](int64_t at, int count) {
+      MPI_Request message;
+      LN_MPI(
+          MPI_Ibcast(static_cast<char*>(data) + at, count, MPI_BYTE, root, group_.comm, &message));
+      engine().wait(message, "broadcast", __FILE__, __LINE__);
+    });
+  }
+
+  void all_reduce_sum(std::span<double> values) override {
+    // Every rank adds all ranks' values in rank order: MPI does not promise one order.
+    const int64_t n = static_cast<int64_t>(values.size());
+    std::vector<double> all(n * size());
+    const std::vector<int64_t> begin = equal_chunks(n * static_cast<int64_t>(sizeof(double)));
+    std::copy(values.begin(), values.end(), all.begin() + n * rank());
+    engine().wait(gather(all.data(), begin, "sum of doubles"));
+    for (int64_t i = 0; i < n; ++i) {
+      values[i] = all[i];
+      for (int member = 1; member < size(); ++member) values[i] += all[n * member + i];
+    }
+  }
+
+  void all_reduce_sum(std::span<int64_t> values) override {
+    all_reduce_exact(values, MPI_INT64_T, MPI_SUM, "sum of integers");
+  }
+
+  void all_reduce_max(std::span<double> values) override {
+    all_reduce_exact(values, MPI_DOUBLE, MPI_MAX, "maximum");
+  }
+
+  std::vector<std::string> all_gather_strings(const std::string& mine) override {
+    std::vector<int64_t> lengths(size());
+    lengths[rank()] = static_cast<int64_t>(mine.size());
+    engine().wait(gather(lengths.data(), equal_chunks(sizeof(int64_t)), "gather of lengths"));
+    std::vector<int64_t> begin{0};
+    for (int64_t length : lengths) begin.push_back(begin.back() + length);
+    std::string all(begin.back(), '\0');
+    std::copy(mine.begin(), mine.end(), all.begin() + begin[rank()]);
+    engine().wait(gather(all.data(), begin, "gather of strings"));
+    std::vector<std::string> strings;
+    for (int member = 0; member < size(); ++member)
+      strings.push_back(all.substr(begin[member], lengths[member]));
+    return strings;
+  }
+
+  Request start_all_reduce_sum(float* values, int64_t n) override {
+    count_all_reduce(n);
+    Operation& o = engine().prepare(group_, Operation::Kind::kAllReduce, "all-reduce");
+    o.buffer = reinterpret_cast<char*>(values);
+    o.begin.clear();
+    for (int member = 0; member <= size(); ++member)
+      o.begin.push_back(block_begin(n, size(), member) * static_cast<int64_t>(sizeof(float)));
+    const size_t staged = (size() - 1) * static_cast<size_t>(o.chunk_bytes(rank())) / sizeof(float);
+    if (o.own_staging.size() < staged) o.own_staging.resize(staged);
+    o.staging = o.own_staging.data();
+    return engine().start(o);
+  }
+
+  Request start_all_gather(void* buffer, std::span<const int64_t> begin_bytes) override {
+    count_all_gather(begin_bytes);
+    return gather(buffer, begin_bytes, "all-gather");
+  }
+
+  Request start_reduce_scatter(float* buffer, std::span<const int64_t> begin,
+                               float* staging) override {
+    count_reduce_scatter(begin);
+    Operation& o = engine().prepare(group_, Operation::Kind::kReduceScatter, "reduce-scatter");
+    o.buffer = reinterpret_cast<char*>(buffer);
+    o.begin.clear();
+    for (int64_t b : begin) o.begin.push_back(b * static_cast<int64_t>(sizeof(float)));
+    o.staging = staging;
+    return engine().start(o);
+  }
+
+  bool test(Request request) override { return engine().test(request); }
+  void wait(Request request) override { engine().wait(request); }
+  void progress() override { engine().progress(); }
+
+ private:
+  Request gather(void* buffer, std::span<const int64_t> begin_bytes, const char* name) {
+    Operation& o = engine().prepare(group_, Operation::Kind::kAllGather, name);
+    o.buffer = static_cast<char*>(buffer);
+    o.begin.assign(begin_bytes.begin(), begin_bytes.end());
+    return engine().start(o);
+  }
+
+  std::vector<int64_t> equal_chunks(int64_t bytes) const {
+    std::vector<int64_t> begin(size() + 1);
+    for (int member = 0; member <= size(); ++member) begin[member] = member * bytes;
+    return begin;
+  }
+
+  /// body(first element, elements) over n elements of `width` bytes, within MPI's counts.
+  template <typename Body>
+  static void in_pieces(int64_t n, int64_t width, const Body& body) {
+    const int64_t limit = std::max<int64_t>(1, internal::mpi_message_bytes() / width);
+    for (int64_t at = 0; at < n; at += limit) body(at, static_cast<int>(std::min(limit, n - at)));
+  }
+
+  /// For operations whose result does not depend on the order.
+  template <typename T>
+  void all_reduce_exact(std::span<T> values, MPI_Datatype type, MPI_Op op, const char* name) {
+    in_pieces(static_cast<int64_t>(values.size()), sizeof(T), [&](int64_t at, int count) {
+      MPI_Request message;
+      LN_MPI(
+          MPI_Iallreduce(MPI_IN_PLACE, values.data() + at, count, type, op, group_.comm, &message));
+      engine().wait(message, name, __FILE__, __LINE__);
+    });
+  }
+
+  Group group_;
+};
+
+}  // namespace
+
+MpiSession::MpiSession(int* argc, char*** argv) {
+  int granted = MPI_THREAD_SINGLE;
+  LN_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &granted));
+  LN_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  if (granted < MPI_THREAD_FUNNELED)
+    throw Error("this MPI library offers no threads (MPI_THREAD_FUNNELED); use one that does");
+}
+
+MpiSession::~MpiSession() {
+  // Finalising is collective: while an exception unwinds, the other ranks would wait for ever.
+  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+}
+
+void MpiSession::abort(int exit_code) {
+  if (initialised()) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  std::_Exit(exit_code);
+}
+
+bool MpiSession::initialised() {
+  int initialised = 0, finalised = 0;
+  MPI_Initialized(&initialised);
+  MPI_Finalized(&finalised);
+  return initialised && !finalised;
+}
+
+std::unique_ptr<Communicator> make_mpi_communicator() {
+  LN_CHECK(MpiSession::initialised(), "no MpiSession: construct one first thing in main");
+  MPI_Comm comm = MPI_COMM_NULL;
+  LN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
+  return std::make_unique<MpiCommunicator>(comm);
+}
+
+}  // namespace longnet
