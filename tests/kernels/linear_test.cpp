@@ -1,0 +1,95 @@
+// Linear layers: the oneDNN twin against the double reference, and the work it counts.
+#include "kernels/linear/linear.h"
+
+#include <gtest/gtest.h>
+
+#include "support/compare.h"
+
+namespace longnet::test {
+namespace {
+
+struct Case {
+  int64_t t, o, i, gap;
+  bool bias, accumulate;
+};
+class Linear : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Linear, AgreesWithReference) {
+  const auto [t, o, i, gap, with_bias, accumulate] = GetParam();
+  Context context;
+  const auto matrix = [](std::vector<float>& v, int64_t rows, int64_t columns, int64_t extra) {
+    TensorView view(v.data(), DType::kF32, {rows, columns});
+    view.stride[0] = columns + extra;
+    return view;
+  };
+  std::vector<float> x = random_values(t * (i + gap) + 1, 1), weight = random_values(o * i, 2);
+  std::vector<float> bias = random_values(o, 3), grad_out = random_values(t * (o + gap) + 1, 4);
+  std::vector<float> out[2], grad_x[2], grad_weight[2], grad_bias[2];
+  const TensorView bias_view = with_bias ? TensorView(bias.data(), DType::kF32, {o}) : TensorView{};
+  for (int twin = 0; twin < 2; ++twin) {
+    out[twin] = random_values(t * (o + gap) + 1, 5);
+    grad_x[twin] = random_values(t * (i + gap) + 1, 6);
+    grad_weight[twin] = random_values(o * i, 7);
+    grad_bias[twin] = random_values(o, 8);
+    const TensorView out_view = matrix(out[twin], t, o, gap), x_view = matrix(x, t, i, gap);
+    const TensorView weight_view = matrix(weight, o, i, 0);
+    const TensorView grad_out_view = matrix(grad_out, t, o, gap);
+    const TensorView grad_x_view = matrix(grad_x[twin], t, i, gap);
+    const TensorView grad_weight_view = matrix(grad_weight[twin], o, i, 0);
+    const TensorView grad_bias_view =
+        with_bias ? TensorView(grad_bias[twin].data(), DType::kF32, {o}) : TensorView{};
+    if (twin == 0) {
+      reference::linear_forward(out_view, x_view, weight_view, bias_view, accumulate);
+      reference::linear_backward_input(grad_x_view, grad_out_view, weight_view, accumulate);
+      reference::linear_backward_weight(grad_weight_view, grad_bias_view, grad_out_view, x_view);
+    } else {
+      linear_forward(context, out_view, x_view, weight_view, bias_view, accumulate);
+      linear_backward_input(context, grad_x_view, grad_out_view, weight_view, accumulate);
+      linear_backward_weight(context, grad_weight_view, grad_bias_view, grad_out_view, x_view);
+    }
+  }
+  // Gaps between rows must stay as they were: whole buffers are compared.
+  EXPECT_LE(error_ratio(difference(out[1], out[0])), 1.0);
+  EXPECT_LE(error_ratio(difference(grad_x[1], grad_x[0])), 1.0);
+  EXPECT_LE(error_ratio(difference(grad_weight[1], grad_weight[0])), 1.0);
+  EXPECT_LE(error_ratio(difference(grad_bias[1], grad_bias[0])), 1.0);
+  EXPECT_EQ(context.work().matmul_flops, 3 * 2.0 * t * o * i);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Linear,
+    ::testing::Values(Case{0, 5, 4, 0, true, false}, Case{1, 1, 1, 0, true, false},
+                      Case{1, 33, 7, 3, false, true}, Case{5, 7, 33, 0, true, true},
+                      Case{130, 192, 64, 0, true, false}, Case{257, 96, 100, 12, true, false},
+                      Case{700, 31, 48, 5, true, true}));
+
+TEST(Linear, SameBitsEveryTime) {
+  Context context;
+  std::vector<float> x = random_values(300 * 64, 1), g = random_values(300 * 48, 2);
+  const auto run = [&] {
+    std::vector<float> w(48 * 64, 0.0f), b(48, 0.0f);
+    linear_backward_weight(context, TensorView(w.data(), DType::kF32, {48, 64}),
+                           TensorView(b.data(), DType::kF32, {48}),
+                           TensorView(g.data(), DType::kF32, {300, 48}),
+                           TensorView(x.data(), DType::kF32, {300, 64}));
+    w.insert(w.end(), b.begin(), b.end());
+    return w;
+  };
+  EXPECT_EQ(run(), run());
+}
+
+TEST(Linear, RefusesShapesThatDoNotFit) {
+  Context context;
+  std::vector<float> a(12), b(12), c(12);
+  EXPECT_THROW(linear_forward(context, TensorView(a.data(), DType::kF32, {3, 4}),
+                              TensorView(b.data(), DType::kF32, {3, 3}),
+                              TensorView(c.data(), DType::kF32, {4, 2}), {}),
+               Error);
+  EXPECT_THROW(linear_forward(context, TensorView(a.data(), DType::kBF16, {3, 4}),
+                              TensorView(b.data(), DType::kF32, {3, 3}),
+                              TensorView(c.data(), DType::kF32, {4, 3}), {}),
+               Error);
+}
+
+}  // namespace
+}  // namespace longnet::test
