@@ -3,7 +3,6 @@
 
 namespace longnet::internal {
 namespace {
-#define LN_REGISTER(value) "+x"(value)
 constexpr int kLanes = 8;
 #include "kernels/machine/fma_rounds.inc"
 }  // namespace

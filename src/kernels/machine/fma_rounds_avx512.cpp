@@ -3,7 +3,6 @@
 
 namespace longnet::internal {
 namespace {
-#define LN_REGISTER(value) "+v"(value)
 constexpr int kLanes = 16;
 #include "kernels/machine/fma_rounds.inc"
 }  // namespace
