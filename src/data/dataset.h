@@ -1,8 +1,9 @@
 // Dataset: files -> one long row of tokens, memory-mapped; batches of it in a deterministic order.
 //
-// Sources: raw text or bytes (one token per byte), also .gz (unpacked once into data.cache); folders
-// of files joined by a separator byte (joined once into data.cache); token files of uint16 or uint32,
-// with or without llm.c's 1024-byte header. Each rank touches only the pages of its own shard.
+// Sources: raw text or bytes (one token per byte), also .gz (unpacked once into data.cache);
+// folders of files joined by a separator byte (joined once into data.cache); token files of uint16
+// or uint32, with or without llm.c's 1024-byte header. Each rank touches only the pages of its own
+// shard.
 #pragma once
 
 #include <cstdint>
@@ -27,23 +28,24 @@ class Dataset {
  public:
   /// Opens (and if needed builds in the cache: one process only; call on rank 0 first, then on the
   /// others after a barrier). Throws Error naming file, cause and remedy: missing file, empty data,
-  /// fewer than N + 1 tokens, token id >= vocab_size, truncated .gz, bad llm.c header, odd byte counts.
+  /// fewer than N + 1 tokens, token id >= vocab_size, truncated .gz, bad llm.c header, odd byte
+  /// counts.
   Dataset(const DataConfig& config, Split split, int64_t sequence_length, int64_t vocab_size);
   ~Dataset();
   Dataset(const Dataset&) = delete;
   Dataset& operator=(const Dataset&) = delete;
 
   int64_t tokens() const;
-  int64_t samples() const;          // sequences per epoch: (tokens - 1) / N
-  double bytes_per_token() const;   // 1 for text and bytes; 0: unknown
+  int64_t samples() const;                 // sequences per epoch: (tokens - 1) / N
+  double bytes_per_token() const;          // 1 for text and bytes; 0: unknown
   const std::string& description() const;  // one line for the log: what, tokens, files
 
-  /// Sample `place` of an epoch's order -> first token of its sequence. sequential: place. shuffled: a
-  /// permutation keyed by (seed, epoch), O(1) memory.
+  /// Sample `place` of an epoch's order -> first token of its sequence. sequential: place.
+  /// shuffled: a permutation keyed by (seed, epoch), O(1) memory.
   int64_t sample_index(const DataState& state, int64_t seed, const std::string& order) const;
-  /// Copies tokens [begin, begin + length) of sample `sample` into tokens[], and the tokens that follow
-  /// each (the targets) into targets[], both int64. Throws on a token >= vocab_size, naming file
-  /// offset and value.
+  /// Copies tokens [begin, begin + length) of sample `sample` into tokens[], and the tokens that
+  /// follow each (the targets) into targets[], both int64. Throws on a token >= vocab_size, naming
+  /// file offset and value.
   void read(int64_t sample, int64_t begin, int64_t length, int64_t* tokens, int64_t* targets) const;
 
  private:

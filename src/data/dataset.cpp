@@ -1,0 +1,169 @@
+// See dataset.h. Where the files come from: sources.h.
+#include "data/dataset.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "data/sources.h"
+
+namespace longnet {
+namespace {
+
+constexpr int64_t kEnwik8Bytes = 100'000'000, kEnwik8Train = 90'000'000,
+                  kEnwik8Validation = 5'000'000;
+
+/// One of a family of well-mixed 64-bit functions (SplitMix64's finaliser).
+uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+/// A bijection of [0, n) without a table: a four-round Feistel network on the smallest even number
+/// of bits that holds n, walked until it falls inside.
+int64_t permute(int64_t place, int64_t n, uint64_t key) {
+  int half = 1;
+  while ((int64_t{1} << (2 * half)) < n) ++half;
+  const uint64_t mask = (uint64_t{1} << half) - 1;
+  uint64_t value = static_cast<uint64_t>(place);
+  do {
+    uint64_t left = value >> half, right = value & mask;
+    for (uint64_t round = 0; round < 4; ++round) {
+      const uint64_t next = left ^ (mix(key ^ mix(right + (round << 56))) & mask);
+      left = right;
+      right = next;
+    }
+    value = left << half | right;
+  } while (value >= static_cast<uint64_t>(n));
+  return static_cast<int64_t>(value);
+}
+
+}  // namespace
+
+struct Dataset::Impl {
+  std::vector<MappedTokens> sources;
+  std::vector<int64_t> source_begin;  // global number of each source's first token; and the end
+  int64_t begin = 0, end = 0;         // this split's tokens
+  int64_t sequence_length = 0, vocab_size = 0;
+  double bytes_per_token = 0;
+  std::string description;
+
+  void copy(int64_t first, int64_t count, int64_t* out) const {
+    // The source that holds token `first`, then on over its neighbours.
+    size_t source = std::upper_bound(source_begin.begin(), source_begin.end(), first) -
+                    source_begin.begin() - 1;
+    while (count > 0) {
+      const int64_t inside = first - source_begin[source];
+      const int64_t part = std::min(count, sources[source].tokens() - inside);
+      sources[source].copy(inside, part, out);
+      if (sources[source].width() > 1 || vocab_size < 256) check(source, inside, part, out);
+      first += part;
+      out += part;
+      count -= part;
+      ++source;
+    }
+  }
+
+  void check(size_t source, int64_t inside, int64_t count, const int64_t* tokens) const {
+    for (int64_t i = 0; i < count; ++i)
+      if (tokens[i] >= vocab_size)
+        throw Error(
+            "{}: token {} at place {} is outside the vocabulary; allowed: 0 to {} "
+            "(model.vocab_size)",
+            sources[source].path(), tokens[i], inside + i, vocab_size - 1);
+  }
+};
+
+Dataset::Dataset(const DataConfig& config, Split split, int64_t sequence_length, int64_t vocab_size)
+    : impl_(std::make_unique<Impl>()) {
+  LN_CHECK(sequence_length >= 1, "sequence length {}", sequence_length);
+  Impl& impl = *impl_;
+  impl.sequence_length = sequence_length;
+  impl.vocab_size = vocab_size;
+  const bool own_files = split == Split::kValidation && !config.validation.empty();
+  const std::string key = own_files ? "data.validation" : "data.train";
+  impl.sources = open_sources(own_files ? config.validation : config.train, key, config);
+  int64_t total = 0;
+  for (const MappedTokens& source : impl.sources) {
+    impl.source_begin.push_back(total);
+    total += source.tokens();
+  }
+  impl.source_begin.push_back(total);
+  const bool bytes = impl.sources[0].width() == 1;
+  if (bytes && vocab_size < 256)
+    throw Error("{}: byte data needs model.vocab_size of at least 256, not {}", key, vocab_size);
+  impl.bytes_per_token = bytes ? 1.0 : config.bytes_per_token;
+
+  impl.end = total;
+  const char* name = split == Split::kTrain  ? "train"
+                     : split == Split::kTest ? "test"
+                                             : "validation";
+  if (split == Split::kTest && config.split != "enwik8")
+    throw Error("there is no test part: data.split is {}; allowed with enwik8 only", config.split);
+  const bool whole_files = own_files || (split == Split::kTrain && !config.validation.empty());
+  if (!whole_files && config.split == "enwik8") {
+    if (!bytes || total != kEnwik8Bytes)
+      throw Error(
+          "{}: data.split=enwik8 needs exactly {} bytes, {} holds {}; use "
+          "data.split=fraction",
+          key, kEnwik8Bytes, impl.sources[0].path(), total);
+    impl.begin = split == Split::kTrain        ? 0
+                 : split == Split::kValidation ? kEnwik8Train
+                                               : kEnwik8Train + kEnwik8Validation;
+    impl.end = split == Split::kTrain        ? kEnwik8Train
+               : split == Split::kValidation ? kEnwik8Train + kEnwik8Validation
+                                             : kEnwik8Bytes;
+  } else if (!whole_files) {
+    const int64_t validation = static_cast<int64_t>(total * config.validation_fraction);
+    impl.begin = split == Split::kTrain ? 0 : total - validation;
+    impl.end = split == Split::kTrain ? total - validation : total;
+  }
+  if (tokens() < sequence_length + 1)
+    throw Error(
+        "{}: the {} part has {} tokens, a sequence and its last target need {}; set "
+        "train.sequence_length to at most {}{}",
+        key, name, tokens(), sequence_length + 1, std::max<int64_t>(0, tokens() - 1),
+        split == Split::kValidation && !own_files ? " or raise data.validation_fraction" : "");
+  impl.description =
+      fmt::format("{}: {} {} in {} file{} ({}{})", name, tokens(), bytes ? "bytes" : "tokens",
+                  impl.sources.size(), impl.sources.size() == 1 ? "" : "s", impl.sources[0].path(),
+                  impl.sources.size() == 1 ? "" : ", ...");
+}
+
+Dataset::~Dataset() = default;
+
+int64_t Dataset::tokens() const { return impl_->end - impl_->begin; }
+int64_t Dataset::samples() const { return (tokens() - 1) / impl_->sequence_length; }
+double Dataset::bytes_per_token() const { return impl_->bytes_per_token; }
+const std::string& Dataset::description() const { return impl_->description; }
+
+int64_t Dataset::sample_index(const DataState& state, int64_t seed,
+                              const std::string& order) const {
+  LN_CHECK(state.next_sample >= 0 && state.next_sample < samples(), "sample {} of {}",
+           state.next_sample, samples());
+  if (order == "sequential") return state.next_sample;
+  const uint64_t key = mix(mix(static_cast<uint64_t>(seed)) ^ static_cast<uint64_t>(state.epoch));
+  return permute(state.next_sample, samples(), key);
+}
+
+void Dataset::read(int64_t sample, int64_t begin, int64_t length, int64_t* tokens,
+                   int64_t* targets) const {
+  const Impl& impl = *impl_;
+  LN_CHECK(sample >= 0 && sample < samples() && begin >= 0 && length >= 0 &&
+               begin + length <= impl.sequence_length,
+           "tokens [{}, {}) of sample {}", begin, begin + length, sample);
+  if (length == 0) return;
+  const int64_t first = impl.begin + sample * impl.sequence_length + begin;
+  impl.copy(first, length, tokens);
+  std::copy(tokens + 1, tokens + length, targets);
+  impl.copy(first + length, 1, targets + length - 1);
+}
+
+void advance(DataState& state, int64_t samples_per_epoch) {
+  if (++state.next_sample < samples_per_epoch) return;
+  state.next_sample = 0;
+  ++state.epoch;
+}
+
+}  // namespace longnet
