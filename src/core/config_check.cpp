@@ -194,7 +194,7 @@ std::optional<Problem> find_problem(const Config& config) {
         {"optimizer.warmup_steps", "train.steps"},
         fmt::format("optimizer.warmup_steps {} is above train.steps {}; set "
                     "optimizer.warmup_steps to {} or less",
-                    config.optimizer.warmup_steps, config.train.steps, config.train.steps / 10)};
+                    config.optimizer.warmup_steps, config.train.steps, config.train.steps)};
   if (config.train.sample_every > 0 && !config.model.causal)
     return Problem{{"train.sample_every", "model.causal"},
                    fmt::format("train.sample_every {} needs model.causal true: a model that sees "

@@ -233,9 +233,10 @@ std::string wrapped(const std::string& text, const std::string& indent, size_t w
   return out + line + "\n";
 }
 
-/// "unit; allowed" for a comment, with only what there is.
+/// "[tokens: 1 to 64]", "[gelu | swiglu]"
 std::string unit_and_allowed(const Key& key) {
-  return key.unit.empty() ? key.allowed() : key.unit + ", " + key.allowed();
+  const std::string allowed = key.choices.empty() ? key.allowed() : joined(key.choices, " | ");
+  return fmt::format("[{}{}{}]", key.unit, key.unit.empty() ? "" : ": ", allowed);
 }
 
 template <typename PrintLine>
@@ -288,13 +289,13 @@ std::string Key::allowed() const {
       return fmt::format("{} to {}", print_limit(limits.low), print_limit(limits.high));
     }
     case 2:
-      return "true, false";
+      return "true or false";
     case 3:
       return choices.empty() ? "any text" : joined(choices);
     case 4:
       return "a text or a list such as [a.txt, b.txt]";
     default:
-      return "1 to 16 pairs such as [[2048, 1], [4096, 2]]";
+      return "1 to 16 pairs such as [[2048, 1], [4096, 2]], each at least 1";
   }
 }
 
@@ -342,7 +343,7 @@ std::string base_yaml() {
       "name,\n"
       "# words such as train.batch_size=2 change single keys.\n\n";
   out += internal::print_sections(Config{}, [](const internal::Key& key) {
-    return internal::wrapped(fmt::format("{} ({})", key.help, internal::unit_and_allowed(key)),
+    return internal::wrapped(fmt::format("{} {}", key.help, internal::unit_and_allowed(key)),
                              "  # ");
   });
   return out;
@@ -360,8 +361,8 @@ std::string keys_help() {
       out += "\n" + section + "\n";
     }
     out += fmt::format("  {} = {}\n", key.name, key.print(defaults));
-    out += internal::wrapped(
-        fmt::format("{}; {}: {}", key.help, key.type(), internal::unit_and_allowed(key)), "      ");
+    out += internal::wrapped(fmt::format("{} {}", key.help, internal::unit_and_allowed(key)),
+                             "      ");
   }
   return out;
 }

@@ -3,6 +3,7 @@
 // suffixes (32K), no underscores, no hexadecimal. Words give texts as they are, without YAML
 // quotes.
 #include <fmt/format.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <cerrno>
@@ -195,6 +196,40 @@ void check_text(const std::string& text, const std::string& name) {
   }
 }
 
+/// Counts documents; nothing else is kept.
+class DocumentCounter final : public YAML::EventHandler {
+ public:
+  void OnDocumentStart(const YAML::Mark& mark) override { last = mark; }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+  YAML::Mark last;  // where the last document began
+};
+
+/// YAML::Load reads one document and drops the rest without a word; YAML::LoadAll (0.7) never
+/// returns for a stray bracket, which gives it empty documents for ever.
+void check_one_document(const std::string& text, const std::string& name) {
+  std::istringstream stream(text);
+  YAML::Parser parser(stream);
+  DocumentCounter counter;
+  for (int document = 0; document < 2; ++document) {
+    if (!parser.HandleNextDocument(counter)) return;
+    if (document == 1)
+      throw Error(
+          "{}: the one YAML document of a configuration ends before this line; remove what "
+          "follows, such as '---' or a stray bracket",
+          place_of(name, counter.last));
+  }
+}
+
 void Parser::read_section(const std::string& section, const YAML::Node& node,
                           const std::string& name) {
   std::set<std::string> seen;
@@ -215,16 +250,10 @@ void Parser::read_section(const std::string& section, const YAML::Node& node,
 
 void Parser::read_yaml(const std::string& text, const std::string& name) {
   check_text(text, name);
-  std::vector<YAML::Node> documents;
   try {
-    documents = YAML::LoadAll(text);
-    if (documents.empty() || documents[0].IsNull()) {
-      if (documents.size() <= 1) return;
-    }
-    if (documents.size() > 1)
-      throw Error("{}: holds {} YAML documents; write one, without '---' lines", name,
-                  documents.size());
-    const YAML::Node& root = documents[0];
+    check_one_document(text, name);
+    const YAML::Node root = YAML::Load(text);
+    if (!root.IsDefined() || root.IsNull()) return;
     if (!root.IsMap())
       throw Error("{}: is {}, not sections; allowed: {}", place_of(name, root.Mark()),
                   kind_of(root), joined(section_names()));

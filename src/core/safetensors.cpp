@@ -68,6 +68,9 @@ bool read_count(const Json& value, int64_t* count) {
 Json parse_header(const std::string& path, const char* text, int64_t bytes) {
   if (bytes == 0 || text[0] != '{')
     throw Error("{}: the header does not begin with '{{'; this is no .safetensors file", path);
+  // nlohmann takes a zero byte for the end of the text.
+  if (std::memchr(text, 0, static_cast<size_t>(bytes)) != nullptr)
+    throw Error("{}: the header holds a zero byte; the file is damaged", path);
   std::vector<std::set<std::string>> names;  // of the objects that are open
   const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
     if (depth > 3)  // metadata text 2, extents 3
