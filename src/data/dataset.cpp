@@ -69,9 +69,10 @@ struct Dataset::Impl {
     for (int64_t i = 0; i < count; ++i)
       if (tokens[i] >= vocab_size)
         throw Error(
-            "{}: token {} at place {} is outside the vocabulary; allowed: 0 to {} "
+            "{}: token {} at byte {} is outside the vocabulary; allowed: 0 to {} "
             "(model.vocab_size)",
-            sources[source].path(), tokens[i], inside + i, vocab_size - 1);
+            sources[source].path(), tokens[i], sources[source].byte_offset(inside + i),
+            vocab_size - 1);
   }
 };
 
@@ -99,8 +100,11 @@ Dataset::Dataset(const DataConfig& config, Split split, int64_t sequence_length,
   const char* name = split == Split::kTrain  ? "train"
                      : split == Split::kTest ? "test"
                                              : "validation";
-  if (split == Split::kTest && config.split != "enwik8")
-    throw Error("there is no test part: data.split is {}; allowed with enwik8 only", config.split);
+  if (split == Split::kTest && (config.split != "enwik8" || !config.validation.empty()))
+    throw Error(
+        "there is no test part: allowed with data.split=enwik8 and an empty data.validation only, "
+        "data.split is {}",
+        config.split);
   const bool whole_files = own_files || (split == Split::kTrain && !config.validation.empty());
   if (!whole_files && config.split == "enwik8") {
     if (!bytes || total != kEnwik8Bytes)

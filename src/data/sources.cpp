@@ -14,6 +14,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <utility>
 
@@ -66,15 +67,19 @@ void add_folder(const std::string& folder, const std::string& key, const DataCon
   std::error_code error;
   fs::recursive_directory_iterator it(folder, fs::directory_options::skip_permission_denied, error);
   if (error) throw Error("{}: folder {} cannot be read: {}", key, folder, error.message());
-  for (const fs::directory_entry& entry : it) {
-    if (!entry.is_regular_file(error)) continue;
-    const std::string path = entry.path().string();
+  const std::string cache = fs::weakly_canonical(config.cache, error).string() + "/";
+  for (; it != fs::recursive_directory_iterator(); it.increment(error)) {
+    if (!it->is_regular_file(error)) continue;
+    const std::string path = it->path().string();
+    // A cache inside the folder is no part of the data (it would grow with every run).
+    if (fs::weakly_canonical(path, error).string().compare(0, cache.size(), cache) == 0) continue;
     if (!extensions.empty() &&
         std::none_of(extensions.begin(), extensions.end(),
                      [&](const std::string& e) { return has_suffix(path, e); }))
       continue;
     found.push_back(path);
   }
+  if (error) throw Error("{}: folder {} cannot be read: {}", key, folder, error.message());
   if (found.empty())
     throw Error("{}: folder {} holds no file{}; check the path or data.extensions", key, folder,
                 extensions.empty() ? "" : " ending in " + config.extensions);
@@ -115,6 +120,11 @@ uint64_t hash_text(const std::string& text) {  // FNV-1a, 64 bits
   uint64_t hash = 0xcbf29ce484222325u;
   for (unsigned char c : text) hash = (hash ^ c) * 0x100000001b3u;
   return hash;
+}
+
+bool exists(const std::string& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
 }
 
 /// What a cache file depends on: the file's absolute path, size and time.
@@ -169,7 +179,7 @@ std::string unpacked(const std::string& path, const DataConfig& config) {
   const std::string name = fs::path(path).stem().string();
   const std::string cached =
       fmt::format("{}/{}-{:016x}.unpacked", config.cache, name, hash_text("gz\n" + identity(path)));
-  if (fs::exists(cached)) return cached;
+  if (exists(cached)) return cached;
   gzFile input = gzopen(path.c_str(), "rb");
   if (input == nullptr) throw Error("{}: cannot be opened: {}", path, cause());
   struct Closer {
@@ -197,13 +207,26 @@ std::string unpacked(const std::string& path, const DataConfig& config) {
   return cached;
 }
 
+/// What a joined file was made from, beside it as .json (for people; the name carries the hash).
+void write_manifest(const std::string& cached, const std::vector<std::string>& files,
+                    const DataConfig& config) {
+  nlohmann::json manifest{{"separator", config.separator}, {"files", nlohmann::json::array()}};
+  for (const std::string& file : files)
+    manifest["files"].push_back({{"path", file}, {"bytes", file_size(file)}});
+  CacheWriter writer(config.cache, cached + ".json");
+  const std::string text =
+      manifest.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  writer.write(text.data(), static_cast<int64_t>(text.size()));
+  writer.finish();
+}
+
 /// Byte files one after another with the separator between them, made once.
 std::string joined_file(const std::vector<std::string>& files, const DataConfig& config) {
   std::string made_from = fmt::format("join {}\n", config.separator);
   for (const std::string& file : files) made_from += identity(file);
   const std::string cached =
       fmt::format("{}/{}-files-{:016x}.joined", config.cache, files.size(), hash_text(made_from));
-  if (fs::exists(cached)) return cached;
+  if (exists(cached)) return cached;
   CacheWriter writer(config.cache, cached);
   std::vector<char> buffer(1 << 22);
   bool first = true;
@@ -220,6 +243,7 @@ std::string joined_file(const std::vector<std::string>& files, const DataConfig&
       writer.write(buffer.data(), input.gcount());
     if (input.bad()) throw Error("{}: cannot be read: {}", file, cause());
   }
+  write_manifest(cached, files, config);
   writer.finish();
   return cached;
 }
@@ -229,7 +253,7 @@ Format detect(const std::string& path, const DataConfig& config) {
   Format format;
   const int64_t size = file_size(path);
   int32_t header[3] = {};
-  if (size >= kHeaderBytes) {
+  if (size >= static_cast<int64_t>(sizeof header)) {
     std::ifstream input(path, std::ios::binary);
     input.read(reinterpret_cast<char*>(header), sizeof header);
     if (!input) throw Error("{}: cannot be read: {}", path, cause());
@@ -249,6 +273,13 @@ Format detect(const std::string& path, const DataConfig& config) {
           "data.format=auto",
           path, header_width, config.format);
     format.header_bytes = kHeaderBytes;
+    const int32_t version = u16_header ? 1 : 7;
+    if (header[1] != version)
+      throw Error("{}: llm.c header of version {}; version {} is read; write the file anew", path,
+                  header[1], version);
+    if (size < kHeaderBytes)
+      throw Error("{}: {} bytes, shorter than llm.c's header of {}; it is truncated", path, size,
+                  kHeaderBytes);
     const int64_t held = (size - kHeaderBytes) / format.width;
     if (header[2] < 0 || header[2] != held || (size - kHeaderBytes) % format.width != 0)
       throw Error(
@@ -279,6 +310,8 @@ MappedTokens::MappedTokens(const std::string& path, int64_t header_bytes, int wi
       close(file);
       throw Error("{}: cannot be mapped: {}", path, text);
     }
+    // No read-ahead past a rank's shard; copy() asks for the pages it is about to use.
+    madvise(map_, static_cast<size_t>(map_bytes_), MADV_RANDOM);
   }
   close(file);
 }
@@ -299,6 +332,12 @@ void MappedTokens::copy(int64_t begin, int64_t count, int64_t* out) const {
   LN_CHECK(begin >= 0 && count >= 0 && begin + count <= tokens_, "tokens [{}, {}) of {}", begin,
            begin + count, tokens_);
   const unsigned char* data = static_cast<const unsigned char*>(map_) + header_bytes_;
+  if (count > 0) {
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    const int64_t from = (header_bytes_ + begin * width_) / page * page;
+    madvise(static_cast<char*>(map_) + from,
+            static_cast<size_t>(header_bytes_ + (begin + count) * width_ - from), MADV_WILLNEED);
+  }
   switch (width_) {
     case 1:
       for (int64_t i = 0; i < count; ++i) out[i] = data[begin + i];

@@ -23,6 +23,8 @@ class MappedTokens {
   int64_t tokens() const { return tokens_; }
   int width() const { return width_; }
   const std::string& path() const { return path_; }
+  /// Where token `place` starts in the file, in bytes.
+  int64_t byte_offset(int64_t place) const { return header_bytes_ + place * width_; }
   /// Tokens [begin, begin + count) as int64.
   void copy(int64_t begin, int64_t count, int64_t* out) const;
 
