@@ -1,0 +1,32 @@
+// See agreement.h.
+#include "train/agreement.h"
+
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace longnet {
+
+void run_on_all(Communicator& world, const std::function<void()>& work) {
+  std::string failure;
+  try {
+    work();
+  } catch (const std::exception& error) {
+    failure = error.what();
+    if (failure.empty()) failure = "unknown error";
+  }
+  const std::vector<std::string> failures = world.all_gather_strings(failure);
+  for (int rank = 0; rank < world.size(); ++rank) {
+    if (failures[rank].empty()) continue;
+    if (rank == world.rank()) throw Error(failures[rank]);
+    throw SilentError();
+  }
+}
+
+void run_on_root(Communicator& world, const std::function<void()>& work) {
+  run_on_all(world, [&] {
+    if (world.rank() == 0) work();
+  });
+}
+
+}  // namespace longnet

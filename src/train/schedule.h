@@ -1,0 +1,19 @@
+// The learning rate of a step: linear warm-up, then constant, linear, cosine or polynomial decay.
+#pragma once
+
+#include <cstdint>
+
+#include "core/config.h"
+
+namespace longnet {
+
+/// step: 1 .. steps. With W = warmup_steps, peak = learning_rate, f = final_ratio and
+/// t = (step - W) / (steps - W) in [0, 1] after the warm-up:
+///   step <= W:    peak step / W
+///   constant:     peak
+///   linear:       peak (1 - (1 - f) t)
+///   cosine:       peak (f + (1 - f) (1 + cos(pi t)) / 2)
+///   polynomial:   peak (f + (1 - f) (1 - t)^power)
+double learning_rate_at(const OptimizerConfig& config, int64_t step, int64_t steps);
+
+}  // namespace longnet
