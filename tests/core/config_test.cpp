@@ -548,6 +548,9 @@ const BadCase kBadWords[] = {
     {"train.step=5", "key=value word \"train.step=5\": unknown key; did you mean train.steps?",
      "train.step"},
     {"steps=5", "key=value word \"steps=5\": unknown key; did you mean train.steps?", "steps"},
+    {"optimizer.beat2=0.9",  // beta1 is near too and comes first in the table
+     "key=value word \"optimizer.beat2=0.9\": unknown key; did you mean optimizer.beta2?",
+     "optimizer.beta2"},
     {"lr=5", "key=value word \"lr=5\": unknown key; configs/base.yaml lists every key", "lr"},
     {"train.steps", "key=value word \"train.steps\": is no pair; write section.name=value",
      "train.steps"},
