@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Downloads enwik8 (the first 10^8 bytes of an English Wikipedia dump, http://mattmahoney.net/dc/textdata.html),
-# checks it and makes data/enwik8.gz, which `configs/enwik8.yaml` reads as it is. Usage: scripts/data_enwik8.sh
+# checks it and makes data/enwik8, which `configs/enwik8.yaml` reads as it is. Usage: scripts/data_enwik8.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=data/enwik8.gz
+out=data/enwik8
 sha1=57b8363b814821dc9d47aa4d41f58733519076b2
 if [ -s "$out" ]; then echo "$out is there"; exit 0; fi
 mkdir -p data
@@ -23,6 +23,6 @@ found=$(sha1sum "$work/enwik8" | cut -d' ' -f1)
 if [ "$found" != "$sha1" ]; then
   echo "error: the download's SHA-1 is $found, enwik8's is $sha1; try again" >&2; exit 1
 fi
-gzip -6 -c "$work/enwik8" > "$out.tmp"
+cp "$work/enwik8" "$out.tmp"
 mv "$out.tmp" "$out"
 echo "$out: $(stat -c %s "$out") bytes"
