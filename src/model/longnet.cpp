@@ -119,6 +119,9 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
   chunk_logits_ = workspace.allocate(DType::kF32, {chunk, config.vocab_size});
 }
 
+// The Context may outlive this; it must not call back into it.
+LongNet::~LongNet() { context_.set_progress({}); }
+
 void LongNet::forward(const TensorView& tokens, const Visibility& visibility) {
   LN_CHECK(tokens.elements() == rows_, "tokens {}, this rank holds {} x {}", tokens.describe(),
            batch_, local_tokens_);

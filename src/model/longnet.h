@@ -42,6 +42,8 @@ class LongNet {
           KeyValueExchange& exchange, const ModelArenas& arenas,
           AttentionOperator* attention = nullptr);
 
+  ~LongNet();
+
   /// Everything up to the final norm. tokens: [B, L] i64, each in [0, V).
   void forward(const TensorView& tokens, const Visibility& visibility = {});
   /// The same from vectors [B, L, C] f32 in place of embedded tokens.

@@ -1,0 +1,135 @@
+// See learner.h and docs/walkthrough.md: train_step is the page to start from.
+#include "train/learner.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "kernels/fill/fill.h"
+#include "kernels/optimizer/optimizer.h"
+#include "train/schedule.h"
+
+namespace longnet {
+
+Learner::Learner(Context& context, const Config& config, Mesh& mesh)
+    : context_(context),
+      config_(config),
+      mesh_(mesh),
+      plan_(config.train.sequence_length, mesh.sequence_ranks(), mesh.sequence_rank(),
+            config.model.heads, config.model.branches, config.model.head_offset_mode()),
+      layout_(config.model),
+      parameter_arena_("parameters", context.counting()),
+      gradient_arena_("gradients", context.counting()),
+      optimizer_arena_("optimizer", context.counting()),
+      activation_arena_("activations", context.counting()),
+      workspace_arena_("workspace", context.counting()) {
+  parameters_ = parameter_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
+  gradients_ = gradient_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
+  exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
+                                                 config.model.head_dim());
+  gradient_sum_ =
+      std::make_unique<GradientSum>(*mesh.world, gradients_, config.parallel.bucket_mib << 20);
+  model_ = std::make_unique<LongNet>(context, config.model, plan_, config.train.batch_size, layout_,
+                                     parameters_, gradients_, *exchange_,
+                                     ModelArenas{activation_arena_, workspace_arena_});
+  optimizer_ = std::make_unique<Optimizer>(context, config.optimizer, layout_, parameters_,
+                                           gradients_, optimizer_arena_);
+}
+
+Learner::~Learner() = default;
+
+void Learner::initialise() {
+  initialise_parameters(context_, layout_, parameters_, static_cast<uint64_t>(config_.train.seed));
+}
+
+StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step) {
+  LN_CHECK(!batches.empty(), "a step without data");
+  StepResult result;
+  result.targets = count_targets(batches);
+  fill(context_, gradients_, 0.0f);
+  LossSum loss{0, result.targets};
+  for (size_t i = 0; i < batches.size(); ++i)
+    loss.nats += forward_and_backward(batches[i], result.targets, i + 1 == batches.size());
+  {
+    Range range(context_, "gradient_sum");
+    gradient_sum_->wait();
+    result.loss = sum_over_ranks({loss.nats, 0}).nats / static_cast<double>(result.targets);
+  }
+  Range range(context_, "optimizer");
+  result.gradient_norm = std::sqrt(sum_of_squares(context_, gradients_));
+  stop_if_not_finite(step, result.loss, result.gradient_norm);
+  result.learning_rate = learning_rate_at(config_.optimizer, step, config_.train.steps);
+  optimizer_->update(step, result.learning_rate, clip_scale(result.gradient_norm));
+  return result;
+}
+
+int64_t Learner::count_targets(std::span<const MicroBatch> batches) {
+  int64_t count = 0;
+  for (const MicroBatch& batch : batches)
+    for (int64_t target : batch.targets) count += target >= 0;
+  if (context_.counting())
+    return local_rows() * mesh_.world->size() * static_cast<int64_t>(batches.size());
+  mesh_.world->all_reduce_sum(std::span<int64_t>(&count, 1));
+  return std::max<int64_t>(count, 1);
+}
+
+TensorView Learner::tokens_view(const std::vector<int64_t>& values) const {
+  const int64_t batch = config_.train.batch_size, local = plan_.local_tokens();
+  LN_CHECK(context_.counting() || static_cast<int64_t>(values.size()) == batch * local,
+           "{} tokens for [{}, {}]", values.size(), batch, local);
+  // Never null, so that an empty shard is still a tensor; kernels only read tokens.
+  static int64_t nothing = 0;
+  const int64_t* data = values.empty() ? &nothing : values.data();
+  return TensorView(const_cast<int64_t*>(data), DType::kI64, {batch, local});
+}
+
+double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, bool last) {
+  model_->forward(tokens_view(batch.tokens));
+  // The gradients of earlier micro-steps are not final: only the last one's ranges may travel.
+  const LongNet::GradientsReady ready = [&](const ParameterRange& range) {
+    if (last) gradient_sum_->ready(range.begin, range.end);
+  };
+  return model_
+      ->loss_and_backward(tokens_view(batch.targets), 1.0 / static_cast<double>(targets), ready)
+      .loss_sum;
+}
+
+LossSum Learner::sum_over_ranks(LossSum local) {
+  std::array<double, 2> sums{local.nats, static_cast<double>(local.targets)};
+  mesh_.world->all_reduce_sum(sums);
+  return {sums[0], static_cast<int64_t>(sums[1])};
+}
+
+LossSum Learner::evaluate(const MicroBatch& batch) {
+  model_->forward(tokens_view(batch.tokens));
+  const CrossEntropyResult result = model_->loss(tokens_view(batch.targets));
+  return sum_over_ranks({result.loss_sum, result.count});
+}
+
+void Learner::stop_if_not_finite(int64_t step, double loss, double norm) const {
+  // Loss and gradients are sums over all ranks, the same bits everywhere: all ranks decide alike.
+  if (std::isfinite(loss) && std::isfinite(norm)) return;
+  throw NonFiniteError(
+      "step {}: loss {}, gradient norm {}: stopped before the weights changed; {}", step, loss,
+      norm,
+      last_checkpoint_.empty()
+          ? "there is no checkpoint yet: lower optimizer.learning_rate and start anew"
+          : fmt::format("the last good checkpoint is {}: lower optimizer.learning_rate and resume",
+                        last_checkpoint_));
+}
+
+double Learner::clip_scale(double norm) const {
+  const double limit = config_.optimizer.clip_norm;
+  return limit > 0 && norm > limit ? limit / norm : 1.0;
+}
+
+std::vector<std::pair<std::string, int64_t>> Learner::memory() const {
+  std::vector<std::pair<std::string, int64_t>> table;
+  for (const Arena* arena : {&parameter_arena_, &gradient_arena_, &optimizer_arena_,
+                             &activation_arena_, &workspace_arena_})
+    table.emplace_back(arena->purpose(), arena->bytes());
+  table.emplace_back("exchange", exchange_->staging_bytes() + gradient_sum_->staging_bytes());
+  return table;
+}
+
+}  // namespace longnet

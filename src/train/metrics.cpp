@@ -1,0 +1,144 @@
+// See metrics.h.
+#include "train/metrics.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "core/error.h"
+#include "core/log.h"
+
+namespace longnet {
+
+double bits_per_byte(double nats, double bytes_per_token) {
+  return bytes_per_token > 0 ? nats / std::log(2.0) / bytes_per_token : -1.0;
+}
+
+std::string bytes_text(int64_t bytes) {
+  static constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+  double value = static_cast<double>(bytes);
+  int unit = 0;
+  while (value >= 1000 && unit < 5) {
+    value /= 1000;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.3g} {}", value, kUnits[unit]);
+}
+
+int64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total = 0, resident = 0;
+  statm >> total >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+int64_t peak_resident_bytes() {
+  struct rusage usage {};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss * int64_t{1024};
+}
+
+MetricsLog::MetricsLog(const RunConfig& run, int64_t first_step)
+    : run_(run), path_(run.folder + "/metrics.jsonl") {
+  display_ = run.progress == "on" || (run.progress == "auto" && isatty(STDERR_FILENO) != 0);
+  std::vector<std::string> kept;
+  {
+    std::ifstream old(path_);
+    for (std::string line; std::getline(old, line);) {
+      // A line cut short by a kill parses to nothing and is dropped with the later steps.
+      const auto json = nlohmann::json::parse(line, nullptr, false);
+      if (json.is_object() && json.value("step", first_step) < first_step) kept.push_back(line);
+    }
+  }
+  const std::string temporary = path_ + ".tmp";
+  {
+    std::ofstream out(temporary);
+    for (const std::string& line : kept) out << line << '\n';
+    if (!out.flush())
+      throw Error("{}: cannot be written: {}; check run.folder", path_, std::strerror(errno));
+  }
+  std::error_code error;
+  std::filesystem::rename(temporary, path_, error);
+  file_.open(path_, std::ios::app);
+  if (error || !file_)
+    throw Error("{}: cannot be written: {}; check run.folder", path_, std::strerror(errno));
+}
+
+MetricsLog::~MetricsLog() { finish_line(); }
+
+void MetricsLog::write(const std::string& json_line) {
+  file_ << json_line << '\n';
+  if (!file_.flush())
+    throw Error("{}: cannot be written: {}; free space or change run.folder", path_,
+                std::strerror(errno));
+}
+
+void MetricsLog::finish_line() {
+  if (line_open_) std::fputs("\n", stderr);
+  line_open_ = false;
+}
+
+void MetricsLog::step(const StepMetrics& m) {
+  nlohmann::ordered_json json{{"step", m.step}, {"loss", m.loss}};
+  if (m.bits_per_byte >= 0) json["bits_per_byte"] = m.bits_per_byte;
+  json["gradient_norm"] = m.gradient_norm;
+  json["learning_rate"] = m.learning_rate;
+  json["seconds"] = m.seconds;
+  json["tokens_per_second"] = m.tokens_per_second;
+  json["share_of_peak"] = m.share_of_peak;
+  json["exchanged_bytes"] = m.exchanged_bytes;
+  json["needed_bytes"] = m.needed_bytes;
+  json["gradient_bytes"] = m.gradient_bytes;
+  json["memory_bytes"] = m.memory_bytes;
+  write(json.dump());
+
+  const bool last = m.step == m.steps;
+  if (!display_ && !last && m.step % std::max<int64_t>(1, run_.log_every) != 0) return;
+  const std::string bits =
+      m.bits_per_byte >= 0 ? fmt::format(" ({:.3f} bits/byte)", m.bits_per_byte) : "";
+  const std::string line = fmt::format(
+      "step {}/{}: loss {:.4f} nats{}, norm {:.3g}, lr {:.3g}, {:.0f} tokens/s, {:.1f} % of peak, "
+      "sent {} + {} gradients, memory {}",
+      m.step, m.steps, m.loss, bits, m.gradient_norm, m.learning_rate, m.tokens_per_second,
+      100 * m.share_of_peak, bytes_text(m.exchanged_bytes), bytes_text(m.gradient_bytes),
+      bytes_text(m.memory_bytes));
+  if (display_) {
+    constexpr int kBar = 20;
+    const auto done = static_cast<int>(kBar * m.step / std::max<int64_t>(1, m.steps));
+    fmt::print(stderr, "\r\x1b[K[{}{}] {}", std::string(done, '='), std::string(kBar - done, ' '),
+               line);
+    std::fflush(stderr);
+    line_open_ = true;
+    if (last) finish_line();
+  } else {
+    spdlog::info("{}", line);
+  }
+}
+
+void MetricsLog::evaluation(int64_t step, const std::string& split, double loss, double bits,
+                            int64_t tokens) {
+  finish_line();
+  nlohmann::ordered_json json{
+      {"step", step}, {"evaluation", split}, {"loss", loss}, {"tokens", tokens}};
+  if (bits >= 0) json["bits_per_byte"] = bits;
+  write(json.dump());
+  spdlog::info("step {}: {} loss {:.4f} nats{} over {} tokens", step, split, loss,
+               bits >= 0 ? fmt::format(", {:.4f} bits/byte", bits) : "", tokens);
+}
+
+void MetricsLog::sample(int64_t step, const std::string& text) {
+  finish_line();
+  const std::string shown =
+      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  write(fmt::format("{{\"step\":{},\"sample\":{}}}", step, shown));
+  spdlog::info("step {}: sample {}", step, shown);
+}
+
+}  // namespace longnet

@@ -1,0 +1,63 @@
+// What a step is reported as: a log line or a progress display for people, a JSON line for
+// programs.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <string>
+
+#include "core/config.h"
+
+namespace longnet {
+
+/// One optimizer step, over all ranks.
+struct StepMetrics {
+  int64_t step = 0, steps = 0;
+  double loss = 0;            // nats per token
+  double bits_per_byte = -1;  // negative: unknown
+  double gradient_norm = 0;
+  double learning_rate = 0;
+  double seconds = 0;
+  double tokens_per_second = 0;
+  double share_of_peak = 0;     // FLOP/s of the step / measured f32 matmul FLOP/s of all ranks
+  int64_t exchanged_bytes = 0;  // keys, values and their gradients, sent by all ranks in this step
+  int64_t needed_bytes = 0;     // of the forward's part, what a causal query uses
+  int64_t gradient_bytes = 0;   // parameter gradients, likewise
+  int64_t memory_bytes = 0;     // largest resident set of a rank
+};
+
+/// nats per token -> bits per byte; negative where bytes per token are unknown (0).
+double bits_per_byte(double nats, double bytes_per_token);
+/// "1.5 MB", three digits, powers of 1000.
+std::string bytes_text(int64_t bytes);
+/// Resident memory of this process, bytes.
+int64_t resident_bytes();
+/// Largest resident memory of this process so far, bytes.
+int64_t peak_resident_bytes();
+
+/// Rank 0's reporter. On a terminal one line is rewritten per step, otherwise lines are logged.
+class MetricsLog {
+ public:
+  /// FOLDER/metrics.jsonl is opened for appending; lines of steps after first_step - 1 (left by a
+  /// run that went further than its checkpoint) are dropped.
+  MetricsLog(const RunConfig& run, int64_t first_step);
+  ~MetricsLog();
+
+  void step(const StepMetrics& metrics);
+  void evaluation(int64_t step, const std::string& split, double loss, double bits_per_byte,
+                  int64_t tokens);
+  void sample(int64_t step, const std::string& text);
+  /// Ends the rewritten line, so that what is logged next stands by itself.
+  void finish_line();
+
+ private:
+  void write(const std::string& json_line);
+
+  RunConfig run_;
+  bool display_ = false;
+  bool line_open_ = false;
+  std::ofstream file_;
+  std::string path_;
+};
+
+}  // namespace longnet

@@ -1,0 +1,356 @@
+// See trainer.h. run() is the loop; what one step does is Learner::train_step.
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/log.h"
+#include "kernels/machine/machine.h"
+#include "model/generation.h"
+#include "train/agreement.h"
+#include "train/checkpoint.h"
+#include "train/metrics.h"
+
+namespace longnet {
+namespace {
+
+volatile std::sig_atomic_t save_wanted = 0, stop_wanted = 0;
+
+void on_signal(int signal) {
+  if (signal == SIGUSR1)
+    save_wanted = 1;
+  else
+    stop_wanted = 1;
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+MicroBatch read_micro_batch(const Dataset& dataset, const SequencePlan& plan,
+                            std::span<const int64_t> samples) {
+  const int64_t local = plan.local_tokens();
+  MicroBatch batch;
+  batch.tokens.assign(samples.size() * local, 0);
+  batch.targets.assign(samples.size() * local, -1);
+  for (size_t b = 0; b < samples.size(); ++b)
+    if (samples[b] >= 0)
+      dataset.read(samples[b], plan.local_begin(), local, batch.tokens.data() + b * local,
+                   batch.targets.data() + b * local);
+  return batch;
+}
+
+LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& config,
+                         const Dataset& dataset, int64_t samples) {
+  const int64_t count = samples > 0 ? std::min(samples, dataset.samples()) : dataset.samples();
+  const int64_t per_replica = config.train.batch_size, all = per_replica * mesh.replicas;
+  LossSum total;
+  for (int64_t first = 0; first < count; first += all) {
+    std::vector<int64_t> mine;
+    for (int64_t b = 0; b < per_replica; ++b) {
+      const int64_t sample = first + mesh.replica * per_replica + b;
+      mine.push_back(sample < count ? sample : -1);
+    }
+    const LossSum part = learner.evaluate(read_micro_batch(dataset, learner.plan(), mine));
+    total.nats += part.nats;
+    total.targets += part.targets;
+  }
+  return total;
+}
+
+std::unique_ptr<Dataset> open_dataset(Communicator& world, const Config& config, Split split) {
+  std::unique_ptr<Dataset> dataset;
+  const auto open = [&] {
+    dataset = std::make_unique<Dataset>(config.data, split, config.train.sequence_length,
+                                        config.model.vocab_size);
+  };
+  run_on_root(world, open);
+  run_on_all(world, [&] {
+    if (world.rank() != 0) open();
+  });
+  return dataset;
+}
+
+std::string sample_text(Context& context, const Config& config, const ParameterLayout& layout,
+                        const TensorView& parameters, const std::string& prompt, int64_t tokens,
+                        double temperature, int64_t top_k, uint64_t seed) {
+  Generator generator(context, config.model, layout, parameters);
+  const bool bytes = config.model.vocab_size == 256;
+  std::vector<int64_t> read;
+  // Other vocabularies have no text form here: they start from token 0.
+  if (bytes)
+    for (unsigned char c : prompt) read.push_back(c);
+  if (read.empty()) read.push_back(0);
+  std::vector<float> logits = generator.prefill(read);
+  std::string text = bytes ? prompt : "";
+  for (int64_t i = 0; i < tokens; ++i) {
+    const int64_t token =
+        sample_token(logits, {.temperature = temperature, .top_k = top_k, .seed = seed},
+                     static_cast<uint64_t>(i));
+    if (bytes)
+      text += static_cast<char>(token);
+    else
+      text += (i ? " " : "") + std::to_string(token);
+    if (i + 1 < tokens) logits = generator.step(token);
+  }
+  return text;
+}
+
+struct Trainer::Impl {
+  Impl(const Config& config, std::unique_ptr<Communicator> world);
+  void run();
+
+  void resume();
+  void describe();
+  std::vector<MicroBatch> read_step();
+  void report(const StepResult& result, double seconds, const Work& before, const Traffic& traffic,
+              int64_t gradient_bytes);
+  void evaluate();
+  void sample();
+  void save();
+  bool root() const { return mesh.world->rank() == 0; }
+
+  Config config;
+  Mesh mesh;
+  Context context;
+  std::unique_ptr<Dataset> train_data, validation_data;
+  std::unique_ptr<Learner> learner;
+  std::unique_ptr<MetricsLog> metrics;  // rank 0
+  TrainingState state;
+  double matmul_gflops = 0;  // measured, all ranks
+  int64_t saved_step = -1;
+};
+
+Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world)
+    : config(config_in),
+      mesh(make_mesh(std::move(world), config_in.parallel.sequence_ranks,
+                     config_in.parallel.data_ranks)),
+      context({.device = {},
+               .threads = static_cast<int>(config_in.parallel.threads),
+               .counting = false}) {
+  run_on_root(*mesh.world, [&] {
+    std::error_code error;
+    std::filesystem::create_directories(config.run.folder, error);
+    if (error) throw Error("run.folder: {} cannot be made: {}", config.run.folder, error.message());
+    remove_leftovers(config.run.folder);
+  });
+  run_on_all(*mesh.world,
+             [&] { init_log(mesh.world->rank(), config.run.folder, config.run.log_level); });
+  train_data = open_dataset(*mesh.world, config, Split::kTrain);
+  if (config.train.evaluate_every > 0)
+    validation_data = open_dataset(*mesh.world, config, Split::kValidation);
+  learner = std::make_unique<Learner>(context, config, mesh);
+  resume();
+  mesh.world->barrier();  // all ranks measure at once: each its share of a common host
+  std::array<double, 1> gflops{measure_machine(context).matmul_gflops_f32};
+  mesh.world->all_reduce_sum(gflops);
+  matmul_gflops = gflops[0];
+  run_on_root(*mesh.world, [&] {
+    metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
+    describe();
+  });
+}
+
+void Trainer::Impl::resume() {
+  std::string path;
+  run_on_root(*mesh.world, [&] {
+    if (config.checkpoint.resume == "none") return;
+    if (config.checkpoint.resume != "auto")
+      path = config.checkpoint.resume;
+    else if (const auto latest = latest_checkpoint(config.run.folder))
+      path = *latest;
+    if (path.empty()) return;
+    const Checkpoint checkpoint = open_checkpoint(path);
+    check_same_model(checkpoint, config.model);
+    load_tensors(checkpoint, learner->layout(),
+                 {learner->parameters(), learner->optimizer().first_moment(),
+                  learner->optimizer().second_moment()});
+    state = checkpoint.state;
+    if (state.step > config.train.steps)
+      throw Error(
+          "{} is at step {}, train.steps is {}; raise train.steps or set "
+          "checkpoint.resume=none",
+          path, state.step, config.train.steps);
+    const Config& old = checkpoint.config;
+    if (old.train.sequence_length != config.train.sequence_length ||
+        old.train.seed != config.train.seed || old.data.train != config.data.train ||
+        old.data.order != config.data.order) {
+      spdlog::warn("the data or its order differ from the checkpoint's: the order starts anew");
+      state.data = {state.data.epoch + 1, 0};
+    }
+    // The data may have become shorter.
+    if (state.data.next_sample >= train_data->samples()) state.data = {state.data.epoch + 1, 0};
+  });
+  std::array<int64_t, 5> numbers{state.step, state.tokens_seen, state.data.epoch,
+                                 state.data.next_sample, path.empty() ? 0 : 1};
+  mesh.world->broadcast(numbers.data(), sizeof numbers, 0);
+  if (numbers[4] == 0) {
+    learner->initialise();
+    return;
+  }
+  state = {numbers[0], numbers[1], {numbers[2], numbers[3]}};
+  for (const TensorView& tensor : {learner->parameters(), learner->optimizer().first_moment(),
+                                   learner->optimizer().second_moment()})
+    mesh.world->broadcast(tensor.data, tensor.bytes(), 0);
+  learner->set_last_checkpoint(path);
+  saved_step = state.step;
+  if (root()) spdlog::info("resumed from {} at step {}", path, state.step);
+}
+
+void Trainer::Impl::describe() {
+  spdlog::info("{}", train_data->description());
+  if (validation_data) spdlog::info("{}", validation_data->description());
+  spdlog::info(
+      "model: {} parameters, {} layers, C {}, H {}, D {}; sequence of {} tokens over {} rank{} "
+      "x {} replica{}, {} threads each, {}",
+      learner->layout().parameter_count(), config.model.layers, config.model.dim,
+      config.model.heads, config.model.head_dim(), config.train.sequence_length,
+      mesh.sequence_ranks(), mesh.sequence_ranks() == 1 ? "" : "s", mesh.replicas,
+      mesh.replicas == 1 ? "" : "s", context.threads(), isa_name(context.isa()));
+  const SequencePlan& plan = learner->plan();
+  for (size_t k = 0; k < plan.branches().size(); ++k) {
+    const int branch = static_cast<int>(k);
+    const auto gathered = plan.gathered_segments(branch);
+    std::string text =
+        fmt::format("{} local segments on rank 0", plan.local_segments(branch).size());
+    for (const GatheredSegment& g : gathered)
+      text += fmt::format(", one gathered over ranks {}..{}", g.first_rank, g.last_rank);
+    spdlog::info("branch {}:{}: {}", plan.branches()[k].segment_length, plan.branches()[k].dilation,
+                 text);
+  }
+  std::string memory;
+  int64_t total = 0;
+  for (const auto& [purpose, bytes] : learner->memory()) {
+    memory += fmt::format("{}{} {}", memory.empty() ? "" : ", ", purpose, bytes_text(bytes));
+    total += bytes;
+  }
+  spdlog::info("memory of rank 0: {}; in all {}", memory, bytes_text(total));
+  spdlog::info("measured f32 matmul peak of all ranks: {:.0f} GFLOP/s", matmul_gflops);
+}
+
+std::vector<MicroBatch> Trainer::Impl::read_step() {
+  Range range(context, "data");
+  std::vector<MicroBatch> batches;
+  const int64_t per_replica = config.train.batch_size;
+  for (int64_t micro = 0; micro < config.train.accumulation; ++micro) {
+    std::vector<int64_t> mine;
+    for (int64_t i = 0; i < per_replica * mesh.replicas; ++i) {
+      if (i / per_replica == mesh.replica)
+        mine.push_back(train_data->sample_index(state.data, config.train.seed, config.data.order));
+      advance(state.data, train_data->samples());
+    }
+    batches.push_back(read_micro_batch(*train_data, learner->plan(), mine));
+  }
+  return batches;
+}
+
+void Trainer::Impl::report(const StepResult& result, double seconds, const Work& before,
+                           const Traffic& traffic, int64_t gradient_bytes) {
+  const Work& work = context.work();
+  const Traffic& sent = learner->traffic();
+  std::array<double, 4> sums{
+      work.matmul_flops + work.attention_flops - before.matmul_flops - before.attention_flops,
+      static_cast<double>(sent.forward_bytes + sent.backward_bytes - traffic.forward_bytes -
+                          traffic.backward_bytes),
+      static_cast<double>(sent.forward_needed_bytes - traffic.forward_needed_bytes),
+      static_cast<double>(learner->gradient_bytes_sent() - gradient_bytes)};
+  mesh.world->all_reduce_sum(sums);
+  std::array<double, 1> memory{static_cast<double>(resident_bytes())};
+  mesh.world->all_reduce_max(memory);
+  if (!root()) return;
+  StepMetrics m;
+  m.step = state.step;
+  m.steps = config.train.steps;
+  m.loss = result.loss;
+  m.bits_per_byte = bits_per_byte(result.loss, train_data->bytes_per_token());
+  m.gradient_norm = result.gradient_norm;
+  m.learning_rate = result.learning_rate;
+  m.seconds = seconds;
+  m.tokens_per_second = static_cast<double>(result.targets) / seconds;
+  m.share_of_peak = sums[0] / seconds / (matmul_gflops * 1e9);
+  m.exchanged_bytes = static_cast<int64_t>(sums[1]);
+  m.needed_bytes = static_cast<int64_t>(sums[2]);
+  m.gradient_bytes = static_cast<int64_t>(sums[3]);
+  m.memory_bytes = static_cast<int64_t>(memory[0]);
+  metrics->step(m);
+}
+
+void Trainer::Impl::evaluate() {
+  const LossSum loss =
+      evaluate_dataset(*learner, mesh, config, *validation_data, config.train.evaluate_samples);
+  if (root())
+    metrics->evaluation(state.step, "validation", loss.mean(),
+                        bits_per_byte(loss.mean(), validation_data->bytes_per_token()),
+                        loss.targets);
+}
+
+void Trainer::Impl::sample() {
+  if (root())
+    metrics->sample(state.step,
+                    sample_text(context, config, learner->layout(), learner->parameters(),
+                                config.train.sample_prompt, config.train.sample_tokens, 0.8, 40,
+                                static_cast<uint64_t>(config.train.seed)));
+  mesh.world->barrier();
+}
+
+void Trainer::Impl::save() {
+  if (saved_step == state.step) return;
+  std::string path;
+  run_on_root(*mesh.world, [&] {
+    const double start = now();
+    path = save_checkpoint(config.run.folder, config, learner->layout(),
+                           {learner->parameters(), learner->optimizer().first_moment(),
+                            learner->optimizer().second_moment()},
+                           state, config.checkpoint.keep_last);
+    metrics->finish_line();
+    spdlog::info("step {}: saved {} in {:.2f} s", state.step, path, now() - start);
+  });
+  saved_step = state.step;
+  learner->set_last_checkpoint(config.run.folder + fmt::format("/step-{:08}", state.step));
+}
+
+void Trainer::Impl::run() {
+  save_wanted = 0;
+  stop_wanted = 0;
+  std::signal(SIGUSR1, on_signal);
+  std::signal(SIGTERM, on_signal);
+  const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
+  while (state.step < config.train.steps) {
+    const double start = now();
+    const Work before = context.work();
+    const Traffic traffic = learner->traffic();
+    const int64_t gradient_bytes = learner->gradient_bytes_sent();
+    const std::vector<MicroBatch> batches = read_step();
+    const StepResult result = learner->train_step(batches, state.step + 1);
+    ++state.step;
+    state.tokens_seen += result.targets;
+    report(result, now() - start, before, traffic, gradient_bytes);
+    const bool last = state.step == config.train.steps;
+    if (validation_data && (due(config.train.evaluate_every) || last)) evaluate();
+    if (due(config.train.sample_every)) sample();
+    std::array<double, 2> signals{static_cast<double>(save_wanted),
+                                  static_cast<double>(stop_wanted)};
+    mesh.world->all_reduce_max(signals);
+    if (due(config.checkpoint.every) || last || signals[0] > 0 || signals[1] > 0) save();
+    save_wanted = 0;
+    if (signals[1] > 0 && !last) {
+      if (root()) spdlog::info("step {}: ended by a signal; start again to go on", state.step);
+      break;
+    }
+  }
+  std::signal(SIGUSR1, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+}
+
+Trainer::Trainer(const Config& config, std::unique_ptr<Communicator> world)
+    : impl_(std::make_unique<Impl>(config, std::move(world))) {}
+Trainer::~Trainer() = default;
+void Trainer::run() { impl_->run(); }
+
+}  // namespace longnet
