@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <regex>
 
 #include "core/error.h"
 #include "support/temporary_folder.h"
@@ -14,6 +13,13 @@ namespace {
 
 using test::read_whole_file;
 using test::TemporaryFolder;
+
+/// The text with every digit replaced by 0, so that only the form is compared.
+std::string digits_as_zero(std::string text) {
+  for (char& c : text)
+    if (c >= '0' && c <= '9') c = '0';
+  return text;
+}
 
 /// Puts back the logger that was there.
 class Log : public testing::Test {
@@ -32,10 +38,10 @@ TEST_F(Log, RankZeroWritesConsoleAndFile) {
   spdlog::warn("second");
   const std::string console = testing::internal::GetCapturedStderr();
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "") << "standard output is for results";
-  const std::regex lines(
-      R"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[rank 0\] \[info\] step 3 of 7\n)"
-      R"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[rank 0\] \[warning\] second\n)");
-  EXPECT_TRUE(std::regex_match(console, lines)) << console;
+  EXPECT_EQ(digits_as_zero(console),
+            "0000-00-00 00:00:00.000 [rank 0] [info] step 0 of 0\n"
+            "0000-00-00 00:00:00.000 [rank 0] [warning] second\n");
+  EXPECT_NE(console.find("step 3 of 7"), std::string::npos);
   EXPECT_EQ(read_whole_file(folder.file("log.txt")), console);  // on disk before any shutdown
 }
 
