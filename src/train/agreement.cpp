@@ -18,7 +18,7 @@ void run_on_all(Communicator& world, const std::function<void()>& work) {
   const std::vector<std::string> failures = world.all_gather_strings(failure);
   for (int rank = 0; rank < world.size(); ++rank) {
     if (failures[rank].empty()) continue;
-    if (rank == world.rank()) throw Error(failures[rank]);
+    if (rank == world.rank()) throw AgreedError(failures[rank]);
     throw SilentError();
   }
 }

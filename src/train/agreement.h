@@ -8,14 +8,20 @@
 
 namespace longnet {
 
-/// Thrown on the ranks that have nothing to say because a lower one has: exit without a line.
-class SilentError : public Error {
+/// An error that every rank knows of: all end by themselves, none waits for another.
+class AgreedError : public Error {
  public:
-  SilentError() : Error("another rank reports the error") {}
+  using Error::Error;
+};
+
+/// Thrown on the ranks that have nothing to say because a lower one has: exit without a line.
+class SilentError : public AgreedError {
+ public:
+  SilentError() : AgreedError("another rank reports the error") {}
 };
 
 /// Every rank runs `work` (which must call no collective); if it throws anywhere, the lowest such
-/// rank throws its error and all others SilentError. Collective.
+/// rank throws its error as AgreedError and all others SilentError. Collective.
 void run_on_all(Communicator& world, const std::function<void()>& work);
 /// The same where only rank 0 works.
 void run_on_root(Communicator& world, const std::function<void()>& work);

@@ -1,0 +1,234 @@
+// longnet attend IN OUT --branch W:R ...: the dilated-attention operator on tensors of a file, so
+// that anyone can hold it against another framework. Runs under mpirun too: ranks split the
+// sequence.
+#include <cmath>
+#include <optional>
+
+#include "cli/commands.h"
+#include "core/arena.h"
+#include "core/no_exchange.h"
+#include "core/safetensors.h"
+#include "dist/mesh.h"
+#include "model/dilated_attention_operator.h"
+#include "train/agreement.h"
+
+namespace longnet {
+namespace {
+
+struct Arguments {
+  std::string in, out;
+  std::vector<std::string> branches;
+  bool causal = false;
+  std::string head_offset = "interleaved", position = "none";
+  double rope_base = 10000, xpos_scale_base = 512, scale = 0;
+};
+
+Branch parse_branch(const std::string& text) {
+  int64_t w = 0, r = 0;
+  char end = 0;
+  if (std::sscanf(text.c_str(), "%ld:%ld%c", &w, &r, &end) != 2 || w < 1 || r < 1)
+    throw Error("--branch \"{}\": allowed is W:R with whole numbers of at least 1, such as 2048:1",
+                text);
+  return {w, r};
+}
+
+/// What the file holds, checked: shapes and the tensors that are there.
+struct Problem {
+  int64_t batch = 0, tokens = 0, heads = 0, head_dim = 0;
+  std::vector<Branch> branches;
+  bool backward = false, first_visible = false, last_visible = false;
+};
+
+Problem check_problem(const SafetensorsFile& file, const Arguments& arguments) {
+  Problem problem;
+  for (const std::string& text : arguments.branches) problem.branches.push_back(parse_branch(text));
+  const std::vector<int64_t>& shape = file.entry("q").shape;
+  if (shape.size() != 4)
+    throw Error("{}: q has {} axes; allowed: [B, N, H, D]", file.path(), shape.size());
+  problem.batch = shape[0];
+  problem.tokens = shape[1];
+  problem.heads = shape[2];
+  problem.head_dim = shape[3];
+  for (int64_t extent : shape)
+    if (extent < 1) throw Error("{}: q is empty", file.path());
+  if (problem.head_dim < 8 || problem.head_dim > 256)
+    throw Error("{}: head dimension {}; allowed: 8 to 256", file.path(), problem.head_dim);
+  problem.backward = file.contains("grad_o");
+  for (const char* name : {"k", "v", "grad_o"}) {
+    if (std::string(name) == "grad_o" && !problem.backward) continue;
+    if (file.entry(name).shape != shape)
+      throw Error("{}: {} has shape [{}], q has [{}]; they must be equal", file.path(), name,
+                  fmt::join(file.entry(name).shape, ", "), fmt::join(shape, ", "));
+  }
+  const auto limits = [&](const char* name) {
+    if (!file.contains(name)) return false;
+    if (file.entry(name).shape != std::vector<int64_t>{problem.batch, problem.tokens} ||
+        file.entry(name).dtype != "I64")
+      throw Error("{}: {} must be I64 [B, N]", file.path(), name);
+    return true;
+  };
+  problem.first_visible = limits("first_visible");
+  problem.last_visible = limits("last_visible");
+  if (arguments.position != "none" && problem.head_dim % 2 != 0)
+    throw Error("--position {} needs an even head dimension, not {}", arguments.position,
+                problem.head_dim);
+  if (arguments.position == "xpos") {
+    if (!arguments.causal) throw Error("--position xpos needs --causal; use --position rope");
+    for (const Branch& branch : problem.branches)
+      if (std::min(branch.segment_length, problem.tokens) > 49152)
+        throw Error(
+            "--position xpos with segment length {}: allowed up to 49152; use --position rope",
+            branch.segment_length);
+  }
+  return problem;
+}
+
+/// Tokens [begin, begin + length) of a [B, N, W] array.
+template <typename T>
+std::vector<T> shard(const std::vector<T>& whole, const Problem& p, int64_t width, int64_t begin,
+                     int64_t length) {
+  std::vector<T> part;
+  part.reserve(p.batch * length * width + 1);
+  for (int64_t b = 0; b < p.batch; ++b)
+    part.insert(part.end(), whole.begin() + (b * p.tokens + begin) * width,
+                whole.begin() + (b * p.tokens + begin + length) * width);
+  part.push_back(T{});  // an empty shard still has an address
+  return part;
+}
+
+/// Every rank's [outer, local, width] part of a tensor, on all ranks as [outer, N, width].
+std::vector<float> assemble(Communicator& world, const SequencePlan& plan,
+                            const std::vector<float>& mine, int64_t outer, int64_t width) {
+  std::vector<int64_t> begin_bytes{0};
+  for (int rank = 0; rank < plan.ranks(); ++rank)
+    begin_bytes.push_back(begin_bytes.back() + (plan.end_of(rank) - plan.begin_of(rank)) * outer *
+                                                   width * static_cast<int64_t>(sizeof(float)));
+  std::vector<float> gathered(begin_bytes.back() / sizeof(float) + 1);
+  std::copy_n(mine.begin(), outer * plan.local_tokens() * width,
+              gathered.begin() + begin_bytes[plan.rank()] / sizeof(float));
+  world.wait(world.start_all_gather(gathered.data(), begin_bytes));
+  std::vector<float> whole(outer * plan.tokens() * width);
+  for (int rank = 0; rank < plan.ranks(); ++rank) {
+    const int64_t count = plan.end_of(rank) - plan.begin_of(rank);
+    for (int64_t o = 0; o < outer; ++o)
+      std::copy_n(gathered.begin() + begin_bytes[rank] / sizeof(float) + o * count * width,
+                  count * width, whole.begin() + (o * plan.tokens() + plan.begin_of(rank)) * width);
+  }
+  return whole;
+}
+
+int attend(const Arguments& arguments) {
+  const auto world = world_communicator();
+  std::optional<SafetensorsFile> file;
+  Problem p;
+  run_on_all(*world, [&] {
+    file.emplace(arguments.in);
+    p = check_problem(*file, arguments);
+  });
+  const SequencePlan plan(
+      p.tokens, world->size(), world->rank(), p.heads, p.branches,
+      arguments.head_offset == "blocked" ? HeadOffset::kBlocked : HeadOffset::kInterleaved);
+  SequenceExchange exchange(*world, plan, p.batch, p.head_dim);
+  Context context;
+  context.set_progress([&] { exchange.progress(); });
+  Arena arena("attend");
+  DilatedAttentionSettings settings;
+  settings.head_dim = p.head_dim;
+  settings.causal = arguments.causal;
+  settings.rotary.position = arguments.position == "rope"   ? Position::kRope
+                             : arguments.position == "xpos" ? Position::kXpos
+                                                            : Position::kNone;
+  settings.rotary.base = arguments.rope_base;
+  settings.rotary.xpos_scale_base = arguments.xpos_scale_base;
+  settings.scale = arguments.scale;
+  settings.training = p.backward;
+  DilatedAttentionOperator attention(context, plan, p.batch, settings, exchange, arena);
+  auto saved = attention.make_saved(arena);
+
+  const int64_t local = plan.local_tokens(), width = p.heads * p.head_dim;
+  const auto read = [&](const char* name) {
+    return shard(file->floats(name), p, width, plan.local_begin(), local);
+  };
+  const auto view = [&](std::vector<float>& values) {
+    return TensorView(values.data(), DType::kF32, {p.batch, local, p.heads, p.head_dim});
+  };
+  std::vector<float> q = read("q"), k = read("k"), v = read("v");
+  std::vector<float> o(q.size()), lse(p.batch * p.heads * local + 1);
+  std::vector<int64_t> first, last;
+  Visibility visibility;
+  if (p.first_visible) {
+    first = shard(file->integers("first_visible"), p, 1, plan.local_begin(), local);
+    visibility.first_visible = TensorView(first.data(), DType::kI64, {p.batch, local});
+  }
+  if (p.last_visible) {
+    last = shard(file->integers("last_visible"), p, 1, plan.local_begin(), local);
+    visibility.last_visible = TensorView(last.data(), DType::kI64, {p.batch, local});
+  }
+  const TensorView lse_view(lse.data(), DType::kF32, {p.batch, p.heads, local});
+  const QueryKeyValue inputs{view(q), view(k), view(v)};
+  attention.forward(view(o), lse_view, inputs, saved, visibility);
+  std::vector<float> grad_q, grad_k, grad_v;
+  if (p.backward) {
+    std::vector<float> grad_o = read("grad_o");
+    for (auto* gradient : {&grad_q, &grad_k, &grad_v}) gradient->resize(q.size());
+    attention.backward({view(grad_q), view(grad_k), view(grad_v)}, view(grad_o), view(o), lse_view,
+                       inputs, saved, visibility);
+  }
+
+  struct Result {
+    const char* name;
+    std::vector<int64_t> shape;
+    std::vector<float> values;
+  };
+  std::vector<Result> results;
+  const std::vector<int64_t> shape{p.batch, p.tokens, p.heads, p.head_dim};
+  results.push_back({"o", shape, assemble(*world, plan, o, p.batch, width)});
+  results.push_back(
+      {"lse", {p.batch, p.heads, p.tokens}, assemble(*world, plan, lse, p.batch * p.heads, 1)});
+  if (p.backward) {
+    results.push_back({"grad_q", shape, assemble(*world, plan, grad_q, p.batch, width)});
+    results.push_back({"grad_k", shape, assemble(*world, plan, grad_k, p.batch, width)});
+    results.push_back({"grad_v", shape, assemble(*world, plan, grad_v, p.batch, width)});
+  }
+  run_on_root(*world, [&] {
+    std::vector<SafetensorsTensor> tensors;
+    for (const Result& r : results)
+      tensors.push_back({r.name, DType::kF32, r.shape, r.values.data()});
+    write_safetensors(arguments.out, tensors, {{"made_by", command_line()}});
+  });
+  return 0;
+}
+
+}  // namespace
+
+void register_attend(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand(
+      "attend", "Run dilated attention on q, k, v [B, N, H, D] of a .safetensors file");
+  command->add_option("IN", arguments->in, "q, k, v, optional grad_o, first_visible, last_visible")
+      ->required();
+  command
+      ->add_option("OUT", arguments->out, "o, lse [B, H, N]; with grad_o: grad_q, grad_k, grad_v")
+      ->required();
+  command
+      ->add_option("--branch", arguments->branches, "W:R segment length and dilation, repeatable")
+      ->required()
+      ->take_all();
+  command->add_flag("--causal", arguments->causal, "A query sees keys at or before it");
+  command->add_option("--head-offset", arguments->head_offset, "Which token a head starts at")
+      ->check(CLI::IsMember({"interleaved", "blocked"}))
+      ->capture_default_str();
+  command->add_option("--position", arguments->position, "Rotary positions")
+      ->check(CLI::IsMember({"none", "rope", "xpos"}))
+      ->capture_default_str();
+  command->add_option("--rope-base", arguments->rope_base)
+      ->check(CLI::Range(1.0, 1e12))
+      ->capture_default_str();
+  command->add_option("--xpos-scale-base", arguments->xpos_scale_base, "Tokens")
+      ->check(CLI::Range(1.0, 1e12))
+      ->capture_default_str();
+  command->add_option("--scale", arguments->scale, "Of q k^T; 0: D^-1/2")->capture_default_str();
+  command->callback([arguments, &action] { action = [arguments] { return attend(*arguments); }; });
+}
+
+}  // namespace longnet

@@ -1,0 +1,94 @@
+// longnet evaluate CHECKPOINT [key=value ...]: loss of a checkpoint over a part of the data, on all
+// ranks.
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "train/agreement.h"
+#include "train/checkpoint.h"
+#include "train/metrics.h"
+#include "train/trainer.h"
+
+namespace longnet {
+namespace {
+
+struct Arguments {
+  std::string checkpoint;
+  std::vector<std::string> overrides;
+  std::string split = "validation";
+  int64_t samples = 0;
+  bool json = false;
+};
+
+int evaluate(const Arguments& arguments) {
+  auto world = world_communicator();
+  Config config;
+  run_on_all(*world, [&] {
+    config = open_checkpoint(arguments.checkpoint).config;
+    const ModelConfig model = config.model;
+    apply_overrides(config, arguments.overrides);
+    ModelConfig allowed = config.model;
+    allowed.branches = model.branches;  // other branches are another attention, same parameters
+    if (!(allowed == model))
+      throw Error(
+          "evaluate: of model.* only model.branches may be set; the rest is the checkpoint's");
+  });
+  Mesh mesh =
+      make_mesh(std::move(world), config.parallel.sequence_ranks, config.parallel.data_ranks);
+  const Split split = arguments.split == "train"  ? Split::kTrain
+                      : arguments.split == "test" ? Split::kTest
+                                                  : Split::kValidation;
+  Context context(
+      {.device = {}, .threads = static_cast<int>(config.parallel.threads), .counting = false});
+  const auto dataset = open_dataset(*mesh.world, config, split);
+  Learner learner(context, config, mesh);
+  run_on_root(*mesh.world, [&] {
+    load_tensors(open_checkpoint(arguments.checkpoint), learner.layout(),
+                 {learner.parameters(), {}, {}});
+  });
+  mesh.world->broadcast(learner.parameters().data, learner.parameters().bytes(), 0);
+  const LossSum loss = evaluate_dataset(learner, mesh, config, *dataset, arguments.samples);
+  if (mesh.world->rank() != 0) return 0;
+  const double bits = bits_per_byte(loss.mean(), dataset->bytes_per_token());
+  if (arguments.json) {
+    nlohmann::ordered_json json{{"checkpoint", arguments.checkpoint},
+                                {"split", arguments.split},
+                                {"sequence_length", config.train.sequence_length},
+                                {"tokens", loss.targets},
+                                {"loss", loss.mean()},
+                                {"bits_per_token", loss.mean() / std::log(2.0)},
+                                {"perplexity", std::exp(loss.mean())}};
+    if (bits >= 0) json["bits_per_byte"] = bits;
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    fmt::print("{}\n{} tokens: loss {:.5f} nats, {:.5f} bits/token, perplexity {:.3f}{}\n",
+               dataset->description(), loss.targets, loss.mean(), loss.mean() / std::log(2.0),
+               std::exp(loss.mean()), bits >= 0 ? fmt::format(", {:.5f} bits/byte", bits) : "");
+  }
+  return 0;
+}
+
+}  // namespace
+
+void register_evaluate(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command =
+      app.add_subcommand("evaluate", "Loss of a checkpoint, bits per token and byte");
+  command->add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
+      ->required();
+  command->add_option("key=value", arguments->overrides,
+                      "Settings over the checkpoint's, such as train.sequence_length=32768");
+  command->add_option("--split", arguments->split, "Part of the data (test: enwik8 only)")
+      ->check(CLI::IsMember({"validation", "train", "test"}))
+      ->capture_default_str();
+  command->add_option("--samples", arguments->samples, "Sequences, 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "Print JSON");
+  command->callback(
+      [arguments, &action] { action = [arguments] { return evaluate(*arguments); }; });
+}
+
+}  // namespace longnet

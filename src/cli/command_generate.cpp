@@ -1,0 +1,122 @@
+// longnet generate CHECKPOINT: continues a prompt token by token, with cached keys and values.
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+
+#include "cli/commands.h"
+#include "core/arena.h"
+#include "model/generation.h"
+#include "train/checkpoint.h"
+#include "train/metrics.h"
+
+namespace longnet {
+namespace {
+
+struct Arguments {
+  std::string checkpoint, prompt = "The ", prompt_file;
+  std::vector<int64_t> prompt_tokens;
+  int64_t tokens = 200, top_k = 0;
+  double temperature = 1.0;
+  uint64_t seed = 1;
+  int threads = 0;
+};
+
+std::vector<int64_t> prompt_of(const Arguments& arguments, int64_t vocabulary) {
+  std::vector<int64_t> tokens = arguments.prompt_tokens;
+  if (tokens.empty()) {
+    std::string text = arguments.prompt;
+    if (!arguments.prompt_file.empty()) {
+      std::ifstream in(arguments.prompt_file, std::ios::binary);
+      if (!in) throw Error("--prompt-file: {} cannot be read", arguments.prompt_file);
+      text.assign(std::istreambuf_iterator<char>(in), {});
+    }
+    if (vocabulary != 256)
+      throw Error("a vocabulary of {} tokens has no text form; give --prompt-tokens 1,2,3",
+                  vocabulary);
+    for (unsigned char c : text) tokens.push_back(c);
+  }
+  if (tokens.empty()) throw Error("the prompt is empty; give --prompt TEXT");
+  for (int64_t token : tokens)
+    if (token < 0 || token >= vocabulary)
+      throw Error("--prompt-tokens: {} is outside the vocabulary; allowed: 0 to {}", token,
+                  vocabulary - 1);
+  return tokens;
+}
+
+int generate(const Arguments& arguments) {
+  const auto world = world_communicator();
+  if (world->size() > 1) {
+    if (world->rank() == 0)
+      fmt::print(stderr,
+                 "error: generate runs on one rank, this job has {}; start it without mpirun\n",
+                 world->size());
+    return 1;
+  }
+  const Checkpoint checkpoint = open_checkpoint(arguments.checkpoint);
+  const ModelConfig& model = checkpoint.config.model;
+  const std::vector<int64_t> prompt = prompt_of(arguments, model.vocab_size);
+  const bool text = model.vocab_size == 256;
+  Context context({.device = {}, .threads = arguments.threads, .counting = false});
+  const ParameterLayout layout(model);
+  Arena arena("parameters");
+  const TensorView parameters = arena.allocate_zeroed(DType::kF32, {layout.elements()});
+  load_tensors(checkpoint, layout, {parameters, {}, {}});
+  Generator generator(context, model, layout, parameters);
+
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<float> logits = generator.prefill(prompt);
+  const auto prefilled = std::chrono::steady_clock::now();
+  const SamplingOptions options{arguments.temperature, arguments.top_k, arguments.seed};
+  for (int64_t i = 0; i < arguments.tokens; ++i) {
+    const int64_t token = sample_token(logits, options, static_cast<uint64_t>(i));
+    if (text)
+      std::fputc(static_cast<int>(token), stdout);
+    else
+      fmt::print("{}{}", i ? " " : "", token);
+    std::fflush(stdout);
+    if (i + 1 < arguments.tokens) logits = generator.step(token);
+  }
+  std::fputc('\n', stdout);
+  const std::chrono::duration<double> prefill = prefilled - start;
+  const std::chrono::duration<double> decode = std::chrono::steady_clock::now() - prefilled;
+  fmt::print(
+      stderr, "prompt {} tokens in {:.3f} s; {} tokens in {:.3f} s, {:.1f} tokens/s; cache {}\n",
+      prompt.size(), prefill.count(), arguments.tokens, decode.count(),
+      static_cast<double>(arguments.tokens) / decode.count(), bytes_text(generator.cache_bytes()));
+  return 0;
+}
+
+}  // namespace
+
+void register_generate(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("generate", "Continue a prompt with a trained model");
+  command->add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
+      ->required();
+  auto* prompt = command->add_option("--prompt", arguments->prompt, "Text (byte models)")
+                     ->capture_default_str();
+  auto* file = command->add_option("--prompt-file", arguments->prompt_file, "File with the text")
+                   ->excludes(prompt);
+  command->add_option("--prompt-tokens", arguments->prompt_tokens, "Token numbers, comma-separated")
+      ->delimiter(',')
+      ->excludes(prompt)
+      ->excludes(file);
+  command->add_option("--tokens", arguments->tokens, "Tokens to add")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->capture_default_str();
+  command->add_option("--temperature", arguments->temperature, "0: always the most likely token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  command->add_option("--top-k", arguments->top_k, "Only the k most likely tokens, 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--seed", arguments->seed, "Of the random draws")->capture_default_str();
+  command->add_option("--threads", arguments->threads, "OpenMP threads, 0: as OpenMP finds")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->callback(
+      [arguments, &action] { action = [arguments] { return generate(*arguments); }; });
+}
+
+}  // namespace longnet

@@ -1,0 +1,31 @@
+// longnet train CONFIG [key=value ...]: a training run on all ranks of the job.
+#include "cli/commands.h"
+#include "train/trainer.h"
+
+namespace longnet {
+
+void register_train(CLI::App& app, Action& action) {
+  struct Arguments {
+    std::string config;
+    std::vector<std::string> overrides;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("train", "Train a model from a YAML file");
+  command
+      ->add_option("CONFIG", arguments->config, "YAML file; keys it leaves out have the defaults")
+      ->required();
+  command->add_option("key=value", arguments->overrides,
+                      "Settings over the file's, such as train.steps=100");
+  command->footer("Keys (configs/base.yaml lists them too):\n" + keys_help());
+  command->callback([arguments, &action] {
+    action = [arguments] {
+      auto world = world_communicator();
+      const Config config = load_config_on_all(*world, arguments->config, arguments->overrides);
+      Trainer trainer(config, std::move(world));
+      trainer.run();
+      return 0;
+    };
+  });
+}
+
+}  // namespace longnet

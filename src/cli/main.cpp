@@ -1,0 +1,100 @@
+// The program `longnet`: parses the command line, runs one subcommand and is the only place that
+// catches. Exit codes: 0 done, 1 error, 2 usage. With several ranks an error ends all of them.
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
+
+#include "cli/commands.h"
+#include "core/error.h"
+#include "train/agreement.h"
+#include "train/learner.h"
+
+namespace longnet {
+namespace {
+
+std::string typed;
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown host";
+}
+
+/// One line on standard error; newlines inside a message become spaces.
+void print_error(int rank, int ranks, std::string message) {
+  for (char& c : message)
+    if (c == '\n' || c == '\r') c = ' ';
+  if (ranks > 1)
+    fmt::print(stderr, "error [rank {} of {} on {}]: {}\n", rank, ranks, host_name(), message);
+  else
+    fmt::print(stderr, "error: {}\n", message);
+  std::fflush(stderr);
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{
+      "LongNet: dilated attention on sequences of any length, split over MPI ranks.\n"
+      "Start several ranks with: mpirun -n RANKS longnet train CONFIG"};
+  app.set_version_flag("--version", "longnet 0.1.0");
+  app.require_subcommand(1);
+  Action action;
+  register_train(app, action);
+  register_evaluate(app, action);
+  register_generate(app, action);
+  register_attend(app, action);
+  register_plan(app, action);
+  register_bench(app, action);
+  int rank = 0, ranks = 1;
+  {
+    const auto world = world_communicator();
+    rank = world->rank();
+    ranks = world->size();
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (rank != 0) return error.get_exit_code() == 0 ? 0 : 2;
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    print_error(rank, ranks, fmt::format("{}; see longnet --help", error.what()));
+    return 2;
+  }
+  try {
+    return action();
+  } catch (const SilentError&) {
+    return 1;
+  } catch (const NonFiniteError& error) {  // the same on every rank
+    if (rank == 0) print_error(rank, ranks, error.what());
+    return 1;
+  } catch (const std::exception& error) {
+    print_error(rank, ranks, error.what());
+    // Agreed errors reach all ranks (agreement.h); after any other one the rest may wait for ever.
+    if (ranks > 1 && dynamic_cast<const AgreedError*>(&error) == nullptr) MpiSession::abort(1);
+    return 1;
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> world_communicator() { return make_mpi_communicator(); }
+
+Config load_config_on_all(Communicator& world, const std::string& path,
+                          const std::vector<std::string>& overrides) {
+  Config config;
+  run_on_all(world, [&] { config = load_config(path, overrides); });
+  return config;
+}
+
+const std::string& command_line() { return typed; }
+
+}  // namespace longnet
+
+int main(int argc, char** argv) {
+  for (int i = 0; i < argc; ++i) longnet::typed += (i ? " " : "") + std::string(argv[i]);
+  try {
+    longnet::MpiSession session(&argc, &argv);
+    return longnet::run(argc, argv);
+  } catch (const std::exception& error) {
+    longnet::print_error(0, 1, error.what());
+    return 1;
+  }
+}
