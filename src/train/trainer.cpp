@@ -96,7 +96,7 @@ std::string sample_text(Context& context, const Config& config, const ParameterL
     if (bytes)
       text += static_cast<char>(token);
     else
-      text += (i ? " " : "") + std::to_string(token);
+      text += fmt::format("{}{}", i ? " " : "", token);
     if (i + 1 < tokens) logits = generator.step(token);
   }
   return text;

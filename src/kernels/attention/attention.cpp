@@ -1,0 +1,219 @@
+// Dispatcher of attention: checks arguments, counts FLOPs, and runs the CPU twin.
+#include "kernels/attention/attention.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/attention/attention_cpu.h"
+#include "kernels/fill/fill.h"
+
+namespace longnet {
+namespace {
+
+void check_shape(const char* name, const TensorView& x, DType dtype,
+                 std::initializer_list<int64_t> shape) {
+  bool equal = x.dtype == dtype && x.rank == static_cast<int>(shape.size());
+  if (equal) equal = std::equal(shape.begin(), shape.end(), x.shape.begin());
+  LN_CHECK(equal, "{} is {}, wanted {}", name, x.describe(), [&] {
+    TensorView wanted(nullptr, dtype, shape);
+    return wanted.describe();
+  }());
+  LN_CHECK(x.rank < 4 || x.shape[3] <= 1 || x.stride[3] == 1, "{}: the last axis is not contiguous",
+           name);
+}
+
+/// [B, L, H, D] of a call; everything else is checked against it.
+struct Shape {
+  int64_t batch, tokens, heads, head_dim;
+  explicit Shape(const TensorView& query)
+      : batch(query.shape[0]),
+        tokens(query.shape[1]),
+        heads(query.shape[2]),
+        head_dim(query.shape[3]) {
+    LN_CHECK(query.rank == 4, "query is {}, wanted [B, L, H, D]", query.describe());
+    LN_CHECK(head_dim >= 8 && head_dim <= 256, "head dimension {}, allowed are 8 to 256", head_dim);
+    check_shape("query", query, DType::kF32, {batch, tokens, heads, head_dim});
+  }
+};
+
+void check_rows(const char* name, const HeadRows& rows, int64_t heads, int64_t slots) {
+  const size_t n = static_cast<size_t>(heads);
+  LN_CHECK(rows.slot.size() == n && rows.first.size() == n && rows.count.size() == n,
+           "{} rows of {}, {}, {} heads, wanted {}", name, rows.slot.size(), rows.first.size(),
+           rows.count.size(), heads);
+  for (size_t h = 0; h < n; ++h) {
+    LN_CHECK(rows.count[h] >= 0 && rows.first[h] >= 0, "{} rows {} + {} of head {}", name,
+             rows.first[h], rows.count[h], h);
+    if (rows.count[h] == 0) continue;
+    LN_CHECK(rows.slot[h] >= 0 && rows.slot[h] + (rows.count[h] - 1) * rows.step < slots,
+             "{} rows of head {}: slot {} + {} x {} of {}", name, h, rows.slot[h], rows.count[h],
+             rows.step, slots);
+  }
+}
+
+void check_options(const AttentionOptions& options, const Shape& shape) {
+  LN_CHECK(options.dilation >= 1, "dilation {}", options.dilation);
+  LN_CHECK(static_cast<int64_t>(options.head_offset.size()) == shape.heads,
+           "{} head offsets, wanted {}", options.head_offset.size(), shape.heads);
+  if (options.rotary != nullptr && options.rotary->enabled())
+    LN_CHECK(options.rotary->head_dim() == shape.head_dim, "rotary table of D = {}, wanted {}",
+             options.rotary->head_dim(), shape.head_dim);
+  for (const TensorView& limit : {options.first_visible, options.last_visible})
+    if (limit.defined()) check_shape("visibility", limit, DType::kI64, {shape.batch, shape.tokens});
+}
+
+/// Checks the tasks and returns how many (query, key) pairs they keep, over all sequences.
+double check_segments(std::span<const SegmentTask> segments, const AttentionOptions& options,
+                      const Shape& shape, bool backward) {
+  double pairs = 0;
+  for (const SegmentTask& task : segments) {
+    check_rows("query", task.queries, shape.heads, shape.tokens);
+    for (const KeySource& source : task.keys) {
+      const int64_t slots = source.key.shape[1];
+      const std::initializer_list<int64_t> wanted = {shape.batch, slots, shape.heads,
+                                                     shape.head_dim};
+      check_shape("key", source.key, DType::kF32, wanted);
+      check_shape("value", source.value, DType::kF32, wanted);
+      if (backward) {
+        check_shape("grad_key", source.grad_key, DType::kF32, wanted);
+        check_shape("grad_value", source.grad_value, DType::kF32, wanted);
+      }
+      check_rows("key", source.rows, shape.heads, slots);
+    }
+    for (int64_t h = 0; h < shape.heads; ++h) {
+      const int64_t query_first = task.queries.first[h], queries = task.queries.count[h];
+      int64_t next_row = 0;
+      for (const KeySource& source : task.keys) {
+        const int64_t first = source.rows.first[h], keys = source.rows.count[h];
+        if (keys == 0) continue;
+        LN_CHECK(first >= next_row, "key rows of head {} begin at {} after row {}", h, first,
+                 next_row);
+        next_row = first + keys;
+        if (!options.causal) {
+          pairs += static_cast<double>(queries) * static_cast<double>(keys);
+          continue;
+        }
+        // Pairs of the queries with row numbers <= x: sum of min(max(i - first + 1, 0), keys).
+        const auto up_to = [&](int64_t x) {
+          const double n = static_cast<double>(std::max<int64_t>(x - first + 1, 0));
+          const double k = static_cast<double>(keys);
+          return n <= k ? n * (n + 1) / 2 : k * (k + 1) / 2 + (n - k) * k;
+        };
+        pairs += up_to(query_first + queries - 1) - up_to(query_first - 1);
+      }
+    }
+  }
+  return pairs * static_cast<double>(shape.batch);
+}
+
+void check_host(const Context& context) {
+  LN_CHECK(context.device().type == DeviceType::kCPU, "attention has no twin for this device");
+}
+
+}  // namespace
+
+int64_t attention_workspace_bytes(const Context& context, int64_t head_dim,
+                                  std::span<const SegmentTask> segments, bool backward) {
+  LN_CHECK(head_dim >= 8 && head_dim <= 256, "head dimension {}, allowed are 8 to 256", head_dim);
+  return attention::cpu_workspace_bytes(context, head_dim, segments, backward);
+}
+
+void attention_begin(Context& context, const TensorView& out, const TensorView& lse) {
+  fill(context, out, 0.0f);
+  fill(context, lse, -std::numeric_limits<float>::infinity());
+}
+
+void attention_forward(Context& context, const AttentionForward& tensors,
+                       const AttentionOptions& options, void* workspace) {
+  check_host(context);
+  const Shape shape(tensors.query);
+  check_shape("out", tensors.out, DType::kF32,
+              {shape.batch, shape.tokens, shape.heads, shape.head_dim});
+  check_shape("lse", tensors.lse, DType::kF32, {shape.batch, shape.heads, shape.tokens});
+  check_options(options, shape);
+  const double pairs = check_segments(tensors.segments, options, shape, false);
+  context.work().attention_flops += 4.0 * static_cast<double>(shape.head_dim) * pairs;
+  if (context.counting() || pairs == 0) return;
+  attention::cpu_forward(context, tensors, options, workspace);
+}
+
+void attention_delta(Context& context, const TensorView& delta, const TensorView& grad_out,
+                     const TensorView& out) {
+  check_host(context);
+  LN_CHECK(out.rank == 4, "out is {}, wanted [B, L, H, D]", out.describe());
+  const int64_t batch = out.shape[0], tokens = out.shape[1], heads = out.shape[2];
+  check_shape("out", out, DType::kF32, {batch, tokens, heads, out.shape[3]});
+  check_shape("grad_out", grad_out, DType::kF32, {batch, tokens, heads, out.shape[3]});
+  check_shape("delta", delta, DType::kF32, {batch, heads, tokens});
+  if (context.counting() || out.elements() == 0) return;
+  attention::cpu_delta(context, delta, grad_out, out);
+}
+
+void attention_backward(Context& context, const AttentionBackward& tensors,
+                        const AttentionOptions& options, void* workspace) {
+  check_host(context);
+  const Shape shape(tensors.query);
+  const std::initializer_list<int64_t> rows = {shape.batch, shape.tokens, shape.heads,
+                                               shape.head_dim};
+  check_shape("grad_query", tensors.grad_query, DType::kF32, rows);
+  check_shape("grad_out", tensors.grad_out, DType::kF32, rows);
+  check_shape("lse", tensors.lse, DType::kF32, {shape.batch, shape.heads, shape.tokens});
+  check_shape("delta", tensors.delta, DType::kF32, {shape.batch, shape.heads, shape.tokens});
+  check_options(options, shape);
+  const double pairs = check_segments(tensors.segments, options, shape, true);
+  context.work().attention_flops += 10.0 * static_cast<double>(shape.head_dim) * pairs;
+  if (context.counting() || pairs == 0) return;
+  attention::cpu_backward(context, tensors, options, workspace);
+}
+
+namespace {
+
+/// Shapes shared by pack and unpack; returns false if there is nothing to do.
+bool check_pack(Context& context, const TensorView& chunk_key, const TensorView& chunk_value,
+                const TensorView& key, const TensorView& value, const HeadRows& rows,
+                std::span<const int64_t> chunk_slot, const AttentionOptions& options) {
+  check_host(context);
+  const Shape shape(key);
+  check_shape("value", value, DType::kF32,
+              {shape.batch, shape.tokens, shape.heads, shape.head_dim});
+  LN_CHECK(chunk_key.rank == 3, "chunk is {}, wanted [B, R, D]", chunk_key.describe());
+  const int64_t chunk_rows = chunk_key.shape[1];
+  for (const TensorView& chunk : {chunk_key, chunk_value}) {
+    check_shape("chunk", chunk, DType::kF32, {shape.batch, chunk_rows, shape.head_dim});
+    LN_CHECK(chunk.stride[2] == 1, "chunk: the last axis is not contiguous");
+  }
+  check_options(options, shape);
+  check_rows("local", rows, shape.heads, shape.tokens);
+  LN_CHECK(static_cast<int64_t>(chunk_slot.size()) == shape.heads, "{} chunk slots, wanted {}",
+           chunk_slot.size(), shape.heads);
+  for (int64_t h = 0; h < shape.heads; ++h)
+    LN_CHECK(
+        rows.count[h] == 0 || (chunk_slot[h] >= 0 && chunk_slot[h] + rows.count[h] <= chunk_rows),
+        "chunk rows {} + {} of {}", chunk_slot[h], rows.count[h], chunk_rows);
+  return !context.counting() && shape.batch > 0 && chunk_rows > 0;
+}
+
+}  // namespace
+
+void attention_pack_rows(Context& context, const TensorView& chunk_key,
+                         const TensorView& chunk_value, const TensorView& key,
+                         const TensorView& value, const HeadRows& rows,
+                         std::span<const int64_t> chunk_slot, const SegmentTask& task,
+                         const AttentionOptions& options) {
+  if (check_pack(context, chunk_key, chunk_value, key, value, rows, chunk_slot, options))
+    attention::cpu_pack_rows(context, chunk_key, chunk_value, key, value, rows, chunk_slot, task,
+                             options);
+}
+
+void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
+                               const TensorView& grad_value, const TensorView& chunk_grad_key,
+                               const TensorView& chunk_grad_value, const HeadRows& rows,
+                               std::span<const int64_t> chunk_slot, const SegmentTask& task,
+                               const AttentionOptions& options) {
+  if (check_pack(context, chunk_grad_key, chunk_grad_value, grad_key, grad_value, rows, chunk_slot,
+                 options))
+    attention::cpu_unpack_rows_add(context, grad_key, grad_value, chunk_grad_key, chunk_grad_value,
+                                   rows, chunk_slot, task, options);
+}
+
+}  // namespace longnet

@@ -1,0 +1,70 @@
+// See plan_report.h.
+#include "train/plan_report.h"
+
+#include "train/learner.h"
+
+namespace longnet {
+
+PlanReport plan_run(const Config& config_in, int ranks, int rank) {
+  Config config = config_in;
+  const int64_t data_ranks = std::max<int64_t>(1, config.parallel.data_ranks);
+  if (ranks < 1 || ranks % data_ranks != 0)
+    throw Error("plan on {} ranks: parallel.data_ranks={} must divide them", ranks, data_ranks);
+  config.parallel.sequence_ranks = ranks / data_ranks;
+  const int sequence_ranks = static_cast<int>(config.parallel.sequence_ranks);
+  if (rank < 0) rank = sequence_ranks / 2;
+  if (rank >= sequence_ranks)
+    throw Error("--rank {}: the sequence has {} ranks; allowed: 0 to {}", rank, sequence_ranks,
+                sequence_ranks - 1);
+
+  Context context({.device = {}, .threads = 0, .counting = true});
+  Mesh mesh;
+  mesh.world = make_counting_communicator(ranks, rank);
+  mesh.sequence = make_counting_communicator(sequence_ranks, rank);
+  mesh.replicas = static_cast<int>(data_ranks);
+  Learner learner(context, config, mesh);
+  const std::vector<MicroBatch> batches(config.train.accumulation);
+  learner.train_step(batches, 1);
+
+  PlanReport report;
+  report.ranks = ranks;
+  report.sequence_ranks = sequence_ranks;
+  report.data_ranks = static_cast<int>(data_ranks);
+  report.rank = rank;
+  const SequencePlan& plan = learner.plan();
+  report.local_tokens = plan.local_tokens();
+  report.parameters = learner.layout().parameter_count();
+  for (size_t k = 0; k < plan.branches().size(); ++k) {
+    const int branch = static_cast<int>(k);
+    BranchPlan b;
+    b.segment_length = plan.branches()[k].segment_length;
+    b.dilation = plan.branches()[k].dilation;
+    b.local_segments = static_cast<int64_t>(plan.local_segments(branch).size());
+    for (const GatheredSegment& gathered : plan.gathered_segments(branch)) {
+      b.gathered_ranks.push_back(gathered.ranks());
+      int64_t rows = 0;
+      for (int64_t h = 0; h < plan.heads(); ++h)
+        rows += kept_rows(gathered.segment, gathered.segment.begin, gathered.segment.end,
+                          head_offset(h, plan.heads(), b.dilation, plan.mode()), b.dilation)
+                    .count;
+      b.gathered_rows.push_back(rows);
+    }
+    report.branches.push_back(std::move(b));
+  }
+  report.memory = learner.memory();
+  for (const auto& [purpose, bytes] : report.memory) report.memory_total += bytes;
+  const Traffic& traffic = learner.traffic();
+  report.forward_bytes = traffic.forward_bytes;
+  report.forward_needed_bytes = traffic.forward_needed_bytes;
+  report.backward_bytes = traffic.backward_bytes;
+  report.gradient_bytes = learner.gradient_bytes_sent();
+  report.matmul_flops = context.work().matmul_flops;
+  report.attention_flops = context.work().attention_flops;
+  const double tokens =
+      static_cast<double>(learner.local_rows()) * static_cast<double>(config.train.accumulation);
+  report.flops_per_token =
+      tokens > 0 ? (report.matmul_flops + report.attention_flops) / tokens : 0.0;
+  return report;
+}
+
+}  // namespace longnet

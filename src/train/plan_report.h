@@ -1,0 +1,38 @@
+// What a configuration costs on P ranks, found without running it: the training step's own code on a
+// counting Context, counting arenas and the counting transport.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/config.h"
+
+namespace longnet {
+
+struct BranchPlan {
+  int64_t segment_length = 0, dilation = 0;
+  int64_t local_segments = 0;              // wholly on the rank looked at
+  std::vector<int64_t> gathered_ranks;     // ranks of each gathered segment that it takes part in
+  std::vector<int64_t> gathered_rows;      // rows of that segment, all heads
+};
+
+struct PlanReport {
+  int ranks = 1, sequence_ranks = 1, data_ranks = 1, rank = 0;  // of the sequence group
+  int64_t local_tokens = 0;
+  int64_t parameters = 0;
+  std::vector<BranchPlan> branches;
+  std::vector<std::pair<std::string, int64_t>> memory;  // bytes by purpose, this rank
+  int64_t memory_total = 0;
+  // Bytes this rank sends in one optimizer step.
+  int64_t forward_bytes = 0, forward_needed_bytes = 0, backward_bytes = 0, gradient_bytes = 0;
+  // FLOPs of this rank in one optimizer step (forward and backward), and per token it trains on.
+  double matmul_flops = 0, attention_flops = 0, flops_per_token = 0;
+};
+
+/// ranks: of the whole job; parallel.data_ranks of config is kept. rank: of the sequence group, -1:
+/// the middle one (which has neighbours on both sides). Throws Error as training would.
+PlanReport plan_run(const Config& config, int ranks, int rank = -1);
+
+}  // namespace longnet
