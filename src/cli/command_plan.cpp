@@ -18,12 +18,9 @@ struct Arguments {
 };
 
 nlohmann::ordered_json to_json(const PlanReport& r) {
-  nlohmann::ordered_json json{{"ranks", r.ranks},
-                              {"sequence_ranks", r.sequence_ranks},
-                              {"data_ranks", r.data_ranks},
-                              {"rank", r.rank},
-                              {"local_tokens", r.local_tokens},
-                              {"parameters", r.parameters}};
+  nlohmann::ordered_json json{
+      {"ranks", r.ranks}, {"sequence_ranks", r.sequence_ranks}, {"data_ranks", r.data_ranks},
+      {"rank", r.rank},   {"local_tokens", r.local_tokens},     {"parameters", r.parameters}};
   for (const BranchPlan& b : r.branches)
     json["branches"].push_back({{"segment_length", b.segment_length},
                                 {"dilation", b.dilation},
@@ -48,8 +45,8 @@ void print(const PlanReport& r) {
   for (const BranchPlan& b : r.branches) {
     std::string text = fmt::format("{} local segments", b.local_segments);
     for (size_t i = 0; i < b.gathered_ranks.size(); ++i)
-      text += fmt::format(", one gathered over {} ranks ({} rows of all heads)", b.gathered_ranks[i],
-                          b.gathered_rows[i]);
+      text += fmt::format(", one gathered over {} ranks ({} rows of all heads)",
+                          b.gathered_ranks[i], b.gathered_rows[i]);
     fmt::print("  branch {}:{}: {}\n", b.segment_length, b.dilation, text);
   }
   std::string memory;

@@ -1,5 +1,5 @@
-// What a configuration costs on P ranks, found without running it: the training step's own code on a
-// counting Context, counting arenas and the counting transport.
+// What a configuration costs on P ranks, found without running it: the training step's own code on
+// a counting Context, counting arenas and the counting transport.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@ namespace longnet {
 
 struct BranchPlan {
   int64_t segment_length = 0, dilation = 0;
-  int64_t local_segments = 0;              // wholly on the rank looked at
-  std::vector<int64_t> gathered_ranks;     // ranks of each gathered segment that it takes part in
-  std::vector<int64_t> gathered_rows;      // rows of that segment, all heads
+  int64_t local_segments = 0;           // wholly on the rank looked at
+  std::vector<int64_t> gathered_ranks;  // ranks of each gathered segment that it takes part in
+  std::vector<int64_t> gathered_rows;   // rows of that segment, all heads
 };
 
 struct PlanReport {

@@ -1,0 +1,241 @@
+// longnet bench attention|step|collectives: measurements as JSON, each beside a limit of the same
+// run.
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "cli/commands.h"
+#include "dist/bench_collectives.h"
+#include "dist/mesh.h"
+#include "kernels/attention/attention_bench.h"
+#include "kernels/machine/machine.h"
+#include "kernels/random/random.h"
+#include "train/agreement.h"
+#include "train/learner.h"
+
+#ifndef LN_COMMIT
+#define LN_COMMIT "unknown"
+#endif
+
+namespace longnet {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string processor() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  return "unknown";
+}
+
+/// What every report says first.
+Json header(const std::string& name, int ranks) {
+  return {{"benchmark", name},
+          {"command", command_line()},
+          {"commit", LN_COMMIT},
+          {"processor", processor()},
+          {"cores", std::thread::hardware_concurrency()},
+          {"ranks", ranks}};
+}
+
+// ------------------------------------------------------------------------------ attention
+
+struct AttentionArguments {
+  AttentionBenchOptions options;
+  std::vector<std::string> branches;
+  bool full = false;
+  int threads = 0;
+};
+
+Json timing(const AttentionBenchTiming& t) {
+  return {{"gflops", t.gflops},
+          {"share_of_fma", t.share_of_fma},
+          {"median_seconds", t.median_seconds},
+          {"fastest_seconds", t.fastest_seconds},
+          {"slowest_seconds", t.slowest_seconds},
+          {"flops", t.flops},
+          {"largest_error", t.largest_error}};
+}
+
+int bench_attention_command(AttentionArguments arguments) {
+  AttentionBenchOptions& o = arguments.options;
+  o.causal = !arguments.full;
+  if (!arguments.branches.empty()) o.branches.clear();
+  for (const std::string& text : arguments.branches) {
+    Branch branch;
+    char end = 0;
+    if (std::sscanf(text.c_str(), "%ld:%ld%c", &branch.segment_length, &branch.dilation, &end) !=
+            2 ||
+        branch.segment_length < 1 || branch.dilation < 1)
+      throw Error("--branch \"{}\": allowed is W:R, such as 2048:1", text);
+    o.branches.push_back(branch);
+  }
+  Context context({.device = {}, .threads = arguments.threads, .counting = false});
+  const AttentionBenchResult result = bench_attention(context, o);
+  Json json = header("attention", 1);
+  json["threads"] = context.threads();
+  json["isa"] = isa_name(context.isa());
+  json["shape"] = {{"batch", o.batch},
+                   {"tokens", o.tokens},
+                   {"heads", o.heads},
+                   {"head_dim", o.head_dim},
+                   {"causal", o.causal}};
+  for (const Branch& b : o.branches)
+    json["shape"]["branches"].push_back({b.segment_length, b.dilation});
+  json["fma_gflops"] = result.fma_gflops;
+  json["forward"] = timing(result.forward);
+  json["backward"] = timing(result.backward);
+  fmt::print("{}\n", json.dump(2));
+  return 0;
+}
+
+// ------------------------------------------------------------------------------ step
+
+struct StepArguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  int steps = 10;
+};
+
+int bench_step(const StepArguments& arguments) {
+  auto world = world_communicator();
+  const Config config = load_config_on_all(*world, arguments.config, arguments.overrides);
+  Mesh mesh =
+      make_mesh(std::move(world), config.parallel.sequence_ranks, config.parallel.data_ranks);
+  Context context(
+      {.device = {}, .threads = static_cast<int>(config.parallel.threads), .counting = false});
+  Learner learner(context, config, mesh);
+  learner.initialise();
+  const auto peak_of_all = [&] {
+    mesh.world->barrier();
+    std::array<double, 1> gflops{measure_machine(context).matmul_gflops_f32};
+    mesh.world->all_reduce_sum(gflops);
+    return gflops[0];
+  };
+  double peak = peak_of_all();
+  const RandomStream random(1, "bench");
+  std::vector<MicroBatch> batches(config.train.accumulation);
+  for (MicroBatch& batch : batches)
+    for (int64_t i = 0; i < learner.local_rows(); ++i) {
+      batch.tokens.push_back(random.bits(2 * i) % config.model.vocab_size);
+      batch.targets.push_back(random.bits(2 * i + 1) % config.model.vocab_size);
+    }
+  learner.train_step(batches, 1);  // warm-up
+  context.seconds().clear();
+  const Work before = context.work();
+  std::vector<double> seconds;
+  StepResult result;
+  for (int step = 0; step < arguments.steps; ++step) {
+    mesh.world->barrier();
+    const auto start = std::chrono::steady_clock::now();
+    result = learner.train_step(batches, step + 2);
+    std::array<double, 1> slowest{
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
+    mesh.world->all_reduce_max(slowest);
+    seconds.push_back(slowest[0]);
+  }
+  const Work after = context.work();
+  std::array<double, 1> flops{
+      (after.matmul_flops + after.attention_flops - before.matmul_flops - before.attention_flops) /
+      arguments.steps};
+  mesh.world->all_reduce_sum(flops);
+  peak = std::max(peak, peak_of_all());
+  if (mesh.world->rank() != 0) return 0;
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  Json json = header("step", mesh.world->size());
+  json["threads"] = context.threads();
+  json["isa"] = isa_name(context.isa());
+  json["config"] = arguments.config;
+  json["parameters"] = learner.layout().parameter_count();
+  json["tokens_per_step"] = result.targets;
+  json["median_seconds"] = median;
+  json["fastest_seconds"] = seconds.front();
+  json["slowest_seconds"] = seconds.back();
+  json["tokens_per_second"] = static_cast<double>(result.targets) / median;
+  json["flops_per_step"] = flops[0];
+  json["matmul_peak_gflops"] = peak;
+  json["share_of_matmul_peak"] = flops[0] / median / (peak * 1e9);
+  for (const auto& [name, total] : context.seconds())
+    json["seconds_per_step_rank0"][name] = total / arguments.steps;
+  fmt::print("{}\n", json.dump(2));
+  return 0;
+}
+
+// ------------------------------------------------------------------------------ collectives
+
+int bench_collectives_command(const CollectiveBenchOptions& options) {
+  const auto world = world_communicator();
+  const CollectiveReport report = bench_collectives(*world, options);
+  if (world->rank() != 0) return 0;
+  Json json = header("collectives", report.ranks);
+  json["transport"] = report.transport;
+  json["copy_gigabytes_per_second"] = report.copy_bandwidth / 1e9;
+  for (const CollectiveResult& r : report.results)
+    json["results"].push_back({{"operation", r.operation},
+                               {"bytes", r.bytes},
+                               {"median_seconds", r.seconds},
+                               {"fastest_seconds", r.fastest_seconds},
+                               {"slowest_seconds", r.slowest_seconds},
+                               {"algorithm_gigabytes_per_second", r.algorithm_bandwidth / 1e9},
+                               {"bus_gigabytes_per_second", r.bus_bandwidth / 1e9},
+                               {"share_of_copy", r.bus_bandwidth / report.copy_bandwidth}});
+  fmt::print("{}\n", json.dump(2));
+  return 0;
+}
+
+}  // namespace
+
+void register_bench(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("bench", "Measure: attention, step, collectives (JSON)");
+  command->require_subcommand(1);
+
+  auto attention = std::make_shared<AttentionArguments>();
+  CLI::App* one = command->add_subcommand(
+      "attention", "The attention kernels on one rank, as a share of the multiply-add limit");
+  AttentionBenchOptions& o = attention->options;
+  const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 40);
+  one->add_option("--tokens", o.tokens, "N")->check(positive)->capture_default_str();
+  one->add_option("--batch", o.batch, "B")->check(positive)->capture_default_str();
+  one->add_option("--heads", o.heads, "H")->check(positive)->capture_default_str();
+  one->add_option("--head-dim", o.head_dim, "D")->check(CLI::Range(8, 256))->capture_default_str();
+  one->add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")->take_all();
+  one->add_flag("--full", attention->full, "Without the causal mask");
+  one->add_option("--repetitions", o.repetitions)
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  one->add_option("--threads", attention->threads, "0: as OpenMP finds")
+      ->check(CLI::NonNegativeNumber);
+  one->callback([attention, &action] {
+    action = [attention] { return bench_attention_command(*attention); };
+  });
+
+  auto step = std::make_shared<StepArguments>();
+  CLI::App* two =
+      command->add_subcommand("step", "Training steps of a configuration, random tokens");
+  two->add_option("CONFIG", step->config, "YAML file")->required();
+  two->add_option("key=value", step->overrides, "Settings over the file's");
+  two->add_option("--steps", step->steps)->check(CLI::Range(1, 100000))->capture_default_str();
+  two->callback([step, &action] { action = [step] { return bench_step(*step); }; });
+
+  auto collectives = std::make_shared<CollectiveBenchOptions>();
+  CLI::App* three = command->add_subcommand(
+      "collectives",
+      "All-gather, reduce-scatter, all-reduce: bus bandwidth as nccl-tests define it");
+  three->add_option("--min-bytes", collectives->min_bytes)->check(positive)->capture_default_str();
+  three->add_option("--max-bytes", collectives->max_bytes)->check(positive)->capture_default_str();
+  three->add_option("--growth", collectives->growth)
+      ->check(CLI::Range(2, 1024))
+      ->capture_default_str();
+  three->add_option("--repetitions", collectives->repetitions)
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  three->callback([collectives, &action] {
+    action = [collectives] { return bench_collectives_command(*collectives); };
+  });
+}
+
+}  // namespace longnet
