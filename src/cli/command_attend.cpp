@@ -213,7 +213,8 @@ void register_attend(CLI::App& app, Action& action) {
   command
       ->add_option("--branch", arguments->branches, "W:R segment length and dilation, repeatable")
       ->required()
-      ->take_all();
+      ->take_all()
+      ->allow_extra_args(false);
   command->add_flag("--causal", arguments->causal, "A query sees keys at or before it");
   command->add_option("--head-offset", arguments->head_offset, "Which token a head starts at")
       ->check(CLI::IsMember({"interleaved", "blocked"}))

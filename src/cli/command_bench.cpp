@@ -202,7 +202,9 @@ void register_bench(CLI::App& app, Action& action) {
   one->add_option("--batch", o.batch, "B")->check(positive)->capture_default_str();
   one->add_option("--heads", o.heads, "H")->check(positive)->capture_default_str();
   one->add_option("--head-dim", o.head_dim, "D")->check(CLI::Range(8, 256))->capture_default_str();
-  one->add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")->take_all();
+  one->add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")
+      ->take_all()
+      ->allow_extra_args(false);
   one->add_flag("--full", attention->full, "Without the causal mask");
   one->add_option("--repetitions", o.repetitions)
       ->check(CLI::Range(1, 10000))

@@ -100,6 +100,7 @@ void register_generate(CLI::App& app, Action& action) {
                    ->excludes(prompt);
   command->add_option("--prompt-tokens", arguments->prompt_tokens, "Token numbers, comma-separated")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->excludes(prompt)
       ->excludes(file);
   command->add_option("--tokens", arguments->tokens, "Tokens to add")

@@ -91,6 +91,7 @@ void register_plan(CLI::App& app, Action& action) {
   command->add_option("key=value", arguments->overrides, "Settings over the file's");
   command->add_option("--ranks", arguments->ranks, "Ranks of the job; several: 1,2,4")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::Range(1, 1 << 24));
   command->add_option("--rank", arguments->rank, "Rank in the sequence; -1: the middle one")
       ->capture_default_str();

@@ -1,0 +1,270 @@
+// Checkpoints: bit-exact round trips, what is kept, leftovers of killed writes, and every refusal.
+#include "train/checkpoint.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "core/safetensors.h"
+#include "support/compare.h"
+#include "support/temporary_folder.h"
+
+namespace longnet::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+Config tiny_config() {
+  Config config;
+  config.model.vocab_size = 11;
+  config.model.dim = 16;
+  config.model.layers = 1;
+  config.model.heads = 2;
+  config.model.ffn_dim = 8;
+  config.model.branches = {{8, 1}, {16, 2}};
+  config.train.sequence_length = 16;
+  return config;
+}
+
+struct Saved {
+  Config config = tiny_config();
+  ParameterLayout layout{config.model};
+  std::vector<float> parameters = values(1), first = values(2), second = values(3);
+  TrainingState state{.step = 7, .tokens_seen = 1234, .data = {2, 5}};
+  TemporaryFolder folder;
+
+  std::vector<float> values(uint64_t seed) const {
+    std::vector<float> v(layout.elements(), 0.0f);
+    const std::vector<float> noise = random_values(layout.elements(), seed);
+    for (const ParameterInfo& info : layout.parameters())
+      std::copy_n(noise.begin() + info.offset, info.elements, v.begin() + info.offset);
+    return v;
+  }
+  static TensorView view(std::vector<float>& v) {
+    return TensorView(v.data(), DType::kF32, {static_cast<int64_t>(v.size())});
+  }
+  TrainingTensors tensors() { return {view(parameters), view(first), view(second)}; }
+  std::string save(int64_t keep_last = 0) {
+    return save_checkpoint(folder.path(), config, layout, tensors(), state, keep_last);
+  }
+};
+
+TEST(Checkpoint, RoundTripIsExact) {
+  Saved saved;
+  saved.parameters[3] = 1e-42f;  // a denormal number survives too
+  const std::string path = saved.save();
+  const Checkpoint checkpoint = open_checkpoint(path);
+  EXPECT_EQ(checkpoint.state, saved.state);
+  EXPECT_EQ(checkpoint.config, saved.config);
+  std::vector<float> p(saved.layout.elements(), 0.0f), m = p, v = p;
+  load_tensors(checkpoint, saved.layout, {Saved::view(p), Saved::view(m), Saved::view(v)});
+  EXPECT_EQ(std::memcmp(p.data(), saved.parameters.data(), p.size() * 4), 0);
+  EXPECT_EQ(m, saved.first);
+  EXPECT_EQ(v, saved.second);
+  // The tensors carry the reference's names and shapes.
+  const SafetensorsFile file(path + "/model.safetensors");
+  EXPECT_EQ(file.entry("layers.0.self_attn.k_proj.weight").shape, (std::vector<int64_t>{16, 16}));
+  EXPECT_EQ(file.entries().size(), saved.layout.parameters().size());
+}
+
+TEST(Checkpoint, KeepsTheLastAndFindsTheLatest) {
+  Saved saved;
+  EXPECT_FALSE(latest_checkpoint(saved.folder.path()));
+  for (int64_t step : {5, 10, 15, 100}) {
+    saved.state.step = step;
+    saved.save(2);
+  }
+  EXPECT_FALSE(fs::exists(saved.folder.file("step-00000005")));
+  EXPECT_FALSE(fs::exists(saved.folder.file("step-00000010")));
+  EXPECT_TRUE(fs::exists(saved.folder.file("step-00000015")));
+  EXPECT_EQ(*latest_checkpoint(saved.folder.path()), saved.folder.file("step-00000100"));
+}
+
+TEST(Checkpoint, LeftoversOfKilledWritesAreIgnoredAndRemoved) {
+  Saved saved;
+  const std::string path = saved.save();
+  fs::create_directories(saved.folder.file(".tmp-step-00000099"));
+  fs::create_directories(saved.folder.file(".old-step-00000001"));
+  fs::create_directories(saved.folder.file("step-abc"));
+  EXPECT_EQ(*latest_checkpoint(saved.folder.path()), path);
+  remove_leftovers(saved.folder.path());
+  EXPECT_FALSE(fs::exists(saved.folder.file(".tmp-step-00000099")));
+  EXPECT_FALSE(fs::exists(saved.folder.file(".old-step-00000001")));
+  EXPECT_TRUE(fs::exists(saved.folder.file("step-abc")));
+  // A step can be saved again (a run that went back reaches it once more).
+  saved.parameters[0] = 42.0f;
+  saved.save();
+  EXPECT_EQ(
+      SafetensorsFile(path + "/model.safetensors").floats(saved.layout.parameters()[0].name)[0],
+      42.0f);
+}
+
+TEST(Checkpoint, AFolderThatCannotBeWritten) {
+  Saved saved;
+  saved.folder.write("file", "x");
+  try {
+    save_checkpoint(saved.folder.file("file/inside"), saved.config, saved.layout, saved.tensors(),
+                    saved.state, 1);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("run.folder"), std::string::npos) << error.what();
+  }
+}
+
+void write(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+/// Rewrites state.json after `change`, so that only what it says is wrong.
+void edit_state(const std::string& path, const std::function<void(nlohmann::json&)>& change) {
+  auto json = nlohmann::json::parse(read_whole_file(path + "/state.json"));
+  change(json);
+  write(path + "/state.json", json.dump());
+}
+
+struct Damage {
+  const char* name;
+  std::function<void(const std::string& path)> apply;
+  const char* expected;
+};
+
+TEST(Checkpoint, DamagedOrForeignOnesAreRefusedWithTheReason) {
+  const std::vector<Damage> damages{
+      {"no state", [](const std::string& p) { fs::remove(p + "/state.json"); },
+       "state.json is missing"},
+      {"state is no JSON", [](const std::string& p) { write(p + "/state.json", "{"); },
+       "damaged or of another program"},
+      {"state of another program",
+       [](const std::string& p) { write(p + "/state.json", "{\"a\":1}"); },
+       "damaged or of another program"},
+      {"state is a list", [](const std::string& p) { write(p + "/state.json", "[1]"); },
+       "damaged or of another program"},
+      {"step is a word",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["step"] = "seven"; }); },
+       "damaged or of another program"},
+      {"newer format",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["format_version"] = 2; }); },
+       "format version 2, this program reads 1"},
+      {"no checksum",
+       [](const std::string& p) {
+         edit_state(p, [](auto& j) { j["files"].erase("config.yaml"); });
+       },
+       "no checksum of config.yaml"},
+      {"no model", [](const std::string& p) { fs::remove(p + "/model.safetensors"); },
+       "model.safetensors: the file is missing"},
+      {"no optimizer", [](const std::string& p) { fs::remove(p + "/optimizer.safetensors"); },
+       "optimizer.safetensors: the file is missing"},
+      {"no config", [](const std::string& p) { fs::remove(p + "/config.yaml"); },
+       "config.yaml: the file is missing"},
+      {"truncated model",
+       [](const std::string& p) {
+         fs::resize_file(p + "/model.safetensors", fs::file_size(p + "/model.safetensors") - 1);
+       },
+       "it is truncated or changed"},
+      {"empty optimizer",
+       [](const std::string& p) { fs::resize_file(p + "/optimizer.safetensors", 0); }, "0 bytes"},
+      {"one bit of the model",
+       [](const std::string& p) {
+         std::string bytes = read_whole_file(p + "/model.safetensors");
+         bytes[bytes.size() - 5] = static_cast<char>(bytes[bytes.size() - 5] ^ 1);
+         write(p + "/model.safetensors", bytes);
+       },
+       "it is damaged"},
+      {"one letter of the config",
+       [](const std::string& p) {
+         std::string bytes = read_whole_file(p + "/config.yaml");
+         bytes[bytes.find("dim: 16") + 6] = '8';
+         write(p + "/config.yaml", bytes);
+       },
+       "config.yaml: its checksum"},
+  };
+  for (const Damage& damage : damages) {
+    Saved saved;
+    saved.state.step = 3;
+    const std::string earlier = saved.save();
+    saved.state.step = 7;
+    const std::string path = saved.save();
+    damage.apply(path);
+    try {
+      open_checkpoint(path);
+      FAIL() << damage.name;
+    } catch (const Error& error) {
+      const std::string text = error.what();
+      EXPECT_NE(text.find(damage.expected), std::string::npos) << damage.name << ": " << text;
+      EXPECT_NE(text.find("checkpoint.resume=" + earlier), std::string::npos)
+          << damage.name << ": " << text;
+      EXPECT_EQ(text.find('\n'), std::string::npos) << damage.name;
+    }
+    EXPECT_EQ(open_checkpoint(earlier).state.step, 3) << damage.name;
+  }
+}
+
+/// Calls `work`, which must throw; the message.
+std::string message_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Checkpoint, PathsThatAreNoCheckpoint) {
+  Saved saved;
+  const std::string path = saved.save();
+  EXPECT_NE(message_of([&] {
+              open_checkpoint(saved.folder.file("step-00000099"));
+            }).find("no such checkpoint"),
+            std::string::npos);
+  const std::string text = message_of([&] { open_checkpoint(saved.folder.path()); });
+  EXPECT_NE(text.find("its latest one is " + path), std::string::npos) << text;
+  EXPECT_EQ(open_checkpoint(path + "/").state.step, 7);
+}
+
+TEST(Checkpoint, AnotherModelNamesTheFirstDifference) {
+  Saved saved;
+  const Checkpoint checkpoint = open_checkpoint(saved.save());
+  check_same_model(checkpoint, saved.config.model);
+  ModelConfig other = saved.config.model;
+  other.qk_norm = true;
+  const std::string text = message_of([&] { check_same_model(checkpoint, other); });
+  EXPECT_NE(text.find("qk_norm: false"), std::string::npos) << text;
+  EXPECT_NE(text.find("qk_norm: true"), std::string::npos) << text;
+  other = saved.config.model;
+  other.branches = {{8, 1}};
+  EXPECT_NE(message_of([&] { check_same_model(checkpoint, other); }).find("branches"),
+            std::string::npos);
+}
+
+TEST(Checkpoint, TensorsThatDoNotFit) {
+  Saved saved;
+  const std::string path = saved.save();
+  const auto rewritten = [&](const std::function<void(std::vector<SafetensorsTensor>&)>& change) {
+    std::vector<SafetensorsTensor> tensors;
+    for (const ParameterInfo& info : saved.layout.parameters())
+      tensors.push_back(
+          {info.name, DType::kF32, info.shape, saved.parameters.data() + info.offset});
+    change(tensors);
+    write_safetensors(path + "/model.safetensors", tensors);
+    Checkpoint checkpoint;
+    checkpoint.path = path;
+    std::vector<float> p(saved.layout.elements());
+    return message_of([&] { load_tensors(checkpoint, saved.layout, {Saved::view(p), {}, {}}); });
+  };
+  EXPECT_NE(rewritten([](auto& t) { t.pop_back(); }).find("is missing"), std::string::npos);
+  EXPECT_NE(rewritten([](auto& t) {
+              t.push_back({"extra", DType::kF32, {1}, t[0].data});
+            }).find("tensor extra is not the model's"),
+            std::string::npos);
+  EXPECT_NE(rewritten([](auto& t) { std::swap(t[0].shape[0], t[0].shape[1]); }).find("has shape"),
+            std::string::npos);
+  saved.parameters[1] = INFINITY;
+  EXPECT_NE(rewritten([](auto&) {}).find("non-finite value at place 1"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace longnet::test
