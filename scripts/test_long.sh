@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# What takes longer than scripts/test.sh may: thousands of random cases on 1, 2, 4 and 8 ranks, hundreds of
+# kills, long fuzzing, and the launchers. Writes bench/results/test_long.txt. Usage: scripts/test_long.sh
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=bench/results/test_long.txt
+mkdir -p bench/results
+scripts/setup.sh && scripts/build.sh cpu -DLN_WERROR=ON || exit 1
+export LN_TEST_LONG=1
+{
+  echo "command: scripts/test_long.sh"
+  echo "commit:  $(git rev-parse --short HEAD 2> /dev/null || echo unknown)"
+  echo "date:    $(date -u +%F)"
+  grep -m 1 'model name' /proc/cpuinfo | sed 's/.*: /machine: /'
+  for ranks in 1 2 4 8; do
+    echo "== dist_test on $ranks ranks"
+    timeout 3000 scripts/mpirun_local.sh "$ranks" build/tests/dist_test --gtest_color=no 2>&1 |
+      grep -E 'worst|largest|PASSED|FAILED' || echo "no result"
+  done
+  for program in core kernels data model train; do
+    echo "== ${program}_test"
+    timeout 3000 "build/tests/${program}_test" --gtest_color=no 2>&1 | grep -E 'PASSED|FAILED|Failure' || echo "no result"
+  done
+  echo "== kills"
+  timeout 3000 tests/cli/kill_test.sh build/longnet 2>&1 | tail -n 5
+} | tee "$out"
+! grep -q -E 'FAILED|no result' "$out"
