@@ -1,9 +1,17 @@
 // longnet attend IN OUT --branch W:R ...: the dilated-attention operator on tensors of a file, so
 // that anyone can hold it against another framework. Runs under mpirun too: ranks split the
-// sequence.
-#include <cmath>
+// sequence, each reads its own tokens from the mapped file, and rank 0 writes. It has no
+// projections and no model; positions enter by differences alone, so there is no offset to set.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <optional>
 
+#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "core/arena.h"
 #include "core/no_exchange.h"
@@ -22,15 +30,6 @@ struct Arguments {
   std::string head_offset = "interleaved", position = "none";
   double rope_base = 10000, xpos_scale_base = 512, scale = 0;
 };
-
-Branch parse_branch(const std::string& text) {
-  int64_t w = 0, r = 0;
-  char end = 0;
-  if (std::sscanf(text.c_str(), "%ld:%ld%c", &w, &r, &end) != 2 || w < 1 || r < 1)
-    throw Error("--branch \"{}\": allowed is W:R with whole numbers of at least 1, such as 2048:1",
-                text);
-  return {w, r};
-}
 
 /// What the file holds, checked: shapes and the tensors that are there.
 struct Problem {
@@ -54,8 +53,11 @@ Problem check_problem(const SafetensorsFile& file, const Arguments& arguments) {
   if (problem.head_dim < 8 || problem.head_dim > 256)
     throw Error("{}: head dimension {}; allowed: 8 to 256", file.path(), problem.head_dim);
   problem.backward = file.contains("grad_o");
-  for (const char* name : {"k", "v", "grad_o"}) {
+  for (const char* name : {"q", "k", "v", "grad_o"}) {
     if (std::string(name) == "grad_o" && !problem.backward) continue;
+    const std::string& dtype = file.entry(name).dtype;
+    if (dtype != "F32" && dtype != "F64" && dtype != "BF16")
+      throw Error("{}: {} is {}; allowed: F32, F64, BF16", file.path(), name, dtype);
     if (file.entry(name).shape != shape)
       throw Error("{}: {} has shape [{}], q has [{}]; they must be equal", file.path(), name,
                   fmt::join(file.entry(name).shape, ", "), fmt::join(shape, ", "));
@@ -83,20 +85,67 @@ Problem check_problem(const SafetensorsFile& file, const Arguments& arguments) {
   return problem;
 }
 
-/// Tokens [begin, begin + length) of a [B, N, W] array.
-template <typename T>
-std::vector<T> shard(const std::vector<T>& whole, const Problem& p, int64_t width, int64_t begin,
-                     int64_t length) {
-  std::vector<T> part;
-  part.reserve(p.batch * length * width + 1);
-  for (int64_t b = 0; b < p.batch; ++b)
-    part.insert(part.end(), whole.begin() + (b * p.tokens + begin) * width,
-                whole.begin() + (b * p.tokens + begin + length) * width);
-  part.push_back(T{});  // an empty shard still has an address
-  return part;
+/// Throws Error if OUT cannot be written; leaves the file system as it was.
+void check_writable(const std::string& in, const std::string& out) {
+  std::error_code ignored;
+  const bool existed = std::filesystem::exists(out, ignored);
+  if (existed && std::filesystem::equivalent(in, out, ignored))
+    throw Error("{}: OUT is IN; give another name", out);
+  const int fd = ::open(out.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  if (fd < 0) throw Error("{}: cannot be written: {}", out, std::strerror(errno));
+  ::close(fd);
+  if (!existed) std::filesystem::remove(out, ignored);
 }
 
-/// Every rank's [outer, local, width] part of a tensor, on all ranks as [outer, N, width].
+template <typename From, typename To, typename Convert>
+void convert(std::vector<To>& out, const char* bytes, int64_t count, Convert one) {
+  for (int64_t i = 0; i < count; ++i) {
+    From value;
+    std::memcpy(&value, bytes + i * sizeof(From), sizeof(From));  // a file aligns nothing
+    out.push_back(one(value));
+  }
+}
+
+/// This rank's tokens of a [B, N, width] tensor; only their pages of the file are touched.
+/// One element more than [B, L, width], so that an empty shard has an address.
+std::vector<float> read_shard(const SafetensorsFile& file, const std::string& name,
+                              const Problem& p, const SequencePlan& plan, int64_t width) {
+  const std::string& dtype = file.entry(name).dtype;
+  const int64_t size = dtype == "F64" ? 8 : dtype == "F32" ? 4 : 2;
+  const int64_t count = plan.local_tokens() * width;
+  std::vector<float> values;
+  values.reserve(p.batch * count + 1);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const char* bytes = static_cast<const char*>(file.data(name)) +
+                        (b * p.tokens + plan.local_begin()) * width * size;
+    if (dtype == "F64")
+      convert<double>(values, bytes, count, [](double v) { return static_cast<float>(v); });
+    else if (dtype == "F32")
+      convert<float>(values, bytes, count, [](float v) { return v; });
+    else
+      convert<uint16_t>(values, bytes, count, [](uint16_t v) {
+        return std::bit_cast<float>(static_cast<uint32_t>(v) << 16);
+      });
+  }
+  values.push_back(0);
+  return values;
+}
+
+/// The same of an I64 [B, N] tensor.
+std::vector<int64_t> read_limits(const SafetensorsFile& file, const std::string& name,
+                                 const Problem& p, const SequencePlan& plan) {
+  std::vector<int64_t> values;
+  for (int64_t b = 0; b < p.batch; ++b)
+    convert<int64_t>(values,
+                     static_cast<const char*>(file.data(name)) +
+                         (b * p.tokens + plan.local_begin()) * sizeof(int64_t),
+                     plan.local_tokens(), [](int64_t v) { return v; });
+  values.push_back(0);
+  return values;
+}
+
+/// Every rank's [outer, local, width] part of a tensor, on rank 0 as [outer, N, width], empty on
+/// the others. Collective.
 std::vector<float> assemble(Communicator& world, const SequencePlan& plan,
                             const std::vector<float>& mine, int64_t outer, int64_t width) {
   std::vector<int64_t> begin_bytes{0};
@@ -107,6 +156,7 @@ std::vector<float> assemble(Communicator& world, const SequencePlan& plan,
   std::copy_n(mine.begin(), outer * plan.local_tokens() * width,
               gathered.begin() + begin_bytes[plan.rank()] / sizeof(float));
   world.wait(world.start_all_gather(gathered.data(), begin_bytes));
+  if (world.rank() != 0) return {};
   std::vector<float> whole(outer * plan.tokens() * width);
   for (int rank = 0; rank < plan.ranks(); ++rank) {
     const int64_t count = plan.end_of(rank) - plan.begin_of(rank);
@@ -124,6 +174,7 @@ int attend(const Arguments& arguments) {
   run_on_all(*world, [&] {
     file.emplace(arguments.in);
     p = check_problem(*file, arguments);
+    if (world->rank() == 0) check_writable(arguments.in, arguments.out);
   });
   const SequencePlan plan(
       p.tokens, world->size(), world->rank(), p.heads, p.branches,
@@ -146,9 +197,7 @@ int attend(const Arguments& arguments) {
   auto saved = attention.make_saved(arena);
 
   const int64_t local = plan.local_tokens(), width = p.heads * p.head_dim;
-  const auto read = [&](const char* name) {
-    return shard(file->floats(name), p, width, plan.local_begin(), local);
-  };
+  const auto read = [&](const char* name) { return read_shard(*file, name, p, plan, width); };
   const auto view = [&](std::vector<float>& values) {
     return TensorView(values.data(), DType::kF32, {p.batch, local, p.heads, p.head_dim});
   };
@@ -157,11 +206,11 @@ int attend(const Arguments& arguments) {
   std::vector<int64_t> first, last;
   Visibility visibility;
   if (p.first_visible) {
-    first = shard(file->integers("first_visible"), p, 1, plan.local_begin(), local);
+    first = read_limits(*file, "first_visible", p, plan);
     visibility.first_visible = TensorView(first.data(), DType::kI64, {p.batch, local});
   }
   if (p.last_visible) {
-    last = shard(file->integers("last_visible"), p, 1, plan.local_begin(), local);
+    last = read_limits(*file, "last_visible", p, plan);
     visibility.last_visible = TensorView(last.data(), DType::kI64, {p.batch, local});
   }
   const TensorView lse_view(lse.data(), DType::kF32, {p.batch, p.heads, local});
@@ -223,12 +272,14 @@ void register_attend(CLI::App& app, Action& action) {
       ->check(CLI::IsMember({"none", "rope", "xpos"}))
       ->capture_default_str();
   command->add_option("--rope-base", arguments->rope_base)
-      ->check(CLI::Range(1.0, 1e12))
+      ->check(number_range(1, 1e12))
       ->capture_default_str();
   command->add_option("--xpos-scale-base", arguments->xpos_scale_base, "Tokens")
-      ->check(CLI::Range(1.0, 1e12))
+      ->check(number_range(1, 1e12))
       ->capture_default_str();
-  command->add_option("--scale", arguments->scale, "Of q k^T; 0: D^-1/2")->capture_default_str();
+  command->add_option("--scale", arguments->scale, "Of q k^T; 0: D^-1/2")
+      ->check(number_range(0, 1e6))
+      ->capture_default_str();
   command->callback([arguments, &action] { action = [arguments] { return attend(*arguments); }; });
 }
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "dist/bench_collectives.h"
 #include "dist/mesh.h"
@@ -64,15 +65,9 @@ int bench_attention_command(AttentionArguments arguments) {
   AttentionBenchOptions& o = arguments.options;
   o.causal = !arguments.full;
   if (!arguments.branches.empty()) o.branches.clear();
-  for (const std::string& text : arguments.branches) {
-    Branch branch;
-    char end = 0;
-    if (std::sscanf(text.c_str(), "%ld:%ld%c", &branch.segment_length, &branch.dilation, &end) !=
-            2 ||
-        branch.segment_length < 1 || branch.dilation < 1)
-      throw Error("--branch \"{}\": allowed is W:R, such as 2048:1", text);
-    o.branches.push_back(branch);
-  }
+  const auto world = world_communicator();
+  require_one_rank(*world, "bench attention");
+  for (const std::string& text : arguments.branches) o.branches.push_back(parse_branch(text));
   Context context({.device = {}, .threads = arguments.threads, .counting = false});
   const AttentionBenchResult result = bench_attention(context, o);
   Json json = header("attention", 1);
@@ -100,11 +95,21 @@ struct StepArguments {
   int steps = 10;
 };
 
+/// make_mesh, whose refusal is the same on every rank: said once.
+Mesh mesh_on_all(std::unique_ptr<Communicator> world, const ParallelConfig& parallel) {
+  const int rank = world->rank();
+  try {
+    return make_mesh(std::move(world), parallel.sequence_ranks, parallel.data_ranks);
+  } catch (const Error& error) {
+    if (rank == 0) throw AgreedError(error.what());
+    throw SilentError();
+  }
+}
+
 int bench_step(const StepArguments& arguments) {
   auto world = world_communicator();
   const Config config = load_config_on_all(*world, arguments.config, arguments.overrides);
-  Mesh mesh =
-      make_mesh(std::move(world), config.parallel.sequence_ranks, config.parallel.data_ranks);
+  Mesh mesh = mesh_on_all(std::move(world), config.parallel);
   Context context(
       {.device = {}, .threads = static_cast<int>(config.parallel.threads), .counting = false});
   Learner learner(context, config, mesh);
@@ -169,6 +174,11 @@ int bench_step(const StepArguments& arguments) {
 
 int bench_collectives_command(const CollectiveBenchOptions& options) {
   const auto world = world_communicator();
+  run_on_root(*world, [&] {
+    if (options.min_bytes > options.max_bytes)
+      throw Error("--min-bytes {} is above --max-bytes {}; allowed: up to it", options.min_bytes,
+                  options.max_bytes);
+  });
   const CollectiveReport report = bench_collectives(*world, options);
   if (world->rank() != 0) return 0;
   Json json = header("collectives", report.ranks);
@@ -210,7 +220,7 @@ void register_bench(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();
   one->add_option("--threads", attention->threads, "0: as OpenMP finds")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 4096));
   one->callback([attention, &action] {
     action = [attention] { return bench_attention_command(*attention); };
   });
@@ -227,8 +237,9 @@ void register_bench(CLI::App& app, Action& action) {
   CLI::App* three = command->add_subcommand(
       "collectives",
       "All-gather, reduce-scatter, all-reduce: bus bandwidth as nccl-tests define it");
-  three->add_option("--min-bytes", collectives->min_bytes)->check(positive)->capture_default_str();
-  three->add_option("--max-bytes", collectives->max_bytes)->check(positive)->capture_default_str();
+  const auto bytes = CLI::Range(int64_t{4}, int64_t{1} << 40);
+  three->add_option("--min-bytes", collectives->min_bytes)->check(bytes)->capture_default_str();
+  three->add_option("--max-bytes", collectives->max_bytes)->check(bytes)->capture_default_str();
   three->add_option("--growth", collectives->growth)
       ->check(CLI::Range(2, 1024))
       ->capture_default_str();

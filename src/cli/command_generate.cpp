@@ -1,9 +1,11 @@
 // longnet generate CHECKPOINT: continues a prompt token by token, with cached keys and values.
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
+#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "core/arena.h"
 #include "model/generation.h"
@@ -28,7 +30,8 @@ std::vector<int64_t> prompt_of(const Arguments& arguments, int64_t vocabulary) {
     std::string text = arguments.prompt;
     if (!arguments.prompt_file.empty()) {
       std::ifstream in(arguments.prompt_file, std::ios::binary);
-      if (!in) throw Error("--prompt-file: {} cannot be read", arguments.prompt_file);
+      if (!in || std::filesystem::is_directory(arguments.prompt_file))
+        throw Error("--prompt-file: {} cannot be read", arguments.prompt_file);
       text.assign(std::istreambuf_iterator<char>(in), {});
     }
     if (vocabulary != 256)
@@ -46,13 +49,7 @@ std::vector<int64_t> prompt_of(const Arguments& arguments, int64_t vocabulary) {
 
 int generate(const Arguments& arguments) {
   const auto world = world_communicator();
-  if (world->size() > 1) {
-    if (world->rank() == 0)
-      fmt::print(stderr,
-                 "error: generate runs on one rank, this job has {}; start it without mpirun\n",
-                 world->size());
-    return 1;
-  }
+  require_one_rank(*world, "generate");
   const Checkpoint checkpoint = open_checkpoint(arguments.checkpoint);
   const ModelConfig& model = checkpoint.config.model;
   const std::vector<int64_t> prompt = prompt_of(arguments, model.vocab_size);
@@ -107,14 +104,14 @@ void register_generate(CLI::App& app, Action& action) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--temperature", arguments->temperature, "0: always the most likely token")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(number_range(0, 100))
       ->capture_default_str();
   command->add_option("--top-k", arguments->top_k, "Only the k most likely tokens, 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31))
       ->capture_default_str();
   command->add_option("--seed", arguments->seed, "Of the random draws")->capture_default_str();
   command->add_option("--threads", arguments->threads, "OpenMP threads, 0: as OpenMP finds")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   command->callback(
       [arguments, &action] { action = [arguments] { return generate(*arguments); }; });

@@ -1,7 +1,10 @@
-// longnet plan CONFIG: what a configuration costs on P ranks, without running it.
+// longnet plan CONFIG: what a configuration costs on P ranks, without running it. The figures are
+// of one rank (train/plan_report.h); here they are only printed, as a table or as JSON.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "core/text.h"
 #include "train/agreement.h"
 #include "train/metrics.h"
 #include "train/plan_report.h"
@@ -38,26 +41,66 @@ nlohmann::ordered_json to_json(const PlanReport& r) {
   return json;
 }
 
-void print(const PlanReport& r) {
-  fmt::print("{} rank{} = {} of one sequence x {} data-parallel; figures of rank {} and one step\n",
-             r.ranks, r.ranks == 1 ? "" : "s", r.sequence_ranks, r.data_ranks, r.rank);
-  fmt::print("  {} parameters, {} local tokens a sequence\n", r.parameters, r.local_tokens);
-  for (const BranchPlan& b : r.branches) {
-    std::string text = fmt::format("{} local segments", b.local_segments);
-    for (size_t i = 0; i < b.gathered_ranks.size(); ++i)
-      text += fmt::format(", one gathered over {} ranks ({} rows of all heads)",
-                          b.gathered_ranks[i], b.gathered_rows[i]);
-    fmt::print("  branch {}:{}: {}\n", b.segment_length, b.dilation, text);
+/// "953 local, 2 over 2 ranks": a branch's segments as the rank looked at has them.
+std::string segments_text(const BranchPlan& branch) {
+  std::vector<std::string> parts;
+  if (branch.local_segments > 0) parts.push_back(fmt::format("{} local", branch.local_segments));
+  const std::vector<int64_t>& ranks = branch.gathered_ranks;
+  if (ranks.size() == 2 && ranks[0] == ranks[1])
+    parts.push_back(fmt::format("2 over {} ranks", ranks[0]));
+  else
+    for (int64_t count : ranks) parts.push_back(fmt::format("1 over {} ranks", count));
+  return parts.empty() ? "none" : joined(parts);
+}
+
+/// One row per quantity, one column per rank count.
+void print(const std::vector<PlanReport>& reports) {
+  std::vector<std::vector<std::string>> rows;
+  const auto row = [&](const std::string& name, auto text) {
+    rows.push_back({name});
+    for (const PlanReport& r : reports) rows.back().push_back(text(r));
+  };
+  const auto bytes = [&](const std::string& name, int64_t PlanReport::*member) {
+    row(name, [=](const PlanReport& r) { return bytes_text(r.*member); });
+  };
+  const auto flops = [&](const std::string& name, double PlanReport::*member) {
+    row(name, [=](const PlanReport& r) { return fmt::format("{:.4g}", r.*member); });
+  };
+  row("ranks", [](const PlanReport& r) { return fmt::to_string(r.ranks); });
+  row("sequence x data",
+      [](const PlanReport& r) { return fmt::format("{} x {}", r.sequence_ranks, r.data_ranks); });
+  row("rank looked at", [](const PlanReport& r) { return fmt::to_string(r.rank); });
+  row("tokens of a sequence", [](const PlanReport& r) { return fmt::to_string(r.local_tokens); });
+  row("parameters", [](const PlanReport& r) { return fmt::to_string(r.parameters); });
+  rows.push_back({"segments of branch W:R"});
+  for (size_t k = 0; k < reports[0].branches.size(); ++k) {
+    const BranchPlan& branch = reports[0].branches[k];
+    row(fmt::format("  {}:{}", branch.segment_length, branch.dilation),
+        [k](const PlanReport& r) { return segments_text(r.branches[k]); });
   }
-  std::string memory;
-  for (const auto& [purpose, bytes] : r.memory)
-    memory += fmt::format(" {} {},", purpose, bytes_text(bytes));
-  fmt::print("  memory:{} in all {}\n", memory, bytes_text(r.memory_total));
-  fmt::print("  sent: forward {} ({} needed), backward {}, gradients {}\n",
-             bytes_text(r.forward_bytes), bytes_text(r.forward_needed_bytes),
-             bytes_text(r.backward_bytes), bytes_text(r.gradient_bytes));
-  fmt::print("  work: {:.4g} matmul + {:.4g} attention FLOPs, {:.4g} a token\n", r.matmul_flops,
-             r.attention_flops, r.flops_per_token);
+  rows.push_back({"memory of the rank"});
+  for (size_t i = 0; i < reports[0].memory.size(); ++i)
+    row("  " + reports[0].memory[i].first,
+        [i](const PlanReport& r) { return bytes_text(r.memory[i].second); });
+  bytes("  total", &PlanReport::memory_total);
+  rows.push_back({"sent by the rank per step"});
+  bytes("  keys, values", &PlanReport::forward_bytes);
+  bytes("    of these needed", &PlanReport::forward_needed_bytes);
+  bytes("  their gradients", &PlanReport::backward_bytes);
+  bytes("  parameter gradients", &PlanReport::gradient_bytes);
+  rows.push_back({"FLOPs of the rank per step"});
+  flops("  matmul", &PlanReport::matmul_flops);
+  flops("  attention", &PlanReport::attention_flops);
+  flops("FLOPs per token", &PlanReport::flops_per_token);
+
+  std::vector<size_t> width(reports.size() + 1, 0);
+  for (const auto& cells : rows)
+    for (size_t i = 0; i < cells.size(); ++i) width[i] = std::max(width[i], cells[i].size());
+  for (const auto& cells : rows) {
+    std::string line = cells.size() > 1 ? fmt::format("{:<{}}", cells[0], width[0]) : cells[0];
+    for (size_t i = 1; i < cells.size(); ++i) line += fmt::format("  {:>{}}", cells[i], width[i]);
+    fmt::print("{}\n", line);
+  }
 }
 
 int plan(const Arguments& arguments) {
@@ -68,15 +111,12 @@ int plan(const Arguments& arguments) {
     ranks.push_back(static_cast<int>(std::max<int64_t>(1, config.parallel.sequence_ranks) *
                                      std::max<int64_t>(1, config.parallel.data_ranks)));
   run_on_root(*world, [&] {
+    std::vector<PlanReport> reports;
+    for (int count : ranks) reports.push_back(plan_run(config, count, arguments.rank));
+    if (!arguments.json) return print(reports);
     nlohmann::ordered_json all = nlohmann::ordered_json::array();
-    for (int count : ranks) {
-      const PlanReport report = plan_run(config, count, arguments.rank);
-      if (arguments.json)
-        all.push_back(to_json(report));
-      else
-        print(report);
-    }
-    if (arguments.json) fmt::print("{}\n", (all.size() == 1 ? all[0] : all).dump(2));
+    for (const PlanReport& report : reports) all.push_back(to_json(report));
+    fmt::print("{}\n", (all.size() == 1 ? all[0] : all).dump(2));
   });
   return 0;
 }
@@ -94,6 +134,7 @@ void register_plan(CLI::App& app, Action& action) {
       ->allow_extra_args(false)
       ->check(CLI::Range(1, 1 << 24));
   command->add_option("--rank", arguments->rank, "Rank in the sequence; -1: the middle one")
+      ->check(CLI::Range(-1, (1 << 24) - 1))
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments, &action] { action = [arguments] { return plan(*arguments); }; });

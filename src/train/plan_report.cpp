@@ -12,7 +12,14 @@ PlanReport plan_run(const Config& config_in, int ranks, int rank) {
     throw Error("plan on {} ranks: parallel.data_ranks={} must divide them", ranks, data_ranks);
   config.parallel.sequence_ranks = ranks / data_ranks;
   const int sequence_ranks = static_cast<int>(config.parallel.sequence_ranks);
-  if (rank < 0) rank = sequence_ranks / 2;
+  // The last ranks of a short sequence hold no token, and nothing to report on.
+  const int64_t tokens_per_rank = (config.train.sequence_length - 1) / sequence_ranks + 1;
+  const int holders = static_cast<int>((config.train.sequence_length - 1) / tokens_per_rank + 1);
+  if (rank < 0) rank = holders / 2;
+  if (rank >= holders && rank < sequence_ranks)
+    throw Error(
+        "--rank {}: holds no token of train.sequence_length={} on {} ranks; allowed: 0 to {}", rank,
+        config.train.sequence_length, sequence_ranks, holders - 1);
   if (rank >= sequence_ranks)
     throw Error("--rank {}: the sequence has {} ranks; allowed: 0 to {}", rank, sequence_ranks,
                 sequence_ranks - 1);

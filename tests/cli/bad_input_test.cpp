@@ -1,0 +1,163 @@
+// Command lines that cannot work: a non-zero exit and exactly one line that says why.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "cli/program.h"
+#include "support/compare.h"
+
+namespace longnet::test {
+namespace {
+
+struct BadLine {
+  std::string arguments;
+  std::string message;  // part of the line
+};
+
+class BadInput : public testing::Test {
+ protected:
+  void SetUp() override {
+    program.write_tiny_config();
+    const auto tensor = [](std::vector<int64_t> shape) {
+      int64_t elements = 1;
+      for (int64_t extent : shape) elements *= extent;
+      return file_tensor("F32", shape, random_values(elements, 1));
+    };
+    const FileTensor good = tensor({1, 32, 2, 8});
+    const TemporaryFolder& folder = program.folder();
+    write_tensors(folder, "good.st", {{"q", good}, {"k", good}, {"v", good}});
+    write_tensors(folder, "no_v.st", {{"q", good}, {"k", good}});
+    write_tensors(folder, "longer.st", {{"q", good}, {"k", good}, {"v", tensor({1, 33, 2, 8})}});
+    const FileTensor narrow = tensor({1, 32, 2, 4}), odd = tensor({1, 32, 2, 9});
+    write_tensors(folder, "narrow.st", {{"q", narrow}, {"k", narrow}, {"v", narrow}});
+    write_tensors(folder, "odd.st", {{"q", odd}, {"k", odd}, {"v", odd}});
+    write_tensors(folder, "flat.st", {{"q", tensor({32, 2, 8})}, {"k", good}, {"v", good}});
+    FileTensor whole = file_tensor("I64", {1, 32, 2, 8}, std::vector<int64_t>(512, 1));
+    write_tensors(folder, "whole.st", {{"q", good}, {"k", whole}, {"v", good}});
+    write_tensors(folder, "limits.st",
+                  {{"q", good},
+                   {"k", good},
+                   {"v", good},
+                   {"last_visible", file_tensor("I64", {32}, std::vector<int64_t>(32, 1))}});
+    const std::string bytes = read_whole_file(program.file("good.st"));
+    folder.write("cut.st", bytes.substr(0, bytes.size() - 8));
+  }
+
+  void expect_refused(const std::vector<BadLine>& lines) {
+    for (const BadLine& line : lines) {
+      const Outcome outcome = program.run(line.arguments);
+      EXPECT_TRUE(outcome.exit_code == 1 || outcome.exit_code == 2)
+          << line.arguments << ": exit code " << outcome.exit_code;
+      EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1)
+          << line.arguments << ": " << outcome.err;
+      EXPECT_EQ(outcome.err.rfind("error: ", 0), 0u) << line.arguments << ": " << outcome.err;
+      EXPECT_NE(outcome.err.find(line.message), std::string::npos)
+          << line.arguments << ": " << outcome.err;
+      EXPECT_EQ(outcome.out, "") << line.arguments;
+    }
+  }
+  Program program;
+};
+
+TEST_F(BadInput, Usage) {
+  expect_refused({{"", "subcommand is required"},
+                  {"attend", "IN is required"},
+                  {"attend good.st", "OUT is required"},
+                  {"attend good.st out.st", "--branch is required"},
+                  {"attend good.st out.st --branch 16:1 --frob", "not expected: --frob"},
+                  {"attend good.st out.st --branch 16:1 --position abs", "--position: abs not in"},
+                  {"attend good.st out.st --branch 16:1 --rope-base nan", "allowed: 1 to"},
+                  {"attend good.st out.st --branch 16:1 --scale -1", "allowed: 0 to"},
+                  {"plan", "CONFIG is required"},
+                  {"plan tiny.yaml --ranks 0", "--ranks: Value 0 not in range"},
+                  {"plan tiny.yaml --ranks two", "--ranks: Value two not in range"},
+                  {"plan tiny.yaml --rank -2", "--rank: Value -2 not in range"},
+                  {"bench", "subcommand is required"},
+                  {"bench attention --head-dim 4", "--head-dim: Value 4 not in range"},
+                  {"bench collectives --growth 1", "--growth: Value 1 not in range"}});
+}
+
+TEST_F(BadInput, Attend) {
+  const std::string colon = "allowed is W:R";
+  expect_refused(
+      {{"attend good.st out.st --branch 512", "--branch \"512\": " + colon},
+       {"attend good.st out.st --branch 0:1", colon},
+       {"attend good.st out.st --branch 16:-1", colon},
+       {"attend good.st out.st --branch 16:1x", colon},
+       {"attend good.st out.st --branch 16:1 --branch ''", colon},
+       {"attend good.st out.st --branch 99999999999999999999:1", colon},
+       {"attend none.st out.st --branch 16:1", "none.st: cannot be opened"},
+       {"attend tiny.yaml out.st --branch 16:1", "tiny.yaml: the header claims"},
+       {"attend cut.st out.st --branch 16:1", "it is cut off"},
+       {"attend no_v.st out.st --branch 16:1", "no_v.st: has no tensor \"v\""},
+       {"attend longer.st out.st --branch 16:1", "v has shape [1, 33, 2, 8], q has [1, 32, 2, 8]"},
+       {"attend narrow.st out.st --branch 16:1", "head dimension 4; allowed: 8 to 256"},
+       {"attend odd.st out.st --branch 16:1 --position rope", "needs an even head dimension"},
+       {"attend flat.st out.st --branch 16:1", "q has 3 axes; allowed: [B, N, H, D]"},
+       {"attend whole.st out.st --branch 16:1", "k is I64; allowed: F32, F64, BF16"},
+       {"attend limits.st out.st --branch 16:1", "last_visible must be I64 [B, N]"},
+       {"attend good.st out.st --branch 16:1 --position xpos", "xpos needs --causal"},
+       {"attend good.st none/out.st --branch 16:1", "none/out.st: cannot be written"},
+       {"attend good.st . --branch 16:1", ".: cannot be written: Is a directory"},
+       {"attend good.st ./good.st --branch 16:1", "OUT is IN"}});
+  EXPECT_FALSE(std::filesystem::exists(program.file("out.st"))) << "a refused run leaves no OUT";
+}
+
+TEST_F(BadInput, PlanAndBench) {
+  expect_refused(
+      {{"plan none.yaml", "none.yaml: cannot be opened"},
+       {"plan tiny.yaml --ranks 2 --rank 2", "--rank 2: the sequence has 2 ranks"},
+       {"plan tiny.yaml --ranks 1000 --rank 500", "holds no token"},
+       {"plan tiny.yaml --ranks 3 parallel.data_ranks=2", "parallel.data_ranks=2 must divide"},
+       {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"},
+       {"plan tiny.yaml model.dim=33", "not divisible by model.heads"},
+       {"bench attention --branch 5", "--branch \"5\": allowed is W:R"},
+       {"bench step none.yaml", "none.yaml: cannot be opened"},
+       {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
+       {"bench collectives --min-bytes 100 --max-bytes 10", "--min-bytes 100 is above"}});
+}
+
+TEST_F(BadInput, Generate) {
+  ASSERT_EQ(program.run("train tiny.yaml train.steps=1 optimizer.warmup_steps=0").exit_code, 0);
+  const std::string generate = "generate run/step-00000001 ";
+  expect_refused({{"generate none", "none: no such checkpoint"},
+                  {"generate run", "is a run's folder, not a checkpoint"},
+                  {generate + "--tokens 0", "--tokens: Value 0 not in range"},
+                  {generate + "--temperature nan", "\"nan\" is not allowed; allowed: 0 to 100"},
+                  {generate + "--top-k -1", "--top-k: Value -1 not in range"},
+                  {generate + "--prompt ''", "the prompt is empty"},
+                  {generate + "--prompt-tokens 1,256", "256 is outside the vocabulary"},
+                  {generate + "--prompt-tokens 1,x", "Could not convert: --prompt-tokens"},
+                  {generate + "--prompt-file none.txt", "none.txt cannot be read"},
+                  {generate + "--prompt-file .", ". cannot be read"},
+                  {generate + "--prompt a --prompt-file text.txt", "excludes"}});
+}
+
+TEST_F(BadInput, TwoRanksSayItOnce) {
+  // mpirun adds its own notice about the exit code; of the program there must be one line.
+  const std::vector<BadLine> lines{
+      {"attend no_v.st out.st --branch 16:1", "has no tensor \"v\""},
+      {"attend good.st none/out.st --branch 16:1", "cannot be written"},
+      {"generate run/step-00000001", "runs on one rank, this job has 2; start it without mpirun"},
+      {"bench attention", "runs on one rank"},
+      {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
+      {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"}};
+  for (const BadLine& line : lines) {
+    const Outcome outcome = program.run(line.arguments, 2);
+    EXPECT_NE(outcome.exit_code, 0) << line.arguments;
+    std::istringstream text(outcome.err);
+    int errors = 0;
+    for (std::string row; std::getline(text, row);) {
+      if (row.rfind("error", 0) != 0) continue;
+      ++errors;
+      EXPECT_EQ(row.rfind("error [rank 0 of 2 on ", 0), 0u) << row;
+      EXPECT_NE(row.find(line.message), std::string::npos) << row;
+    }
+    EXPECT_EQ(errors, 1) << line.arguments << ": " << outcome.err;
+    EXPECT_EQ(outcome.err.find("MPI_ABORT"), std::string::npos) << outcome.err;
+  }
+}
+
+}  // namespace
+}  // namespace longnet::test

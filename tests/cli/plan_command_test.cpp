@@ -1,0 +1,124 @@
+// `longnet plan`: fields against numbers worked out by hand, bytes against what real runs count.
+#include <gtest/gtest.h>
+
+#include <sstream>
+
+#include "cli/program.h"
+
+namespace longnet::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Json plan(const Program& program, const std::string& options) {
+  const Outcome outcome = program.run("plan tiny.yaml --json " + options);
+  if (outcome.exit_code != 0) throw std::runtime_error(outcome.err);
+  return Json::parse(outcome.out);
+}
+
+/// The last line of run/metrics.jsonl.
+Json last_step(const Program& program) {
+  std::istringstream lines(read_whole_file(program.file("run/metrics.jsonl")));
+  std::string last;
+  for (std::string line; std::getline(lines, line);) last = line;
+  return Json::parse(last);
+}
+
+TEST(Plan, TinyModelOnTwoRanksByHand) {
+  Program program;
+  program.write_tiny_config();
+  const Json r = plan(program, "--ranks 2 --rank 1");
+  EXPECT_EQ(r["sequence_ranks"], 2);
+  EXPECT_EQ(r["local_tokens"], 64);
+  // Per layer: qkv 3 (32 32 + 32), out 32 32 + 32, fc1 32 64 + 64, fc2 64 32 + 32, four norms of
+  // 2 (32 + 32 + 32 + 64); embedding and output 256 32 each; final norm 64.
+  EXPECT_EQ(r["parameters"], 2 * (3 * 1056 + 1056 + 2112 + 2080 + 320) + 2 * 8192 + 64);
+  EXPECT_EQ(r["branches"][0]["local_segments"], 4);  // 64 / 16
+  EXPECT_EQ(r["branches"][0]["gathered_ranks"], Json::array());
+  EXPECT_EQ(r["branches"][1]["local_segments"], 0);
+  EXPECT_EQ(r["branches"][1]["gathered_ranks"], Json::array({2}));
+  EXPECT_EQ(r["branches"][1]["gathered_rows"], Json::array({128}));  // 128 / 4 rows, 4 heads
+  // A rank's chunk: keys and values, B 2, 64 rows, D 8, 4 bytes, to the other rank, two layers.
+  EXPECT_EQ(r["bytes_per_step"]["forward"], 2 * 2 * 64 * 8 * 4 * 2);
+  EXPECT_EQ(r["bytes_per_step"]["forward_needed"], 0);  // nobody comes after the last rank
+  EXPECT_EQ(r["bytes_per_step"]["backward"], 2 * 2 * 64 * 8 * 4 * 2);
+  // Half of the flat buffer there, the other half's sum back.
+  EXPECT_EQ(r["bytes_per_step"]["gradients"], r["memory_bytes"]["gradients"]);
+  EXPECT_EQ(r["memory_bytes"]["optimizer"], 2 * r["memory_bytes"]["parameters"].get<int64_t>());
+  EXPECT_GE(r["memory_bytes"]["parameters"], 4 * r["parameters"].get<int64_t>());
+  int64_t total = 0;
+  for (const auto& [purpose, bytes] : r["memory_bytes"].items())
+    if (purpose != "total") total += bytes.get<int64_t>();
+  EXPECT_EQ(r["memory_bytes"]["total"], total);
+  // Matrices per token: 2 (4 C C + 2 C F) a layer + 2 C V, three times with the backward.
+  EXPECT_EQ(r["flops_per_step"]["matmul"],
+            3.0 * 128 * (2 * 2 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 32 * 256));
+  // Pairs: 4 segments of 16 17 / 2; rows 16 .. 31 see 17 + ... + 32 = 392; H 4, B 2, two layers; a
+  // pair costs 4 D forward and 10 D backward.
+  EXPECT_EQ(r["flops_per_step"]["attention"], (4 * 136 + 392) * 4 * 2 * 2 * 14.0 * 8);
+}
+
+/// Three steps of training on `ranks` count what the plans of all ranks say.
+void expect_bytes_as_counted(const std::string& settings, int ranks) {
+  Program program;
+  program.write_tiny_config();
+  const Outcome outcome = program.run("train tiny.yaml " + settings, ranks);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  int64_t exchanged = 0, needed = 0, gradients = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const Json bytes = plan(program, settings + " --ranks " + std::to_string(ranks) + " --rank " +
+                                         std::to_string(rank))["bytes_per_step"];
+    exchanged += bytes["forward"].get<int64_t>() + bytes["backward"].get<int64_t>();
+    needed += bytes["forward_needed"].get<int64_t>();
+    gradients += bytes["gradients"].get<int64_t>();
+  }
+  const Json step = last_step(program);
+  EXPECT_GT(exchanged, 0);
+  EXPECT_GT(needed, 0);
+  EXPECT_EQ(step["exchanged_bytes"], exchanged);
+  EXPECT_EQ(step["needed_bytes"], needed);
+  EXPECT_EQ(step["gradient_bytes"], gradients);
+}
+
+TEST(Plan, BytesAreWhatTwoRanksSend) { expect_bytes_as_counted("", 2); }
+
+TEST(Plan, BytesAreWhatThreeUnevenRanksSend) {
+  expect_bytes_as_counted(
+      "train.sequence_length=100 model.branches=[[24,1],[48,3]] "
+      "train.accumulation=2",
+      3);
+}
+
+TEST(Plan, ColumnsAndDefaults) {
+  Program program;
+  program.write_tiny_config();
+  const Json several = plan(program, "--ranks 1,2,4");
+  ASSERT_EQ(several.size(), 3u);
+  EXPECT_EQ(several[2]["ranks"], 4);
+  EXPECT_EQ(several[2]["rank"], 2) << "the middle one";
+  EXPECT_EQ(several[0]["bytes_per_step"]["gradients"], 0);
+  EXPECT_EQ(plan(program, "")["ranks"], 1);
+  EXPECT_EQ(plan(program, "parallel.sequence_ranks=2 parallel.data_ranks=3")["ranks"], 6);
+  EXPECT_EQ(plan(program, "--ranks 1000")["local_tokens"], 1) << "the middle of those with tokens";
+  const Outcome table = program.run("plan tiny.yaml --ranks 1,2");
+  EXPECT_EQ(table.exit_code, 0);
+  EXPECT_NE(table.out.find("128:4"), std::string::npos) << table.out;
+  EXPECT_NE(table.out.find("1 over 2 ranks"), std::string::npos) << table.out;
+}
+
+TEST(Plan, ABillionTokensOn512Ranks) {
+  Program program;
+  const Outcome outcome = program.run(
+      "plan '" LN_SOURCE_DIR
+      "/configs/longnet_125m.yaml' train.sequence_length=1000000000 model.position=rope "
+      "'model.branches=[[2048,1],[65536,32],[2097152,1024],[67108864,32768],[1000000000,524288]]' "
+      "--ranks 512 --json");
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const Json r = Json::parse(outcome.out);
+  EXPECT_EQ(r["local_tokens"], 1953125);
+  EXPECT_EQ(r["branches"][4]["gathered_ranks"], Json::array({512}));
+  EXPECT_GT(r["bytes_per_step"]["forward"], 0);
+}
+
+}  // namespace
+}  // namespace longnet::test
