@@ -45,8 +45,12 @@ class BadInput : public testing::Test {
   }
 
   void expect_refused(const std::vector<BadLine>& lines) {
-    for (const BadLine& line : lines) {
-      const Outcome outcome = program.run(line.arguments);
+    std::vector<std::string> command_lines;
+    for (const BadLine& line : lines) command_lines.push_back(line.arguments);
+    const std::vector<Outcome> outcomes = program.run_all(command_lines);
+    for (size_t i = 0; i < lines.size(); ++i) {
+      const BadLine& line = lines[i];
+      const Outcome& outcome = outcomes[i];
       EXPECT_TRUE(outcome.exit_code == 1 || outcome.exit_code == 2)
           << line.arguments << ": exit code " << outcome.exit_code;
       EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -27,19 +28,19 @@ class Program {
 
   /// arguments: as typed after `longnet`, for a shell whose folder is folder(). ranks > 1: mpirun.
   Outcome run(const std::string& arguments, int ranks = 1) const {
-    std::string command = "cd '" + folder_.path() + "' && OMP_NUM_THREADS=1 ";
-    if (ranks > 1)
-      command += "'" LN_SOURCE_DIR "/scripts/mpirun_local.sh' " + std::to_string(ranks) + " ";
-    command += "'" LN_BINARY_DIR "/longnet' " + arguments + " 2>.stderr";
-    Outcome outcome;
-    FILE* pipe = ::popen(command.c_str(), "r");
-    if (pipe == nullptr) throw std::runtime_error("no shell for: " + command);
-    char block[4096];
-    for (size_t n; (n = ::fread(block, 1, sizeof block, pipe)) > 0;) outcome.out.append(block, n);
-    const int status = ::pclose(pipe);
-    outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
-    outcome.err = read_whole_file(file(".stderr"));
-    return outcome;
+    return finish(start(arguments, ranks));
+  }
+
+  /// One rank each, eight at a time: starting MPI is mostly waiting.
+  std::vector<Outcome> run_all(const std::vector<std::string>& command_lines) const {
+    std::vector<Outcome> outcomes;
+    for (size_t first = 0; first < command_lines.size(); first += 8) {
+      std::vector<Started> batch;
+      for (size_t i = first; i < std::min(first + 8, command_lines.size()); ++i)
+        batch.push_back(start(command_lines[i], 1));
+      for (const Started& started : batch) outcomes.push_back(finish(started));
+    }
+    return outcomes;
   }
 
   /// tiny.yaml: two layers, C 32, H 4, F 64, N 128, B 2, a text and a run of three steps.
@@ -58,7 +59,35 @@ class Program {
   }
 
  private:
+  struct Started {
+    FILE* pipe;
+    std::string error_file;
+  };
+
+  Started start(const std::string& arguments, int ranks) const {
+    const std::string error_file = file(".stderr" + std::to_string(started_++));
+    std::string command = "cd '" + folder_.path() + "' && OMP_NUM_THREADS=1 ";
+    if (ranks > 1)
+      command += "'" LN_SOURCE_DIR "/scripts/mpirun_local.sh' " + std::to_string(ranks) + " ";
+    command += "'" LN_BINARY_DIR "/longnet' " + arguments + " 2>" + error_file;
+    FILE* pipe = ::popen(command.c_str(), "r");
+    if (pipe == nullptr) throw std::runtime_error("no shell for: " + command);
+    return {pipe, error_file};
+  }
+
+  static Outcome finish(const Started& started) {
+    Outcome outcome;
+    char block[4096];
+    for (size_t n; (n = ::fread(block, 1, sizeof block, started.pipe)) > 0;)
+      outcome.out.append(block, n);
+    const int status = ::pclose(started.pipe);
+    outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+    outcome.err = read_whole_file(started.error_file);
+    return outcome;
+  }
+
   TemporaryFolder folder_;
+  mutable int started_ = 0;
 };
 
 /// One tensor of a .safetensors file, as bytes.
