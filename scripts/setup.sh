@@ -5,7 +5,7 @@ set -euo pipefail
 packages=(
   g++ cmake ninja-build                      # tool chain: C++20, CMake >= 3.25
   libopenmpi-dev openmpi-bin                 # ranks
-  libdnnl-dev                                # oneDNN: matrix products
+  libdnnl-dev ocl-icd-opencl-dev             # oneDNN: matrix products; its CMake package looks for OpenCL
   libyaml-cpp-dev libcli11-dev nlohmann-json3-dev  # configuration, command line, JSON
   libspdlog-dev libfmt-dev                   # logs, texts
   zlib1g-dev                                 # .gz data, checksums

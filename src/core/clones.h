@@ -1,8 +1,8 @@
 // LN_CLONES: compiles a function once per instruction set and picks the best at load time.
 //
-// For plain row loops that the compiler vectorises. A function with LN_CLONES must be
-// self-contained: what it calls is inlined into it (LN_INLINE) or it calls nothing, and it holds no
-// OpenMP region.
+// For plain row loops that the compiler vectorises; LONGNET_ISA does not reach them (the loader
+// picks). A function with LN_CLONES must be self-contained: what it calls is inlined into it
+// (LN_INLINE) or it calls nothing, and it holds no OpenMP region.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -68,7 +68,14 @@ TEST(CrossEntropy, ExtremeAndBrokenLogits) {
           .loss_sum));
   for (int64_t bad : {int64_t{-2}, int64_t{3}}) {
     targets[0] = bad;
-    EXPECT_THROW(cross_entropy(context, far_view, target_view, 1, true), Error);
+    try {
+      cross_entropy(context, far_view, target_view, 1, true);
+      FAIL();
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(fmt::format("target {} in row 0", bad)),
+                std::string::npos)
+          << error.what();
+    }
   }
 }
 

@@ -441,6 +441,7 @@ void cpu_forward(Context& context, const AttentionForward& tensors, const Attent
       if (thread == 0) context.progress();
     }
   }
+  context.progress();  // once at least, also where the other threads took every piece
 }
 
 void cpu_delta(Context& context, const TensorView& delta, const TensorView& grad_out,
@@ -614,6 +615,7 @@ void cpu_backward(Context& context, const AttentionBackward& tensors,
       }
     }
   }
+  context.progress();
 }
 
 namespace {

@@ -19,11 +19,17 @@ LN_CLONES float row_maximum(const float* row, int64_t width) {
   return largest;
 }
 
+/// Blocks keep the float32 sums short in large vocabularies.
 LN_CLONES float row_exp_sum(const float* row, float largest, int64_t width) {
-  float sum = 0;
+  double total = 0;
+  for (int64_t begin = 0; begin < width; begin += 1024) {
+    const int64_t end = begin + 1024 < width ? begin + 1024 : width;
+    float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) sum += fast_exp(row[i] - largest);
-  return sum;
+    for (int64_t i = begin; i < end; ++i) sum += fast_exp(row[i] - largest);
+    total += sum;
+  }
+  return static_cast<float>(total);
 }
 
 LN_CLONES void row_softmax(float* row, float largest, float factor, int64_t width) {

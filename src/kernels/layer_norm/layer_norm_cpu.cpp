@@ -11,10 +11,11 @@ namespace longnet::cpu {
 namespace {
 
 LN_CLONES void row_moments(const float* x, int64_t width, float* mean, float* variance) {
+  // Measured from x[0], the sum of a row far from zero keeps its digits in any order of addition.
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) sum += x[i];
-  const float m = sum / static_cast<float>(width);
+  for (int64_t i = 0; i < width; ++i) sum += x[i] - x[0];
+  const float m = x[0] + sum / static_cast<float>(width);
   float squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (int64_t i = 0; i < width; ++i) squares += (x[i] - m) * (x[i] - m);

@@ -11,8 +11,9 @@ struct MachinePeak {
   double matmul_gflops_f32 = 0;  // linear layer of 1024^3 through the same library as the model's
 };
 
-/// Runs for about `seconds` on the Context's threads; medians of several repetitions. When several
-/// ranks share a host, call it on all of them at once: the limit of each is then its share.
+/// Runs for about `seconds` on the Context's threads; the best of many short repetitions, since
+/// these are limits. When several ranks share a host, call it on all of them at once: the limit of
+/// each is then its share.
 MachinePeak measure_machine(Context& context, double seconds = 0.3);
 
 /// Only the multiply-add limit, GFLOP/s of all threads (a multiply-add counts two).
