@@ -30,6 +30,12 @@ constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+/// Dilated rows lie too far apart for the hardware to foresee: ask for one kPrefetchRows ahead.
+constexpr int64_t kPrefetchRows = 12;
+inline void prefetch_row(const float* row, int64_t head_dim) {
+  for (int64_t d = 0; d < head_dim; d += 16) __builtin_prefetch(row + d);
+}
+
 int64_t padded_dim(int64_t head_dim) {
   for (int padded : kPaddedDims)
     if (head_dim <= padded) return padded;
@@ -218,6 +224,10 @@ class Piece {
       for (int64_t i = 0; i < run.count; ++i) {
         const int64_t slot = rows.slot[h_] + (run.in_source + i) * rows.step;
         const int64_t to = (run.in_chunk + i) * padded_;
+        if (i + kPrefetchRows < run.count) {
+          prefetch_row(row(run.source->key, slot + kPrefetchRows * rows.step), head_dim_);
+          prefetch_row(row(run.source->value, slot + kPrefetchRows * rows.step), head_dim_);
+        }
         const float* key_row = row(run.source->key, slot);
         if (rotary_ != nullptr && !run.source->positions_applied) {
           turn(rows.first[h_] + run.in_source + i, true, scratch, cursor);
@@ -243,6 +253,10 @@ class Piece {
       for (int64_t i = 0; i < run.count; ++i) {
         const int64_t slot = rows.slot[h_] + (run.in_source + i) * rows.step;
         float* packed = scratch.grad_key + (run.in_chunk + i) * padded_;
+        if (i + kPrefetchRows < run.count) {
+          prefetch_row(row(run.source->grad_key, slot + kPrefetchRows * rows.step), head_dim_);
+          prefetch_row(row(run.source->grad_value, slot + kPrefetchRows * rows.step), head_dim_);
+        }
         float* grad_key_row = row(run.source->grad_key, slot);
         // ds q holds the queries' scale log2(e).
         for (int64_t d = 0; d < head_dim_; ++d) packed[d] *= static_cast<float>(kLn2);
@@ -265,6 +279,8 @@ class Piece {
                     const Scratch& scratch, RotaryTable::Cursor& cursor) const {
     for (int64_t i = 0; i < count; ++i) {
       const float* query_row = row(query, query_slot(i0 + i));
+      if (i + kPrefetchRows < count)
+        prefetch_row(row(query, query_slot(i0 + i + kPrefetchRows)), head_dim_);
       float* packed = rows + i * padded_;
       if (rotary_ != nullptr) {
         turn(task_.queries.first[h_] + i0 + i, false, scratch, cursor);
@@ -276,6 +292,11 @@ class Piece {
       std::fill(packed + head_dim_, packed + padded_, 0.0f);
     }
     std::fill(rows + count * padded_, rows + kTileQueries * padded_, 0.0f);
+  }
+
+  /// Asks for rows i0 .. of a tensor that will be needed a little later.
+  void prefetch_rows(const TensorView& x, int64_t i0, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) prefetch_row(row(x, query_slot(i0 + i)), head_dim_);
   }
 
   /// grad_query rows i0 .. += rotated back factor * rows [64, Dp], which is overwritten.
@@ -347,12 +368,13 @@ void forward_tile(const Piece& piece, const AttentionForward& tensors, float sca
                   const Scratch& scratch, RotaryTable::Cursor& cursor) {
   const int padded = static_cast<int>(piece.padded());
   const int64_t head_dim = piece.head_dim();
+  piece.prefetch_rows(tensors.out, i0, count);
   piece.pack_queries(scratch.query_rows, tensors.query, i0, count,
                      static_cast<float>(scale * kLog2E), scratch, cursor);
   functions.transpose(scratch.query_lanes, scratch.query_rows, kTileQueries, padded);
   // The running (o, lse) is the state after keys whose weights sum to 2^(lse log2(e)): an integer
   // peak and a sum in [1, 2) say that without losing digits of a large lse.
-  std::fill_n(scratch.rows, kTileQueries * piece.padded(), 0.0f);
+  bool any = false;
   for (int64_t i = 0; i < kTileQueries; ++i) {
     scratch.peak[i] = -INFINITY;
     scratch.sum[i] = 0;
@@ -360,6 +382,8 @@ void forward_tile(const Piece& piece, const AttentionForward& tensors, float sca
     const int64_t slot = piece.query_slot(i0 + i);
     const float lse = piece.at(tensors.lse, slot);
     if (lse == -INFINITY) continue;
+    if (!any) std::fill_n(scratch.rows, kTileQueries * piece.padded(), 0.0f);
+    any = true;
     const double lse2 = lse * kLog2E;
     scratch.peak[i] = static_cast<float>(std::floor(lse2));
     scratch.sum[i] = static_cast<float>(std::exp2(lse2 - std::floor(lse2)));
@@ -367,7 +391,10 @@ void forward_tile(const Piece& piece, const AttentionForward& tensors, float sca
     float* packed = scratch.rows + i * piece.padded();
     for (int64_t d = 0; d < head_dim; ++d) packed[d] = out_row[d] * scratch.sum[i];
   }
-  functions.transpose(scratch.out_lanes, scratch.rows, kTileQueries, padded);
+  if (any)
+    functions.transpose(scratch.out_lanes, scratch.rows, kTileQueries, padded);
+  else
+    std::fill_n(scratch.out_lanes, kTileQueries * piece.padded(), 0.0f);
   functions.forward({scratch.query_lanes, scratch.key, scratch.value, scratch.out_lanes,
                      scratch.peak, scratch.sum, scratch.score, mask});
   functions.transpose(scratch.rows, scratch.out_lanes, padded, kTileQueries);
@@ -480,6 +507,7 @@ void backward_tile(const Piece& piece, const AttentionBackward& tensors, float s
                    float* grad_query_lanes, const Scratch& scratch, RotaryTable::Cursor& cursor) {
   const int padded = static_cast<int>(piece.padded());
   const int64_t head_dim = piece.head_dim();
+  piece.prefetch_rows(tensors.grad_out, i0, count);
   piece.pack_queries(scratch.query_rows, tensors.query, i0, count,
                      static_cast<float>(scale * kLog2E), scratch, cursor);
   functions.transpose(scratch.query_lanes, scratch.query_rows, kTileQueries, padded);
