@@ -61,6 +61,9 @@ struct Launch {
 /// Runs all blocks, one after the other. Throws std::runtime_error with every finding of the launch.
 void run(const Launch& launch);
 
+/// Number of the defect that LN_BUG turns on in kernels; 0: none. Tests set it (mutants).
+extern int bug;
+
 /// The block's dynamic shared memory; bytes: what the kernel wants, checked against the launch.
 void* shared_memory(size_t bytes, const char* file, int line);
 
@@ -131,6 +134,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 #define blockIdx (::longnet::simt::at.block)
 #define blockDim (::longnet::simt::at.block_dim)
 #define gridDim (::longnet::simt::at.grid_dim)
+
+#define LN_BUG (::longnet::simt::bug)
 
 #define LN_CALL_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 

@@ -25,6 +25,15 @@ struct Counters {
 };
 Counters counters();
 
+/// Turns on the defect LN_BUG == number in all kernels while it lives.
+class Defect {
+ public:
+  explicit Defect(int number);
+  ~Defect();
+  Defect(const Defect&) = delete;
+  Defect& operator=(const Defect&) = delete;
+};
+
 /// True in the program whose kernels are compiled with the access hooks.
 bool race_checked();
 

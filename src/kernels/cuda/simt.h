@@ -15,8 +15,8 @@
 
 #include "core/error.h"
 
-// A defect to build in, by number, each where LN_BUG is tested in a kernel; tests/simt/CMakeLists.txt
-// lists what must find which. 0: none.
+// Defects, by number, where LN_BUG is compared in a kernel: always 0 in a device build; the tests of
+// tests/simt turn them on one by one and expect to be told.
 #if !defined(LN_BUG)
 #define LN_BUG 0
 #endif
