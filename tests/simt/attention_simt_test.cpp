@@ -138,8 +138,8 @@ double golden_ratio(const Result& actual, const Result& expected) {
   for (const Values* v : {&expected.grad_query, &expected.grad_key, &expected.grad_value})
     for (float x : *v) largest = std::max(largest, std::abs(double(x)));
   for (size_t i = 0; i < 5; ++i)
-    worst = std::max(worst, error_ratio(difference(*actual.all()[i], *expected.all()[i]),
-                                        i >= 2 ? largest : 0));
+    worst = std::max(
+        worst, error_ratio(difference(*actual.all()[i], *expected.all()[i]), i >= 2 ? largest : 0));
   return worst;
 }
 bool same_bits(const Result& a, const Result& b) {
@@ -355,9 +355,8 @@ Result run_ranks(Problem& p, int ranks) {
       };
       for (const SequencePlan& plan : plans) {
         if (plan.local_tokens() > 0)
-          attend(plan,
-                 local_segment_tasks(plan, branch, part(plan, p.key), part(plan, p.value),
-                                     part(plan, r.grad_key), part(plan, r.grad_value)));
+          attend(plan, local_segment_tasks(plan, branch, part(plan, p.key), part(plan, p.value),
+                                           part(plan, r.grad_key), part(plan, r.grad_value)));
         for (const GatheredSegment& gathered : plan.gathered_segments(branch)) {
           const GatherLayout layout(plan, branch, gathered, p.batch, p.head_dim);
           Values buffer_values(layout.elements(), NAN), grad_values(layout.elements());
@@ -388,11 +387,11 @@ Result run_ranks(Problem& p, int ranks) {
           for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
             const int m = rank - gathered.first_rank;
             if (layout.chunk_rows[m] == 0) continue;
-            cuda::attention_unpack_rows_add(
-                context, part(plans[rank], r.grad_key), part(plans[rank], r.grad_value),
-                chunk(grads, m, 0), chunk(grads, m, 1),
-                local_rows(plans[rank], branch, gathered.segment), layout.row_slot[m], task,
-                options_of(plans[rank]));
+            cuda::attention_unpack_rows_add(context, part(plans[rank], r.grad_key),
+                                            part(plans[rank], r.grad_value), chunk(grads, m, 0),
+                                            chunk(grads, m, 1),
+                                            local_rows(plans[rank], branch, gathered.segment),
+                                            layout.row_slot[m], task, options_of(plans[rank]));
           }
         }
       }

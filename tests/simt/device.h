@@ -1,6 +1,6 @@
-// CUDA's device language for g++: what a kernel file needs beyond C++, with bodies that run under the
-// emulator of emulator.cpp. Included before every *_cuda.cu of the simt tests (-include), which are
-// compiled as C++. Only what the kernels of this project use is here; weak memory, fast-math
+// CUDA's device language for g++: what a kernel file needs beyond C++, with bodies that run under
+// the emulator of emulator.cpp. Included before every *_cuda.cu of the simt tests (-include), which
+// are compiled as C++. Only what the kernels of this project use is here; weak memory, fast-math
 // instructions, occupancy and bank conflicts are not modelled.
 #pragma once
 
@@ -58,7 +58,8 @@ struct Launch {
   void (*body)(void*);  // runs one thread of the kernel
   void* arguments;
 };
-/// Runs all blocks, one after the other. Throws std::runtime_error with every finding of the launch.
+/// Runs all blocks, one after the other. Throws std::runtime_error with every finding of the
+/// launch.
 void run(const Launch& launch);
 
 /// Number of the defect that LN_BUG turns on in kernels; 0: none. Tests set it (mutants).

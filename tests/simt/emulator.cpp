@@ -92,7 +92,6 @@ struct Machine {
   size_t scheduler_size = 0;
   const Launch* launch = nullptr;
   char* shared = nullptr;
-  int current = -1;  // thread whose kernel code runs; -1: host
   bool cancelling = false;
   int thread_count = 0, at_barrier = 0, done = 0;
   Order order = Order::kAscending;
@@ -103,7 +102,10 @@ struct Machine {
   // Race checking: epochs rise at every barrier and block, and never fall.
   uint32_t epoch = 1, block_epoch = 1, launch_epoch = 1;
 };
-Machine m;
+// Never destroyed: its fibers are parked inside a loop that has no end.
+Machine& m = *new Machine;
+/// The thread whose kernel code runs; -1: host code. Set before any constructor runs.
+constinit int current_thread = -1;
 
 void finding(const std::string& text) {
   if (m.findings.size() < 12 &&
@@ -134,7 +136,7 @@ struct PoolStack {
 
 /// To the scheduler and back; throws Cancelled if the block is being given up.
 void park() {
-  Thread& t = *m.threads[m.current];
+  Thread& t = *m.threads[current_thread];
   __sanitizer_start_switch_fiber(&t.fake_stack, m.scheduler_bottom, m.scheduler_size);
   m.scheduler = std::move(m.scheduler).resume();
   __sanitizer_finish_switch_fiber(t.fake_stack, &m.scheduler_bottom, &m.scheduler_size);
@@ -149,7 +151,7 @@ ctx::fiber fiber_main(ctx::fiber&& from, Thread* t) {
       if (m.cancelling) throw Cancelled{};
       m.launch->body(m.launch->arguments);
       if (!t->uncommitted.empty() || !t->groups.empty())
-        finding("cp.async never waited for by " + who(m.current));
+        finding("cp.async never waited for by " + who(current_thread));
     } catch (const Cancelled&) {
     } catch (const std::exception& error) {
       finding(std::string("exception in a kernel: ") + error.what());
@@ -176,9 +178,8 @@ void make_threads(int count) {
     auto thread = std::make_unique<Thread>();
     Thread* t = thread.get();
     t->stack = m.stacks + m.threads.size() * (kStackBytes + kGuardBytes) + kGuardBytes;
-    t->fiber =
-        ctx::fiber(std::allocator_arg, PoolStack{t->stack},
-                   [t](ctx::fiber&& from) { return fiber_main(std::move(from), t); });
+    t->fiber = ctx::fiber(std::allocator_arg, PoolStack{t->stack},
+                          [t](ctx::fiber&& from) { return fiber_main(std::move(from), t); });
     m.threads.push_back(std::move(thread));
   }
 }
@@ -193,12 +194,12 @@ void set_coordinates(int thread) {
 void resume(int thread) {
   Thread& t = *m.threads[thread];
   ++m.counters.switches;
-  m.current = thread;
+  current_thread = thread;
   set_coordinates(thread);
   __sanitizer_start_switch_fiber(&m.scheduler_fake, t.stack, kStackBytes);
   t.fiber = std::move(t.fiber).resume();
   __sanitizer_finish_switch_fiber(m.scheduler_fake, nullptr, nullptr);
-  m.current = -1;
+  current_thread = -1;
   if (t.state == State::kRunnable) std::abort();
   Warp& warp = m.warps[thread / 32];
   if (t.state == State::kDone) {
@@ -277,8 +278,8 @@ void report_deadlock() {
   for (int i = 0; i < m.thread_count && shown < 4; ++i) {
     const Thread& t = *m.threads[i];
     if (t.state == State::kDone) continue;
-    const bool first = i == 0 || m.threads[i - 1]->state != t.state ||
-                       m.threads[i - 1]->line != t.line;
+    const bool first =
+        i == 0 || m.threads[i - 1]->state != t.state || m.threads[i - 1]->line != t.line;
     if (!first) continue;
     text += " " + who(i) + " waits at " + place(t.file, t.line) +
             (t.state == State::kBarrier ? " (__syncthreads)" : " (warp operation)");
@@ -330,7 +331,7 @@ void run_block() {
 
 // --- 4. what kernels call -----------------------------------------------------------------------
 
-unsigned lane_index() { return static_cast<unsigned>(m.current) % 32; }
+unsigned lane_index() { return static_cast<unsigned>(current_thread) % 32; }
 
 void* shared_memory(size_t bytes, const char* file, int line) {
   if (bytes > m.launch->shared_bytes) {
@@ -344,11 +345,11 @@ void* shared_memory(size_t bytes, const char* file, int line) {
 
 void barrier(const char* file, int line) {
   if (m.cancelling) throw Cancelled{};
-  Thread& t = *m.threads[m.current];
+  Thread& t = *m.threads[current_thread];
   t.state = State::kBarrier;
   t.file = file;
   t.line = line;
-  m.warps[m.current / 32].runnable &= ~(1u << m.current % 32);
+  m.warps[current_thread / 32].runnable &= ~(1u << current_thread % 32);
   ++m.at_barrier;
   park();
 }
@@ -356,8 +357,8 @@ void barrier(const char* file, int line) {
 void warp_call(const char* name, uint32_t mask, void* argument, void (*f)(const WarpCall&),
                bool orders_memory, const char* file, int line) {
   if (m.cancelling) throw Cancelled{};
-  const int lane = m.current % 32, first = m.current - lane;
-  Warp& warp = m.warps[m.current / 32];
+  const int lane = current_thread % 32, first = current_thread - lane;
+  Warp& warp = m.warps[current_thread / 32];
   std::string problem;
   // The last warp of a block may be partial: lanes that do not exist are allowed in a full mask.
   const uint32_t exists =
@@ -373,7 +374,7 @@ void warp_call(const char* name, uint32_t mask, void* argument, void (*f)(const 
     problem = std::string("divergent warp operations: ") + warp.name + " at " +
               place(warp.file, warp.line) + " and " + name + " at " + place(file, line);
   if (!problem.empty()) {
-    finding(problem + ", " + who(m.current));
+    finding(problem + ", " + who(current_thread));
     m.cancelling = true;
     throw Cancelled{};
   }
@@ -384,7 +385,7 @@ void warp_call(const char* name, uint32_t mask, void* argument, void (*f)(const 
   warp.call.mask = wanted;
   warp.call.lane[lane] = argument;
   warp.arrived |= 1u << lane;
-  Thread& t = *m.threads[m.current];
+  Thread& t = *m.threads[current_thread];
   if (warp.arrived != wanted) {
     t.state = State::kWarp;
     t.file = file;
@@ -417,7 +418,7 @@ void check_alignment(const void* address, size_t bytes, const char* what, const 
                      int line) {
   if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
   finding(std::string(what) + " at " + place(file, line) + ": address not aligned to " +
-          std::to_string(bytes) + " bytes, " + who(m.current));
+          std::to_string(bytes) + " bytes, " + who(current_thread));
   m.cancelling = true;
   throw Cancelled{};
 }
@@ -524,7 +525,7 @@ void access_cell(Cell& c, bool write, bool shared, uint32_t pc, int now) {
     race("read of unwritten shared memory", pc, pc, now, now);
   uint16_t reader = static_cast<uint16_t>(now);
   if (c.read_epoch == m.epoch && c.read_thread != now) {
-    const int warp = c.read_thread == kManyWarps ? -1
+    const int warp = c.read_thread == kManyWarps  ? -1
                      : c.read_thread & kManyLanes ? c.read_thread & ~kManyLanes
                                                   : c.read_thread / 32;
     reader = warp == now / 32 ? static_cast<uint16_t>(kManyLanes | warp) : kManyWarps;
@@ -545,8 +546,8 @@ void access(const void* pointer, size_t bytes, bool write, const void* return_ad
       address < reinterpret_cast<const char*>(&at + 1))
     return;
   if (pointer == &bug) return;
-  const uint32_t pc = static_cast<uint32_t>(static_cast<const char*>(return_address) -
-                                            &__executable_start);
+  const uint32_t pc =
+      static_cast<uint32_t>(static_cast<const char*>(return_address) - &__executable_start);
   const bool shared = address >= m.shared && address < m.shared + m.launch->shared_bytes;
   if (shared) {
     Cell* cells = shared_cells.data() + (address - m.shared);
@@ -557,7 +558,8 @@ void access(const void* pointer, size_t bytes, bool write, const void* return_ad
       Cell* cells = global_cell(start);
       for (size_t i = 0; i < bytes; ++i) access_cell(cells[i], write, false, pc, now);
     } else {
-      for (size_t i = 0; i < bytes; ++i) access_cell(*global_cell(start + i), write, false, pc, now);
+      for (size_t i = 0; i < bytes; ++i)
+        access_cell(*global_cell(start + i), write, false, pc, now);
     }
   }
 }
@@ -575,7 +577,8 @@ void races_to_findings() {
 
 void note_read(const void* address, size_t bytes, unsigned lane) {
   if (kRace)
-    access(address, bytes, false, __builtin_return_address(0), m.current - m.current % 32 + lane);
+    access(address, bytes, false, __builtin_return_address(0),
+           current_thread - current_thread % 32 + lane);
 }
 
 // --- 6. asynchronous copies ---------------------------------------------------------------------
@@ -583,22 +586,23 @@ void note_read(const void* address, size_t bytes, unsigned lane) {
 void copy_async(void* shared, const void* source, const char* file, int line) {
   check_alignment(shared, 16, "cp.async destination", file, line);
   if (source != nullptr) check_alignment(source, 16, "cp.async source", file, line);
-  if (kRace) access(shared, 16, true, __builtin_return_address(0), m.current);
+  if (kRace) access(shared, 16, true, __builtin_return_address(0), current_thread);
   std::memset(shared, 0xff, 16);
-  m.threads[m.current]->uncommitted.push_back({shared, source});
+  m.threads[current_thread]->uncommitted.push_back({shared, source});
 }
 void copy_async_commit() {
-  Thread& t = *m.threads[m.current];
+  Thread& t = *m.threads[current_thread];
   t.groups.push_back(std::move(t.uncommitted));
   t.uncommitted.clear();
 }
 void copy_async_wait(int groups_left) {
-  Thread& t = *m.threads[m.current];
+  Thread& t = *m.threads[current_thread];
   while (static_cast<int>(t.groups.size()) > groups_left) {
     for (const AsyncCopy& copy : t.groups.front()) {
       if (kRace) {
-        access(copy.destination, 16, true, __builtin_return_address(0), m.current);
-        if (copy.source) access(copy.source, 16, false, __builtin_return_address(0), m.current);
+        access(copy.destination, 16, true, __builtin_return_address(0), current_thread);
+        if (copy.source)
+          access(copy.source, 16, false, __builtin_return_address(0), current_thread);
       }
       if (copy.source)
         std::memcpy(copy.destination, copy.source, 16);
@@ -673,11 +677,11 @@ void run(const Launch& launch) {
 // --- 8. hooks of -fsanitize=thread --------------------------------------------------------------
 
 #if defined(LN_SIMT_RACE)
-#define LN_HOOK(name, bytes, write)                                                    \
-  extern "C" void name(void* address) {                                                \
-    if (longnet::simt::m.current >= 0)                                                 \
-      longnet::simt::access(address, bytes, write, __builtin_return_address(0),        \
-                            longnet::simt::m.current);                                 \
+#define LN_HOOK(name, bytes, write)                                             \
+  extern "C" void name(void* address) {                                         \
+    if (longnet::simt::current_thread >= 0)                                     \
+      longnet::simt::access(address, bytes, write, __builtin_return_address(0), \
+                            longnet::simt::current_thread);                     \
   }
 #define LN_HOOKS(n)                          \
   LN_HOOK(__tsan_read##n, n, false)          \
@@ -697,14 +701,14 @@ LN_UNALIGNED(4)
 LN_UNALIGNED(8)
 LN_UNALIGNED(16)
 extern "C" void __tsan_read_range(void* address, size_t bytes) {
-  if (longnet::simt::m.current >= 0)
+  if (longnet::simt::current_thread >= 0)
     longnet::simt::access(address, bytes, false, __builtin_return_address(0),
-                          longnet::simt::m.current);
+                          longnet::simt::current_thread);
 }
 extern "C" void __tsan_write_range(void* address, size_t bytes) {
-  if (longnet::simt::m.current >= 0)
+  if (longnet::simt::current_thread >= 0)
     longnet::simt::access(address, bytes, true, __builtin_return_address(0),
-                          longnet::simt::m.current);
+                          longnet::simt::current_thread);
 }
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}

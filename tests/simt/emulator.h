@@ -1,8 +1,9 @@
 // Settings and counters of the SIMT emulator (emulator.cpp) for tests.
 //
-// Blocks run one at a time, each CUDA thread in its own fiber, on the calling OS thread. An order is
-// a schedule: which of the threads that can run goes next. Grid-wide synchronisation and spinning on
-// another block cannot run. Findings (races, divergent barriers, ...) are thrown by the launch.
+// Blocks run one at a time, each CUDA thread in its own fiber, on the calling OS thread. An order
+// is a schedule: which of the threads that can run goes next. Grid-wide synchronisation and
+// spinning on another block cannot run. Findings (races, divergent barriers, ...) are thrown by the
+// launch.
 #pragma once
 
 #include <cstdint>

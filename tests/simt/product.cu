@@ -1,7 +1,6 @@
 // See product.h. Tiles of 64 x 64 x 32, four warps of 16 rows each, two stages of cp.async.
-#include "simt/product.h"
-
 #include "kernels/cuda/mma.h"
+#include "simt/product.h"
 
 namespace longnet::simt_test {
 namespace {
@@ -51,8 +50,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int d = 0; d < kDepth; d += 16) {
       // Matrices 0, 1: rows 0-7 and 8-15 at column d; 2, 3: the same rows at d + 8.
       uint32_t x[4];
-      load_matrix<false>(x, &sm.a[stage][warp * 16 + lane % 16][d + lane / 16 * 8] +
-                                (LN_BUG == 22 ? 1 : 0));
+      load_matrix<false>(
+          x, &sm.a[stage][warp * 16 + lane % 16][d + lane / 16 * 8] + (LN_BUG == 22 ? 1 : 0));
       if (LN_BUG == 23) {
         const uint32_t swapped = x[1];
         x[1] = x[2];

@@ -1,9 +1,10 @@
 // CUDA twin of attention.h: float32, any head dimension from 8 to 256, forward and backward.
 //
-// The plain kernels: tiles of 32 query and 32 key rows in shared memory, four threads per row, float
-// multiply-adds. Rows are read where they lie (dilated, strided, gathered) and rotated while they are
-// read, from tables of double-precision angles of p = 256 a + b. A block owns the rows it writes, so
-// there are no atomics and results do not depend on timing. It does not use tensor cores.
+// The plain kernels: tiles of 32 query and 32 key rows in shared memory, four threads per row,
+// float multiply-adds. Rows are read where they lie (dilated, strided, gathered) and rotated while
+// they are read, from tables of double-precision angles of p = 256 a + b. A block owns the rows it
+// writes, so there are no atomics and results do not depend on timing. It does not use tensor
+// cores.
 #include <cmath>
 #include <vector>
 
@@ -16,14 +17,15 @@ namespace longnet::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTile = 32;              // rows of a tile, of queries and of keys
+constexpr int kTile = 32;                // rows of a tile, of queries and of keys
 constexpr int kQuad = kThreads / kTile;  // threads per row, neighbours in one warp
 constexpr int kPerThread = kTile / kQuad;
 constexpr int kFine = 256;  // positions in the fine table
 constexpr int kMaxPairs = 128;
 constexpr int kPackHeads = 32;  // heads per launch of pack and unpack
 
-// --- 1. what kernels are told ---------------------------------------------------------------------
+// --- 1. what kernels are told
+// ---------------------------------------------------------------------
 
 /// The query rows of one head of one segment; row i is global token `token` + (first + i) dilation.
 struct TaskHead {
@@ -81,7 +83,8 @@ struct Common {
   bool causal;
 };
 
-// --- 2. rows ---------------------------------------------------------------------------------------
+// --- 2. rows
+// ---------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float2 turn_of(const RotaryParts& r, int set, int64_t position,
                                           int pair) {
@@ -92,8 +95,8 @@ __device__ __forceinline__ float2 turn_of(const RotaryParts& r, int set, int64_t
                      static_cast<float>(x.y * y.x + x.x * y.y));
 }
 
-/// tile[row] = rows [0, count) of `rows`, rotated if `rotate`; zeros behind head_dim and count. Row i
-/// has position `position` + i dilation.
+/// tile[row] = rows [0, count) of `rows`, rotated if `rotate`; zeros behind head_dim and count. Row
+/// i has position `position` + i dilation.
 template <int kD>
 __device__ __forceinline__ void load_tile(float (*tile)[kD + 4], const float* rows, int64_t stride,
                                           int count, int head_dim, const RotaryParts& rotary,
@@ -203,7 +206,8 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
 
-// --- 3. forward ------------------------------------------------------------------------------------
+// --- 3. forward
+// ------------------------------------------------------------------------------------
 
 template <int kD>
 struct ForwardShared {
@@ -295,7 +299,8 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(Common p) {
   if (quad == 0) *lse = peak + logf(sum);
 }
 
-// --- 4. backward: queries --------------------------------------------------------------------------
+// --- 4. backward: queries
+// --------------------------------------------------------------------------
 
 template <int kD>
 struct QueryShared {
@@ -379,7 +384,8 @@ __global__ void __launch_bounds__(kThreads, 1) grad_query_kernel(Common p) {
                    task.position + query_row * p.dilation);
 }
 
-// --- 5. backward: keys and values ------------------------------------------------------------------
+// --- 5. backward: keys and values
+// ------------------------------------------------------------------
 
 template <int kD>
 struct KeyShared {
@@ -464,7 +470,8 @@ __global__ void __launch_bounds__(kThreads, 1) grad_key_kernel(Common p) {
                    grad_value, 1.0f, p.head_dim, quad, p.rotary, false, 0, 0);
 }
 
-// --- 6. the small ones -----------------------------------------------------------------------------
+// --- 6. the small ones
+// -----------------------------------------------------------------------------
 
 __device__ __forceinline__ double2 turn_in_double(const Frequencies& f, int pair, int64_t position,
                                                   bool key) {
@@ -555,7 +562,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// --- 7. the host's side ----------------------------------------------------------------------------
+// --- 7. the host's side
+// ----------------------------------------------------------------------------
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 int64_t tiles(int64_t rows) { return (rows + kTile - 1) / kTile; }
@@ -642,9 +650,9 @@ struct Prepared {
         t.source_begin = static_cast<int32_t>(sources.size());
         for (const KeySource& k : task.keys) {
           const auto at = [&](const TensorView& view) {
-            return view.defined() ? floats(view) + h * view.stride[2] +
-                                        k.rows.slot[h] * view.stride[1]
-                                  : nullptr;
+            return view.defined()
+                       ? floats(view) + h * view.stride[2] + k.rows.slot[h] * view.stride[1]
+                       : nullptr;
           };
           SourceHead s{};
           s.key = at(k.key);
@@ -692,8 +700,7 @@ struct Prepared {
     if (turned) {
       auto* coarse = reinterpret_cast<double2*>(base + layout.coarse_at);
       auto* fine = reinterpret_cast<double2*>(base + layout.fine_at);
-      common.rotary = {coarse, fine, layout.coarse_first,
-                       static_cast<int32_t>(layout.coarse_count),
+      common.rotary = {coarse, fine, layout.coarse_first, static_cast<int32_t>(layout.coarse_count),
                        static_cast<int32_t>(head_dim / 2)};
       launch(rotary_table_kernel, dim3(static_cast<unsigned>(layout.coarse_count + kFine), 2),
              kThreads, 0, stream, coarse, fine, layout.coarse_first,

@@ -5,7 +5,8 @@ namespace longnet::cuda {
 namespace {
 
 [[noreturn]] void refuse() {
-  throw Error("attention on a GPU: built without CUDA; set run.backend=cpu or build with LN_CUDA=ON");
+  throw Error(
+      "attention on a GPU: built without CUDA; set run.backend=cpu or build with LN_CUDA=ON");
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 // mma.sync.m16n8k16 (bf16 in, f32 sums), ldmatrix.x4 (.trans), cp.async of 16 bytes.
 //
 // Each has a device body (PTX) and a host body for the emulator that models the instruction's real
-// register layout. With g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"),
-// two bf16 per 32-bit register, the lower column in the lower half:
+// register layout. With g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for
+// mma.m16n8k16"), two bf16 per 32-bit register, the lower column in the lower half:
 //   A [16, 16]: a0 (g, 2t) a1 (g + 8, 2t) a2 (g, 2t + 8) a3 (g + 8, 2t + 8)
 //   B [16, 8]:  b0 (2t, g) b1 (2t + 8, g), two rows of one column
 //   C [16, 8]:  c0 c1 (g, 2t) and (g, 2t + 1), c2 c3 (g + 8, 2t) and (g + 8, 2t + 1)
@@ -69,8 +69,7 @@ void load_matrix_warp(const simt::WarpCall& call) {
       uint32_t pair = 0;
       for (int i = 0; i < 2; ++i) {
         const int row = transposed ? 2 * t + i : g, column = transposed ? g : 2 * t + i;
-        const uint16_t value =
-            static_cast<LoadMatrix*>(call.lane[8 * matrix + row])->row[column];
+        const uint16_t value = static_cast<LoadMatrix*>(call.lane[8 * matrix + row])->row[column];
         pair |= uint32_t{value} << (16 * i);
       }
       static_cast<LoadMatrix*>(call.lane[lane])->value[matrix] = pair;
@@ -88,9 +87,9 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   for (int i = 0; i < 4; ++i) c[i] = x.d[i];
 }
 
-/// Four 8 x 8 matrices of bf16 from shared memory, whole warp: lane 8 m + i gives the address of row
-/// i of matrix m (16-byte aligned); register m holds (row lane / 4, columns 2 (lane % 4) + {0, 1}) of
-/// it, transposed: (rows 2 (lane % 4) + {0, 1}, column lane / 4).
+/// Four 8 x 8 matrices of bf16 from shared memory, whole warp: lane 8 m + i gives the address of
+/// row i of matrix m (16-byte aligned); register m holds (row lane / 4, columns 2 (lane % 4) + {0,
+/// 1}) of it, transposed: (rows 2 (lane % 4) + {0, 1}, column lane / 4).
 template <bool transposed>
 inline void load_matrix(uint32_t (&r)[4], const void* row, LN_CALL_SITE) {
   simt::check_alignment(row, 16, "ldmatrix", file, line);

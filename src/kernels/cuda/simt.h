@@ -1,8 +1,9 @@
 // What every kernel file includes: launch(), shared memory, copies to the device, warp helpers.
 //
-// Kernel files keep to what two worlds offer: nvcc, and the emulator of tests/simt that runs the same
-// source without a GPU (LN_SIMT). So: no <<<>>>, no __shared__ variables, one trivial struct of
-// dynamic shared memory per kernel, no grid-wide synchronisation, warp operations by whole warps.
+// Kernel files keep to what two worlds offer: nvcc, and the emulator of tests/simt that runs the
+// same source without a GPU (LN_SIMT). So: no <<<>>>, no __shared__ variables, one trivial struct
+// of dynamic shared memory per kernel, no grid-wide synchronisation, warp operations by whole
+// warps.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +16,8 @@
 
 #include "core/error.h"
 
-// Defects, by number, where LN_BUG is compared in a kernel: always 0 in a device build; the tests of
-// tests/simt turn them on one by one and expect to be told.
+// Defects, by number, where LN_BUG is compared in a kernel: always 0 in a device build; the tests
+// of tests/simt turn them on one by one and expect to be told.
 #if !defined(LN_BUG)
 #define LN_BUG 0
 #endif
@@ -72,8 +73,8 @@ inline void copy_to_device(void* to, const void* from, size_t bytes, void* strea
   (void)stream;
   std::memcpy(to, from, bytes);
 #else
-  const cudaError_t status = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice,
-                                             static_cast<cudaStream_t>(stream));
+  const cudaError_t status =
+      cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream));
   if (status != cudaSuccess)
     throw Error("copy of {} bytes to the GPU: {}", bytes, cudaGetErrorString(status));
 #endif
@@ -85,8 +86,8 @@ inline void copy_to_host(void* to, const void* from, size_t bytes, void* stream)
   (void)stream;
   std::memcpy(to, from, bytes);
 #else
-  cudaError_t status = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost,
-                                       static_cast<cudaStream_t>(stream));
+  cudaError_t status =
+      cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream));
   if (status == cudaSuccess) status = cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
   if (status != cudaSuccess)
     throw Error("copy of {} bytes from the GPU: {}", bytes, cudaGetErrorString(status));

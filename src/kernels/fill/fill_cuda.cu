@@ -1,8 +1,7 @@
 // CUDA twin of fill.h: one thread per element in strides of the grid; neighbours write neighbours.
-#include "kernels/fill/fill_cuda.h"
-
 #include "kernels/cuda/simt.h"
 #include "kernels/cuda/stream.h"
+#include "kernels/fill/fill_cuda.h"
 
 namespace longnet::cuda {
 namespace {
@@ -36,8 +35,8 @@ void fill(Context& context, const TensorView& values, float value) {
     box.shape[axis] = axis < values.rank ? values.shape[axis] : 1;
     box.stride[axis] = axis < values.rank ? values.stride[axis] : 0;
   }
-  const dim3 grid(static_cast<unsigned>(
-      std::min<int64_t>((box.elements + kThreads - 1) / kThreads, 65536)));
+  const dim3 grid(
+      static_cast<unsigned>(std::min<int64_t>((box.elements + kThreads - 1) / kThreads, 65536)));
   void* stream = context_stream(context);
   if (values.dtype == DType::kF32)
     launch(fill_kernel<float>, grid, kThreads, 0, stream, static_cast<float*>(values.data), box,
