@@ -221,7 +221,8 @@ std::vector<Problem> problems() {
 TEST(AttentionSimt, AgreesWithReference) {
   int index = 0;
   for (Problem& p : problems()) {
-    simt::set_order(kOrders[index % 4], uint64_t(++index));
+    ++index;
+    simt::set_order(kOrders[index % 4], uint64_t(index));
     EXPECT_LE(golden_ratio(run(p, true), run(p, false)), 1) << p.name();
   }
   simt::set_order(simt::Order::kAscending, 1);
@@ -463,7 +464,7 @@ TEST(AttentionSimt, RacesAreFound) {
 }
 
 TEST(AttentionSimtDeathTest, RowsPastTheChunkAreFound) {
-  if (!kAddressChecked) GTEST_SKIP() << "only in the ASan build";
+  if (!simt::address_checked()) GTEST_SKIP() << "only in the ASan build";
   Problem p = gathered_problem(24);
   p.branches = {{24, 1}};
   EXPECT_DEATH(

@@ -626,6 +626,13 @@ void set_order(Order order, uint64_t seed) {
 Counters counters() { return m.counters; }
 Defect::Defect(int number) { bug = number; }
 Defect::~Defect() { bug = 0; }
+bool address_checked() {
+#if defined(LN_SIMT_ASAN)
+  return true;
+#else
+  return false;
+#endif
+}
 bool race_checked() { return kRace; }
 
 void run(const Launch& launch) {

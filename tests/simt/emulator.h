@@ -37,5 +37,7 @@ class Defect {
 
 /// True in the program whose kernels are compiled with the access hooks.
 bool race_checked();
+/// True in the program whose kernels are compiled with ASan and UBSan.
+bool address_checked();
 
 }  // namespace longnet::simt

@@ -135,7 +135,8 @@ TEST(LayerNormSimt, AgreesWithReference) {
     for (bool half : {false, true}) {
       SCOPED_TRACE(
           fmt::format("{} x {} x {} {}", c.rows, c.groups, c.width, half ? "bf16" : "f32"));
-      simt::set_order(kOrders[++index % 4], uint64_t(index));
+      ++index;
+      simt::set_order(kOrders[index % 4], uint64_t(index));
       check(c, half);
     }
   simt::set_order(simt::Order::kAscending, 1);

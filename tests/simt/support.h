@@ -46,10 +46,4 @@ std::string found_with_defect(int bug, Body body) {
   return found;
 }
 
-#if defined(__SANITIZE_ADDRESS__)
-inline constexpr bool kAddressChecked = true;
-#else
-inline constexpr bool kAddressChecked = false;
-#endif
-
 }  // namespace longnet::simt_test
