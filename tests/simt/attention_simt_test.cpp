@@ -463,7 +463,7 @@ TEST(AttentionSimt, RacesAreFound) {
   }
 }
 
-TEST(AttentionSimtDeathTest, RowsPastTheChunkAreFound) {
+TEST(AttentionSimtDeathTest, ColumnsPastTheRowAreFound) {
   if (!simt::address_checked()) GTEST_SKIP() << "only in the ASan build";
   Problem p = gathered_problem(24);
   p.branches = {{24, 1}};

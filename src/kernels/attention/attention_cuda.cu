@@ -531,14 +531,15 @@ __global__ void __launch_bounds__(kThreads)
                 Frequencies f) {
   const int head = blockIdx.y;
   const int64_t i = blockIdx.x, b = blockIdx.z;
-  if (i >= heads.count[head] + (LN_BUG == 9 ? 1 : 0)) return;
+  if (i >= heads.count[head]) return;
   const int64_t token = heads.slot[head] + i * step, h = first_head + head;
   float* key_row = key.data + b * key.batch + token * key.token + h * key.head;
   float* value_row = value.data + b * value.batch + token * value.token + h * value.head;
   const int64_t chunk_row = heads.chunk_slot[head] + i;
   float* chunk_key_row = chunk_key.data + b * chunk_key.batch + chunk_row * chunk_key.row;
   float* chunk_value_row = chunk_value.data + b * chunk_value.batch + chunk_row * chunk_value.row;
-  for (int d = 2 * threadIdx.x; d < head_dim; d += 2 * kThreads) {
+  const int end = head_dim + (LN_BUG == 9 ? 2 : 0);
+  for (int d = 2 * threadIdx.x; d < end; d += 2 * kThreads) {
     const bool both = d + 1 < head_dim;
     const float* from = unpack ? chunk_key_row : key_row;
     float x = from[d], y = both ? from[d + 1] : 0.0f;
