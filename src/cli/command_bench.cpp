@@ -81,6 +81,7 @@ int bench_attention_command(AttentionArguments arguments) {
   for (const Branch& b : o.branches)
     json["shape"]["branches"].push_back({b.segment_length, b.dilation});
   json["fma_gflops"] = result.fma_gflops;
+  json["begin_seconds"] = result.begin_seconds;
   json["forward"] = timing(result.forward);
   json["backward"] = timing(result.backward);
   fmt::print("{}\n", json.dump(2));
