@@ -144,7 +144,8 @@ std::vector<Key> make_keys() {
            "auto: the latest in run.folder, if any; none; or the path of a checkpoint"),
 
       other(KEY(run.folder), "", "where log, metrics.jsonl and checkpoints go"),
-      word(KEY(run.backend), {"cpu"}, "what computes; cuda: not in this build"),
+      word(KEY(run.backend), {"cpu", "cuda"},
+           "what computes: the processor, or one GPU per rank (a build with CUDA)"),
       word(KEY(run.dtype), {"f32"}, "number type of the model; bf16: not in this version"),
       word(KEY(run.log_level), {"debug", "info", "warn", "error"},
            "least important lines that are logged"),
