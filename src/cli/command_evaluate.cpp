@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 #include "train/trainer.h"
@@ -40,8 +41,9 @@ int evaluate(const Arguments& arguments) {
   const Split split = arguments.split == "train"  ? Split::kTrain
                       : arguments.split == "test" ? Split::kTest
                                                   : Split::kValidation;
-  Context context(
-      {.device = {}, .threads = static_cast<int>(config.parallel.threads), .counting = false});
+  Context context({.device = device_of_rank(*mesh.world, config.run.backend),
+                   .threads = static_cast<int>(config.parallel.threads),
+                   .counting = false});
   const auto dataset = open_dataset(*mesh.world, config, split);
   Learner learner(context, config, mesh);
   run_on_root(*mesh.world, [&] {

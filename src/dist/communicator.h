@@ -25,7 +25,11 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual std::string transport() const = 0;  // "single", "mpi", "counting"
+  virtual std::string transport() const = 0;  // "single", "mpi", "counting", "nccl"
+  /// This rank's place among, and the number of, the group's ranks on the same node (ranks that can
+  /// share memory), in rank order. The counting transport knows no nodes and takes one for all.
+  virtual int local_rank() const = 0;
+  virtual int local_size() const = 0;
 
   /// Ranks with equal color form a group, ordered by key; color < 0: no group (null).
   /// Collective. The counting transport cannot know the other ranks' colors and throws.

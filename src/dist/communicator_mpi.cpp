@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <numeric>
 #include <thread>
 
 #include "dist/communicator.h"
@@ -341,10 +342,26 @@ Engine& engine() {
   return *instance;
 }
 
+/// The node of every rank of `comm`, named by the lowest rank there. Collective.
+std::vector<int> find_nodes(MPI_Comm comm) {
+  int rank = 0, size = 0;
+  LN_MPI(MPI_Comm_rank(comm, &rank));
+  LN_MPI(MPI_Comm_size(comm, &size));
+  MPI_Comm node = MPI_COMM_NULL;
+  LN_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node));
+  int lowest = rank;
+  LN_MPI(MPI_Bcast(&lowest, 1, MPI_INT, 0, node));
+  LN_MPI(MPI_Comm_free(&node));
+  std::vector<int> nodes(size);
+  LN_MPI(MPI_Allgather(&lowest, 1, MPI_INT, nodes.data(), 1, MPI_INT, comm));
+  return nodes;
+}
+
 class MpiCommunicator final : public Communicator {
  public:
-  /// Takes over comm.
-  explicit MpiCommunicator(MPI_Comm comm) {
+  /// Takes over comm. world_nodes: find_nodes() of the job, which knows the nodes of every group.
+  MpiCommunicator(MPI_Comm comm, std::shared_ptr<const std::vector<int>> world_nodes)
+      : world_nodes_(std::move(world_nodes)) {
     group_.comm = comm;
     LN_MPI(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
     LN_MPI(MPI_Comm_rank(comm, &group_.rank));
@@ -365,6 +382,8 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return group_.rank; }
   int size() const override { return group_.size; }
   std::string transport() const override { return "mpi"; }
+  int local_rank() const override { return count_on_node(rank()); }
+  int local_size() const override { return count_on_node(size()); }
 
   std::unique_ptr<Communicator> split(int64_t color, int64_t key) override {
     constexpr int64_t kMax = std::numeric_limits<int>::max();
@@ -373,7 +392,7 @@ class MpiCommunicator final : public Communicator {
     LN_MPI(MPI_Comm_split(group_.comm, color < 0 ? MPI_UNDEFINED : static_cast<int>(color),
                           static_cast<int>(key), &comm));
     if (comm == MPI_COMM_NULL) return nullptr;
-    return std::make_unique<MpiCommunicator>(comm);
+    return std::make_unique<MpiCommunicator>(comm, world_nodes_);
   }
 
   void barrier() override {
@@ -494,6 +513,23 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  /// How many of the group's ranks below `end` are on this rank's node. Asks nobody.
+  int count_on_node(int end) const {
+    std::vector<int> members(size()), world_ranks(size());
+    std::iota(members.begin(), members.end(), 0);
+    MPI_Group group, world;
+    LN_MPI(MPI_Comm_group(group_.comm, &group));
+    LN_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
+    LN_MPI(MPI_Group_translate_ranks(group, size(), members.data(), world, world_ranks.data()));
+    LN_MPI(MPI_Group_free(&group));
+    LN_MPI(MPI_Group_free(&world));
+    const auto node = [&](int member) { return (*world_nodes_)[world_ranks[member]]; };
+    return static_cast<int>(std::count_if(members.begin(), members.begin() + end, [&](int member) {
+      return node(member) == node(rank());
+    }));
+  }
+
+  std::shared_ptr<const std::vector<int>> world_nodes_;
   Group group_;
 };
 
@@ -528,7 +564,8 @@ std::unique_ptr<Communicator> make_mpi_communicator() {
   LN_CHECK(MpiSession::initialised(), "no MpiSession: construct one first thing in main");
   MPI_Comm comm = MPI_COMM_NULL;
   LN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
-  return std::make_unique<MpiCommunicator>(comm);
+  return std::make_unique<MpiCommunicator>(
+      comm, std::make_shared<const std::vector<int>>(find_nodes(comm)));
 }
 
 }  // namespace longnet

@@ -12,6 +12,7 @@
 #include "kernels/machine/machine.h"
 #include "model/generation.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 
@@ -131,7 +132,7 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
     : config(config_in),
       mesh(make_mesh(std::move(world), config_in.parallel.sequence_ranks,
                      config_in.parallel.data_ranks)),
-      context({.device = {},
+      context({.device = device_of_rank(*mesh.world, config.run.backend),
                .threads = static_cast<int>(config_in.parallel.threads),
                .counting = false}) {
   run_on_root(*mesh.world, [&] {
