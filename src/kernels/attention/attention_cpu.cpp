@@ -172,11 +172,30 @@ class Piece {
     end = std::max(begin, end);
   }
 
+  /// Queries see the keys from the first one on, later queries at least as many.
+  bool seen_grows() const {
+    return !options_.first_visible.defined() && !options_.last_visible.defined();
+  }
+
   /// Mask of up to 64 queries from i0 on against keys [chunk_begin, chunk_begin + chunk_count).
   /// False: none of them sees any.
   bool mask(int64_t i0, int64_t count, int64_t chunk_begin, int64_t chunk_count,
             const Scratch& scratch, TileMask& mask) const {
     int64_t lowest = INT64_MAX, highest = -1, low_full = 0, high_full = INT64_MAX;
+    if (seen_grows()) {
+      // The common case: later queries see more, from the first key on.
+      int64_t begin, least, most;
+      visible(i0, begin, least);
+      visible(i0 + count - 1, begin, most);
+      if (least - chunk_begin >= chunk_count || (least == most && least > chunk_begin)) {
+        const int32_t end = static_cast<int32_t>(std::min(least - chunk_begin, chunk_count));
+        std::fill_n(scratch.first, kTileQueries, 0);
+        std::fill_n(scratch.last, kTileQueries, end - 1);
+        mask = {scratch.first, scratch.last, 0, end, 0, end};
+        return true;
+      }
+      if (most <= chunk_begin) return false;
+    }
     for (int64_t i = 0; i < count; ++i) {
       int64_t begin, end;
       visible(i0 + i, begin, end);
@@ -352,7 +371,7 @@ class Piece {
 bool key_range(const Piece& piece, int64_t i0, int64_t i1, int64_t& begin, int64_t& end) {
   begin = INT64_MAX;
   end = 0;
-  for (int64_t i = i0; i < i1; ++i) {
+  for (int64_t i = piece.seen_grows() ? i1 - 1 : i0; i < i1; ++i) {
     int64_t from, to;
     piece.visible(i, from, to);
     if (from >= to) continue;
@@ -368,7 +387,6 @@ void forward_tile(const Piece& piece, const AttentionForward& tensors, float sca
                   const Scratch& scratch, RotaryTable::Cursor& cursor) {
   const int padded = static_cast<int>(piece.padded());
   const int64_t head_dim = piece.head_dim();
-  piece.prefetch_rows(tensors.out, i0, count);
   piece.pack_queries(scratch.query_rows, tensors.query, i0, count,
                      static_cast<float>(scale * kLog2E), scratch, cursor);
   functions.transpose(scratch.query_lanes, scratch.query_rows, kTileQueries, padded);
@@ -456,9 +474,16 @@ void cpu_forward(Context& context, const AttentionForward& tensors, const Attent
       for (int64_t chunk = key_begin / chunk_rows * chunk_rows; chunk < key_end;
            chunk += chunk_rows) {
         const int64_t count = std::min(chunk_rows, key_end - chunk);
+        const auto prefetch_tile = [&](int64_t i) {
+          const int64_t rows = std::min<int64_t>(kTileQueries, i_end - i);
+          piece.prefetch_rows(tensors.query, i, rows);
+          piece.prefetch_rows(tensors.out, i, rows);
+        };
         piece.pack_keys(chunk, count, scratch, cursor);
+        prefetch_tile(i_begin);
         for (int64_t i = i_begin; i < i_end; i += kTileQueries) {
           const int64_t tile = std::min<int64_t>(kTileQueries, i_end - i);
+          prefetch_tile(i + kTileQueries);
           TileMask mask;
           if (!piece.mask(i, tile, chunk, count, scratch, mask)) continue;
           forward_tile(piece, tensors, options.scale, i, tile, mask, functions, scratch, cursor);
