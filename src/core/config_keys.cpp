@@ -135,6 +135,8 @@ std::vector<Key> make_keys() {
            "OpenMP threads per rank; 0: as OpenMP finds"),
       number(KEY(parallel.bucket_mib), "MiB", range(1, 4096),
            "gradients are summed over ranks in buckets of this size"),
+      number(KEY(parallel.timeout_s), "seconds", range(0, 1e9),
+           "a collective between GPUs that takes longer ends the job; 0: never"),
 
       number(KEY(checkpoint.every), "steps", range(0, kMaxCount),
            "between checkpoints; 0: only at the end"),

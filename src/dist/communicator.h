@@ -1,7 +1,8 @@
 // Communicator: a group of ranks and the collectives the trainer uses, over one transport.
 //
-// Transports: single (one rank, no library), mpi (CPU), counting (`longnet plan`: behaves like rank
-// p of P, moves nothing, counts bytes). All ranks of a group call the same operations in the same
+// Transports: single (one rank, no library), mpi (CPU), nccl (GPU memory; communicator_nccl.h says
+// what differs), counting (`longnet plan`: behaves like rank p of P, moves nothing, counts bytes).
+// All ranks of a group call the same operations in the same
 // order. Non-blocking operations move on in progress(), test() and wait() of *any* communicator of
 // the job. Only the thread that made the MpiSession may call anything here. It owns no data
 // buffers.

@@ -34,7 +34,9 @@ std::string error_text(int code) {
   return std::string(text, length);
 }
 
-std::string where() {
+}  // namespace
+
+std::string rank_and_host() {
   int initialised = 0, finalised = 0;
   MPI_Initialized(&initialised);
   MPI_Finalized(&finalised);
@@ -46,13 +48,11 @@ std::string where() {
   return fmt::format("rank {} on {}", rank, std::string(host, length));
 }
 
-}  // namespace
-
 void check_mpi(int code, const char* call, const char* file, int line) {
   if (code == MPI_SUCCESS) return;
   const std::string path(file);
   const size_t tail = path.rfind("src/");
-  throw Error("{}: {} failed: {} ({}:{})", where(), call, error_text(code),
+  throw Error("{}: {} failed: {} ({}:{})", rank_and_host(), call, error_text(code),
               tail == std::string::npos ? path : path.substr(tail), line);
 }
 
@@ -316,7 +316,8 @@ class Engine {
         throw Error(
             "{}: {} got {} bytes from member {} of its group, expected {}: the ranks disagree "
             "about the plan",
-            internal::where(), o.name, count, o.statuses[i].MPI_SOURCE, o.received_bytes[i]);
+            internal::rank_and_host(), o.name, count, o.statuses[i].MPI_SOURCE,
+            o.received_bytes[i]);
     }
     o.messages.clear();
     o.received_bytes.clear();
