@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/device_runtime.h"
+#include "dist/communicator_nccl.h"
 #include "train/agreement.h"
 
 namespace longnet {
@@ -71,6 +72,14 @@ Device device_of_rank(Communicator& world, const std::string& backend) {
     device.index = *index;
   });
   return device;
+}
+
+std::unique_ptr<Communicator> transport_of(const Context& context,
+                                           std::unique_ptr<Communicator> world,
+                                           const ParallelConfig& parallel) {
+  if (context.device().type == DeviceType::kCPU) return world;
+  return make_nccl_communicator(
+      std::move(world), {.compute = context.stream(), .timeout_seconds = parallel.timeout_s});
 }
 
 }  // namespace longnet

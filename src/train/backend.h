@@ -2,10 +2,13 @@
 // taken.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "core/config.h"
+#include "core/context.h"
 #include "dist/communicator.h"
 
 namespace longnet {
@@ -29,5 +32,11 @@ std::string no_gpu_message(const VisibleGpus& gpus, int local_rank);
 /// Throws AgreedError on all ranks if any rank has none: built without CUDA, no driver or an old
 /// one, too few GPUs for the ranks of a node. Takes no GPU memory.
 Device device_of_rank(Communicator& world, const std::string& backend);
+
+/// The communicator for memory of the context's device: `world` itself on the CPU, NCCL made from
+/// it on a GPU. Collective. parallel: the time limit of GPU collectives.
+std::unique_ptr<Communicator> transport_of(const Context& context,
+                                           std::unique_ptr<Communicator> world,
+                                           const ParallelConfig& parallel);
 
 }  // namespace longnet
