@@ -14,6 +14,7 @@
 #include "kernels/machine/machine.h"
 #include "kernels/random/random.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/learner.h"
 
 #ifndef LN_COMMIT
@@ -110,9 +111,11 @@ Mesh mesh_on_all(std::unique_ptr<Communicator> world, const ParallelConfig& para
 int bench_step(const StepArguments& arguments) {
   auto world = world_communicator();
   const Config config = load_config_on_all(*world, arguments.config, arguments.overrides);
-  Mesh mesh = mesh_on_all(std::move(world), config.parallel);
-  Context context(
-      {.device = {}, .threads = static_cast<int>(config.parallel.threads), .counting = false});
+  Context context({.device = device_of_rank(*world, config.run.backend),
+                   .threads = static_cast<int>(config.parallel.threads),
+                   .counting = false});
+  Mesh mesh =
+      mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
   Learner learner(context, config, mesh);
   learner.initialise();
   const auto peak_of_all = [&] {

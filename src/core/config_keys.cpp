@@ -135,6 +135,8 @@ std::vector<Key> make_keys() {
            "OpenMP threads per rank; 0: as OpenMP finds"),
       number(KEY(parallel.bucket_mib), "MiB", range(1, 4096),
            "gradients are summed over ranks in buckets of this size"),
+      number(KEY(parallel.timeout_s), "seconds", range(0, 1e9),
+           "a collective between GPUs that takes longer ends the job; 0: never"),
 
       number(KEY(checkpoint.every), "steps", range(0, kMaxCount),
            "between checkpoints; 0: only at the end"),
@@ -144,7 +146,8 @@ std::vector<Key> make_keys() {
            "auto: the latest in run.folder, if any; none; or the path of a checkpoint"),
 
       other(KEY(run.folder), "", "where log, metrics.jsonl and checkpoints go"),
-      word(KEY(run.backend), {"cpu"}, "what computes; cuda: not in this build"),
+      word(KEY(run.backend), {"cpu", "cuda"},
+           "what computes: the processor, or one GPU per rank (a build with CUDA)"),
       word(KEY(run.dtype), {"f32"}, "number type of the model; bf16: not in this version"),
       word(KEY(run.log_level), {"debug", "info", "warn", "error"},
            "least important lines that are logged"),

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/fill/fill.h"
+#include "kernels/linear/linear.h"
 #include "kernels/optimizer/optimizer.h"
 #include "train/schedule.h"
 
@@ -18,11 +19,14 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
       plan_(config.train.sequence_length, mesh.sequence_ranks(), mesh.sequence_rank(),
             config.model.heads, config.model.branches, config.model.head_offset_mode()),
       layout_(config.model),
-      parameter_arena_("parameters", context.counting()),
-      gradient_arena_("gradients", context.counting()),
-      optimizer_arena_("optimizer", context.counting()),
-      activation_arena_("activations", context.counting()),
-      workspace_arena_("workspace", context.counting()) {
+      parameter_arena_("parameters", context.counting(), context.device()),
+      gradient_arena_("gradients", context.counting(), context.device()),
+      optimizer_arena_("optimizer", context.counting(), context.device()),
+      activation_arena_("activations", context.counting(), context.device()),
+      workspace_arena_("workspace", context.counting(), context.device()) {
+  if (context.device().type == DeviceType::kCUDA && !context.counting()) reserve_memory();
+  if (const int64_t scratch = linear_workspace_bytes(context); scratch > 0)
+    context.set_library_workspace(workspace_arena_.allocate_bytes(scratch), scratch);
   parameters_ = parameter_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   gradients_ = gradient_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
@@ -36,7 +40,22 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
                                            gradients_, optimizer_arena_);
 }
 
-Learner::~Learner() = default;
+Learner::~Learner() { context_.set_library_workspace(nullptr, 0); }
+
+void Learner::reserve_memory() {
+  Context context({.device = context_.device(), .threads = context_.threads(), .counting = true});
+  Mesh mesh;
+  mesh.world = make_counting_communicator(mesh_.world->size(), mesh_.world->rank());
+  mesh.sequence = make_counting_communicator(mesh_.sequence_ranks(), mesh_.sequence_rank());
+  mesh.replica = mesh_.replica;
+  mesh.replicas = mesh_.replicas;
+  const Learner twin(context, config_, mesh);
+  parameter_arena_.reserve(twin.parameter_arena_.bytes());
+  gradient_arena_.reserve(twin.gradient_arena_.bytes());
+  optimizer_arena_.reserve(twin.optimizer_arena_.bytes());
+  activation_arena_.reserve(twin.activation_arena_.bytes());
+  workspace_arena_.reserve(twin.workspace_arena_.bytes());
+}
 
 void Learner::initialise() {
   initialise_parameters(context_, layout_, parameters_, static_cast<uint64_t>(config_.train.seed));

@@ -12,6 +12,7 @@
 #include "kernels/machine/machine.h"
 #include "model/generation.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 
@@ -117,8 +118,8 @@ struct Trainer::Impl {
   bool root() const { return mesh.world->rank() == 0; }
 
   Config config;
-  Mesh mesh;
   Context context;
+  Mesh mesh;
   std::unique_ptr<Dataset> train_data, validation_data;
   std::unique_ptr<Learner> learner;
   std::unique_ptr<MetricsLog> metrics;  // rank 0
@@ -129,11 +130,11 @@ struct Trainer::Impl {
 
 Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world)
     : config(config_in),
-      mesh(make_mesh(std::move(world), config_in.parallel.sequence_ranks,
-                     config_in.parallel.data_ranks)),
-      context({.device = {},
+      context({.device = device_of_rank(*world, config_in.run.backend),
                .threads = static_cast<int>(config_in.parallel.threads),
-               .counting = false}) {
+               .counting = false}),
+      mesh(make_mesh(transport_of(context, std::move(world), config_in.parallel),
+                     config_in.parallel.sequence_ranks, config_in.parallel.data_ranks)) {
   run_on_root(*mesh.world, [&] {
     std::error_code error;
     std::filesystem::create_directories(config.run.folder, error);

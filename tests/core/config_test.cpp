@@ -529,8 +529,7 @@ const BadCase kBadYaml[] = {
     {"run:\n  dtype: float16\n", "configs/x.yaml:2: run.dtype: fp16 is not offered", "run.dtype"},
     {"run:\n  dtype: bf16\n", "configs/x.yaml:2: run.dtype: bf16 is not in this version; use f32",
      "run.dtype"},
-    {"run:\n  backend: cuda\n", "configs/x.yaml:2: run.backend: cuda is not in this build; use cpu",
-     "run.backend"},
+    {"run:\n  backend: gpu\n", "configs/x.yaml:2: run.backend: this is called cuda", "run.backend"},
 };
 INSTANTIATE_TEST_SUITE_P(Config, BadYaml, testing::ValuesIn(kBadYaml));
 
@@ -583,7 +582,7 @@ const BadCase kBadWords[] = {
     {"parallel.tensor=2", "key=value word \"parallel.tensor=2\": tensor parallelism is not offered",
      "parallel.tensor"},
     {"run.dtype=fp16", "key=value word \"run.dtype=fp16\": fp16 is not offered", "run.dtype"},
-    {"run.backend=gpu", "key=value word \"run.backend=gpu\": cuda is not in this build", "cpu"},
+    {"run.backend=gpu", "key=value word \"run.backend=gpu\": this is called cuda", "gpu"},
     {"run.folder=", "key=value word \"run.folder=\": must not be empty", "run.folder"},
     {"a\nb=5", "key=value word \"a\\nb=5\": unknown key", "a\\nb"},
 };

@@ -306,6 +306,18 @@ TEST(Communicator, SplitOrdersByKeyAndLeavesOut) {
   EXPECT_THROW(world->split_known(size + 1, rank, 0, rank), Error);
 }
 
+TEST(Communicator, PlaceOnTheNode) {
+  // All ranks of these tests share one node, so the place there is the place in the group.
+  const auto world = make_mpi_communicator();
+  EXPECT_EQ(world->local_rank(), world->rank());
+  EXPECT_EQ(world->local_size(), world->size());
+  const auto halves = world->split(world->rank() % 2, -world->rank());
+  EXPECT_EQ(halves->local_rank(), halves->rank());
+  EXPECT_EQ(halves->local_size(), halves->size());
+  EXPECT_EQ(make_single_communicator()->local_size(), 1);
+  EXPECT_EQ(make_counting_communicator(8, 5)->local_rank(), 5);
+}
+
 TEST(Communicator, WrongUseIsRefused) {
   const auto comm = make_mpi_communicator();
   std::vector<float> values(4);
