@@ -78,14 +78,14 @@ LN_LINK_TIMEOUT=3 refused 'at least 4' hosts1 2 "$program"
 [ "$(grep -c -x $a where.log) $(grep -c -x $b where.log)" = "2 2" ] || { log=where.log; fail "placement of 4 ranks"; }
 for hosts in 1 2; do
   ranks=$((2 * hosts)) log=$work/two_hosts.$ranks.log
-  "$source_dir/scripts/mpirun_local.sh" $ranks "$program" train tiny.yaml run.folder=one$ranks > one$ranks.log 2>&1 ||
+  "$source_dir/scripts/mpirun_local.sh" $ranks "$program" train tiny.yaml train.steps=6 run.folder=one$ranks > one$ranks.log 2>&1 ||
     { log=one$ranks.log; fail "$ranks ranks on one host"; }
-  ./on $a "'$launch' hosts$hosts $ranks '$program' train tiny.yaml run.folder=two$ranks" > "$log" 2>&1 ||
+  ./on $a "'$launch' hosts$hosts $ranks '$program' train tiny.yaml train.steps=6 run.folder=two$ranks" > "$log" 2>&1 ||
     fail "2 hosts x $hosts ranks: exit code $?"
   losses one$ranks > one.losses; losses two$ranks > two.losses
-  consecutive two.losses && [ "$(wc -l < two.losses)" = 12 ] || fail "not 12 steps"
+  consecutive two.losses && [ "$(wc -l < two.losses)" = 6 ] || fail "not 6 steps"
   cmp -s one.losses two.losses || { diff one.losses two.losses | head -n 4; fail "losses differ from one host's"; }
-  echo "2 hosts x $hosts: 12 steps, last loss $(tail -n 1 two.losses | cut -d ' ' -f2), all equal to $ranks ranks on one host"
+  echo "2 hosts x $hosts: 6 steps, last loss $(tail -n 1 two.losses | cut -d ' ' -f2), all equal to $ranks ranks on one host"
 done
 
 # Save now, then lose the other host.
