@@ -28,6 +28,28 @@ void on_signal(int signal) {
     stop_wanted = 1;
 }
 
+/// Catches SIGUSR1 and SIGTERM while it lives. A launcher may send either as soon as the job is
+/// there, so the whole set-up is covered too, and what arrives then counts at the first step's end.
+class SignalGuard {
+ public:
+  SignalGuard() {
+    save_wanted = 0;
+    stop_wanted = 0;
+    old_usr1_ = std::signal(SIGUSR1, on_signal);
+    old_term_ = std::signal(SIGTERM, on_signal);
+  }
+  ~SignalGuard() {
+    std::signal(SIGUSR1, old_usr1_);
+    std::signal(SIGTERM, old_term_);
+  }
+  SignalGuard(const SignalGuard&) = delete;
+  SignalGuard& operator=(const SignalGuard&) = delete;
+
+ private:
+  void (*old_usr1_)(int);
+  void (*old_term_)(int);
+};
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -117,6 +139,7 @@ struct Trainer::Impl {
   void save();
   bool root() const { return mesh.world->rank() == 0; }
 
+  SignalGuard signal_guard;  // first: it also covers the set-up of the others
   Config config;
   Context context;
   Mesh mesh;
@@ -317,10 +340,6 @@ void Trainer::Impl::save() {
 }
 
 void Trainer::Impl::run() {
-  save_wanted = 0;
-  stop_wanted = 0;
-  std::signal(SIGUSR1, on_signal);
-  std::signal(SIGTERM, on_signal);
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
   while (state.step < config.train.steps) {
     const double start = now();
@@ -337,16 +356,14 @@ void Trainer::Impl::run() {
     if (due(config.train.sample_every)) sample();
     std::array<double, 2> signals{static_cast<double>(save_wanted),
                                   static_cast<double>(stop_wanted)};
+    if (signals[0] > 0) save_wanted = 0;  // before the reduction: one that comes meanwhile counts
     mesh.world->all_reduce_max(signals);
     if (due(config.checkpoint.every) || last || signals[0] > 0 || signals[1] > 0) save();
-    save_wanted = 0;
     if (signals[1] > 0 && !last) {
       if (root()) spdlog::info("step {}: ended by a signal; start again to go on", state.step);
       break;
     }
   }
-  std::signal(SIGUSR1, SIG_DFL);
-  std::signal(SIGTERM, SIG_DFL);
 }
 
 Trainer::Trainer(const Config& config, std::unique_ptr<Communicator> world)
