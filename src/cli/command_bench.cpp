@@ -166,6 +166,8 @@ int bench_step(const StepArguments& arguments) {
   json["slowest_seconds"] = seconds.back();
   json["tokens_per_second"] = static_cast<double>(result.targets) / median;
   json["flops_per_step"] = flops[0];
+  json["recomputed_flops_per_step_rank0"] =
+      (after.recomputed_flops - before.recomputed_flops) / arguments.steps;
   json["matmul_peak_gflops"] = peak;
   json["share_of_matmul_peak"] = flops[0] / median / (peak * 1e9);
   for (const auto& [name, total] : context.seconds())

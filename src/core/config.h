@@ -58,9 +58,10 @@ struct TrainConfig {
   int64_t accumulation = 1;        // micro-steps per optimizer step
   int64_t steps = 1000;
   int64_t seed = 1;
-  int64_t evaluate_every = 200;  // steps; 0: never
-  int64_t evaluate_samples = 8;  // sequences per evaluation, 0: all
-  int64_t sample_every = 0;      // steps; 0: never
+  std::string recompute = "none";  // none | layer
+  int64_t evaluate_every = 200;    // steps; 0: never
+  int64_t evaluate_samples = 8;    // sequences per evaluation, 0: all
+  int64_t sample_every = 0;        // steps; 0: never
   std::string sample_prompt = "The ";
   int64_t sample_tokens = 200;
   bool operator==(const TrainConfig&) const = default;

@@ -101,6 +101,9 @@ std::vector<Key> make_keys() {
       number(KEY(train.steps), "steps", range(1, kMaxCount), "optimizer steps of the whole run"),
       number(KEY(train.seed), "", range(0, kMaxCount),
            "of initialisation, data order and sampling"),
+      word(KEY(train.recompute), {"none", "layer"},
+           "layer: the forward keeps only each layer's input, and the backward computes the layer "
+           "anew: less memory, about a third more work, the same bits"),
       number(KEY(train.evaluate_every), "steps", range(0, kMaxCount),
            "between evaluations on the validation data; 0: never"),
       number(KEY(train.evaluate_samples), "sequences", range(0, kMaxCount),

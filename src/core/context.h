@@ -21,10 +21,12 @@ enum class Isa { kGeneric, kAvx2, kAvx512 };
 Isa detect_isa();
 const char* isa_name(Isa isa);
 
-/// Floating point operations done so far (multiply and add count two).
+/// Floating point operations done so far (multiply and add count two). A share of the machine's
+/// peak is taken of the first two only: what is computed a second time is no progress.
 struct Work {
-  double matmul_flops = 0;     // linear layers and the output projection
-  double attention_flops = 0;  // q k^T and p v, only the pairs that the mask keeps
+  double matmul_flops = 0;      // linear layers and the output projection
+  double attention_flops = 0;   // q k^T and p v, only the pairs that the mask keeps
+  double recomputed_flops = 0;  // of both kinds, repeated by a backward that kept no activations
 };
 
 struct ContextOptions {

@@ -33,9 +33,10 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
                                                  config.model.head_dim());
   gradient_sum_ =
       std::make_unique<GradientSum>(*mesh.world, gradients_, config.parallel.bucket_mib << 20);
-  model_ = std::make_unique<LongNet>(context, config.model, plan_, config.train.batch_size, layout_,
-                                     parameters_, gradients_, *exchange_,
-                                     ModelArenas{activation_arena_, workspace_arena_});
+  model_ = std::make_unique<LongNet>(
+      context, config.model, plan_, config.train.batch_size, layout_, parameters_, gradients_,
+      *exchange_, ModelArenas{activation_arena_, workspace_arena_},
+      LongNetOptions{.attention = nullptr, .recompute = config.train.recompute == "layer"});
   optimizer_ = std::make_unique<Optimizer>(context, config.optimizer, layout_, parameters_,
                                            gradients_, optimizer_arena_);
 }
