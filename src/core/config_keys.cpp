@@ -135,6 +135,8 @@ std::vector<Key> make_keys() {
            "OpenMP threads per rank; 0: as OpenMP finds"),
       number(KEY(parallel.bucket_mib), "MiB", range(1, 4096),
            "gradients are summed over ranks in buckets of this size"),
+      other(KEY(parallel.shard_optimizer), "",
+           "each rank holds the optimizer state of its share of the parameters only (ZeRO stage 1)"),
 
       number(KEY(checkpoint.every), "steps", range(0, kMaxCount),
            "between checkpoints; 0: only at the end"),
