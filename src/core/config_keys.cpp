@@ -140,6 +140,8 @@ std::vector<Key> make_keys() {
            "gradients are summed over ranks in buckets of this size"),
       number(KEY(parallel.timeout_s), "seconds", range(0, 1e9),
            "a collective between GPUs that takes longer ends the job; 0: never"),
+      other(KEY(parallel.shard_optimizer), "",
+           "each rank holds the optimizer state of its share of the parameters only (ZeRO stage 1)"),
 
       number(KEY(checkpoint.every), "steps", range(0, kMaxCount),
            "between checkpoints; 0: only at the end"),
