@@ -129,7 +129,9 @@ double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, b
   model_->forward(tokens_view(batch.tokens));
   // The gradients of earlier micro-steps are not final: only the last one's ranges may travel.
   const LongNet::GradientsReady ready = [&](const ParameterRange& range) {
-    if (last) gradient_sum_->ready(range.begin, range.end);
+    if (!last) return;
+    gradient_sum_->ready(range.begin, range.end);
+    gradient_sum_->progress();  // starts buckets that waited for a place
   };
   return model_
       ->loss_and_backward(tokens_view(batch.targets), 1.0 / static_cast<double>(targets), ready)
