@@ -167,9 +167,9 @@ Config changed_config() {
                  3,
                  0.1,
                  2.5};
-  c.parallel = {3, 2, 5, 1};
+  c.parallel = {3, 2, 5, 1, 0.5};
   c.checkpoint = {0, 0, "runs/x/step=3"};
-  c.run = {"runs/ä", "cpu", "f32", "debug", "off", 10};
+  c.run = {"runs/ä", "cuda", "f32", "debug", "off", 10};
   return c;
 }
 
@@ -181,10 +181,10 @@ TEST(Config, EveryMemberHasAKey) {
   [[maybe_unused]] auto& [d1, d2, d3, d4, d5, d6, d7, d8, d9, d10] = c.data;
   [[maybe_unused]] auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10] = c.train;
   [[maybe_unused]] auto& [o1, o2, o3, o4, o5, o6, o7, o8, o9, o10, o11] = c.optimizer;
-  [[maybe_unused]] auto& [p1, p2, p3, p4] = c.parallel;
+  [[maybe_unused]] auto& [p1, p2, p3, p4, p5] = c.parallel;
   [[maybe_unused]] auto& [c1, c2, c3] = c.checkpoint;
   [[maybe_unused]] auto& [r1, r2, r3, r4, r5, r6] = c.run;
-  EXPECT_EQ(config_keys().size(), 18u + 10 + 10 + 11 + 4 + 3 + 6);
+  EXPECT_EQ(config_keys().size(), 18u + 10 + 10 + 11 + 5 + 3 + 6);
   std::set<std::string> names;
   for (const ConfigKey& key : config_keys()) names.insert(key.key);
   EXPECT_EQ(names.size(), config_keys().size());
