@@ -10,15 +10,14 @@
 #include "dist/communicator_nccl.h"
 
 #include <nccl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <exception>
 #include <functional>
-#include <limits>
 #include <thread>
+#include <utility>
 
 #include "dist/mpi_check.h"
 #include "dist/nccl_check.h"
@@ -44,11 +43,6 @@ using Request = Communicator::Request;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-std::string host_name() {
-  char host[256] = {};
-  return gethostname(host, sizeof host - 1) == 0 ? host : "unknown host";
 }
 
 class NcclCommunicator;
@@ -319,7 +313,7 @@ class NcclCommunicator final : public Communicator {
 
   void fail(const internal::Watchdog::Overdue& overdue) {
     fail(std::make_exception_ptr(
-        Error(internal::overdue_message(overdue, rank(), size(), host_name()))));
+        Error(internal::overdue_message(overdue, internal::rank_and_host(), size()))));
   }
   /// Keeps the first error and takes everything off the GPU, so that no wait lasts for ever.
   static void fail(std::exception_ptr error) noexcept {

@@ -55,8 +55,7 @@ class Watchdog {
   std::vector<Running> running_;  // in order of their start
 };
 
-/// The line for it: which rank, where, what, for how long, and what to do.
-std::string overdue_message(const Watchdog::Overdue& overdue, int rank, int size,
-                            const std::string& host);
+/// The line for it. where: "rank 3 on n1"; size: of the group that the operation runs on.
+std::string overdue_message(const Watchdog::Overdue& overdue, const std::string& where, int size);
 
 }  // namespace longnet::internal

@@ -176,9 +176,9 @@ Config changed_config() {
                  3,
                  0.1,
                  2.5};
-  c.parallel = {3, 2, 5, 1, true};
+  c.parallel = {3, 2, 5, 1, 0.5, true};
   c.checkpoint = {0, 0, "runs/x/step=3"};
-  c.run = {"runs/ä", "cpu", "f32", "debug", "off", 10};
+  c.run = {"runs/ä", "cuda", "f32", "debug", "off", 10};
   return c;
 }
 

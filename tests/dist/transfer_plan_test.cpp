@@ -132,12 +132,12 @@ TEST(Watchdog, ZeroIsNever) {
 }
 
 TEST(Watchdog, MessageNamesRankHostOperationAndKey) {
-  EXPECT_EQ(
-      internal::overdue_message({"all-reduce", 601.4}, 3, 8, "n1")
-          .rfind(
-              "rank 3 of 8 on n1: all-reduce has not finished after 601 s (parallel.timeout_s); ",
-              0),
-      0u);
+  const std::string message = internal::overdue_message({"all-reduce", 601.4}, "rank 3 on n1", 8);
+  EXPECT_EQ(message.rfind("rank 3 on n1: all-reduce in a group of 8 ranks has not finished after "
+                          "601 s (parallel.timeout_s); ",
+                          0),
+            0u)
+      << message;
 }
 
 TEST(NcclCommunicator, WithoutAGpuSaysSo) {
