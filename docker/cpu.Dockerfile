@@ -11,9 +11,11 @@ WORKDIR /src
 COPY scripts/setup.sh scripts/
 RUN scripts/setup.sh
 COPY . .
+# Compilers at a time; 0: as many as there are cores.
+ARG JOBS=0
 # Kernels choose their instruction set at run time, so one image fits every x86-64 processor.
 RUN cmake --preset cpu -DLN_TESTS=OFF -DLN_BENCH=OFF \
- && cmake --build build --target longnet_program \
+ && cmake --build build -j "$([ "$JOBS" = 0 ] && nproc || echo "$JOBS")" --target longnet_program \
  && install -D build/longnet /stage/usr/local/bin/longnet \
  && docker/runtime_packages.sh build/longnet > /stage/packages \
  && strip /stage/usr/local/bin/longnet
@@ -23,6 +25,7 @@ COPY --from=build /stage/packages /tmp/packages
 RUN apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive xargs apt-get install -y -qq --no-install-recommends openmpi-bin < /tmp/packages \
  && rm -rf /var/lib/apt/lists/* /tmp/packages \
+ && getent passwd 1000 | cut -d: -f1 | xargs -r userdel --remove \
  && useradd --create-home --uid 1000 longnet
 COPY --from=build /stage/usr/local/bin/longnet /usr/local/bin/
 COPY configs /usr/local/share/longnet/configs

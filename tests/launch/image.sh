@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds docker/cpu.Dockerfile with a Docker daemon of its own and runs the image as its user: version, training
 # on one rank and under mpirun on two, the same losses as the program outside, saving at `docker stop`.
-# Usage: tests/launch/image.sh PROGRAM    BASE_IMAGE=name: pulled; default: a Debian 12 made by debootstrap, for
-# which no registry is needed. Installs docker.io and debootstrap where they are missing. Exits 77 where that
+# Usage: tests/launch/image.sh PROGRAM    BASE_IMAGE=name: pulled; BASE_ROOTFS=folder: a Debian 12 there; default:
+# one made by debootstrap, for which no registry is needed. Installs docker.io and debootstrap where they are missing. Exits 77 where that
 # cannot be done. Takes 4 GB in the temporary folder while it runs and about ten minutes on two cores.
 set -uo pipefail
 program=$(realpath "$1")
@@ -43,9 +43,10 @@ wait_for 60 up || { log=$work/dockerd.log; tail -n 5 "$work/dockerd.log"; skip "
 base=${BASE_IMAGE:-}
 if [ -z "$base" ]; then
   base=bookworm-minbase:1
-  debootstrap --variant=minbase bookworm "$work/rootfs" > "$work/debootstrap.log" 2>&1 ||
+  rootfs=${BASE_ROOTFS:-$work/rootfs}
+  [ -n "${BASE_ROOTFS:-}" ] || debootstrap --variant=minbase bookworm "$rootfs" > "$work/debootstrap.log" 2>&1 ||
     { tail -n 3 "$work/debootstrap.log"; skip "debootstrap cannot make a base image"; }
-  tar -C "$work/rootfs" -c . | "${docker[@]}" import - "$base" > /dev/null || fail "import of the base image"
+  tar -C "$rootfs" -c . | "${docker[@]}" import - "$base" > /dev/null || fail "import of the base image"
   rm -rf "$work/rootfs"
 fi
 size() { "${docker[@]}" image inspect --format '{{.Size}}' "$1" | awk '{printf "%.0f MB", $1 / 1e6}'; }
