@@ -7,7 +7,9 @@
 
 #include "kernels/fill/fill.h"
 #include "kernels/linear/linear.h"
+#include "train/agreement.h"
 #include "train/schedule.h"
+#include "train/sharded_moments.h"
 
 namespace longnet {
 
@@ -113,6 +115,24 @@ TensorView Learner::tokens_view(const std::vector<int64_t>& values) const {
   static int64_t nothing = 0;
   const int64_t* data = values.empty() ? &nothing : values.data();
   return TensorView(const_cast<int64_t*>(data), DType::kI64, {batch, local});
+}
+
+void Learner::with_tensors_on_root(const std::function<void(const TrainingTensors&)>& work) {
+  TrainingTensors tensors{parameters(), optimizer_->first_moment(), optimizer_->second_moment()};
+  if (!config_.parallel.shard_optimizer) return run_on_root(*mesh_.world, [&] { work(tensors); });
+  ShardedMoments moments(*mesh_.world, *optimizer_,
+                         shard_limits(layout_.elements(), mesh_.world->size()));
+  tensors = {parameters_, {}, {}, &moments};
+  moments.run_on_root([&] { work(tensors); });
+}
+
+void Learner::broadcast_tensors() {
+  std::vector<TensorView> tensors{parameters()};
+  if (!config_.parallel.shard_optimizer) {  // otherwise each rank has got its own moments already
+    tensors.push_back(optimizer_->first_moment());
+    tensors.push_back(optimizer_->second_moment());
+  }
+  for (const TensorView& tensor : tensors) mesh_.world->broadcast(tensor.data, tensor.bytes(), 0);
 }
 
 const TensorView& Learner::parameters() const {

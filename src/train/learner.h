@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 #include "core/context.h"
 #include "dist/mesh.h"
 #include "model/longnet.h"
+#include "train/checkpoint.h"
 #include "train/optimizer.h"
 
 namespace longnet {
@@ -61,6 +63,12 @@ class Learner {
 
   const ParameterLayout& layout() const { return layout_; }
   const SequencePlan& plan() const { return plan_; }
+  /// Rank 0 runs `work` with the tensors that save_checkpoint and load_tensors take, and the other
+  /// ranks lend it their share of the moments if the optimizer is sharded. `work` may call no
+  /// collective. Errors end all ranks (train/agreement.h). Collective.
+  void with_tensors_on_root(const std::function<void(const TrainingTensors&)>& work);
+  /// Gives what rank 0 has loaded to all ranks. Collective.
+  void broadcast_tensors();
   /// Waits for the parameters that other ranks have updated, as the next forward would.
   const TensorView& parameters() const;
   /// After a step: sums over all ranks; with parallel.shard_optimizer in optimizer().range() only.

@@ -133,7 +133,7 @@ struct Trainer::Impl {
   void describe();
   std::vector<MicroBatch> read_step();
   void report(const StepResult& result, double seconds, const Work& before, const Traffic& traffic,
-              int64_t gradient_bytes);
+              int64_t gradient_bytes, int64_t parameter_bytes);
   void evaluate();
   void sample();
   void save();
@@ -183,7 +183,7 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
 
 void Trainer::Impl::resume() {
   std::string path;
-  run_on_root(*mesh.world, [&] {
+  learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
     if (config.checkpoint.resume == "none") return;
     if (config.checkpoint.resume != "auto")
       path = config.checkpoint.resume;
@@ -192,9 +192,7 @@ void Trainer::Impl::resume() {
     if (path.empty()) return;
     const Checkpoint checkpoint = open_checkpoint(path);
     check_same_model(checkpoint, config.model);
-    load_tensors(checkpoint, learner->layout(),
-                 {learner->parameters(), learner->optimizer().first_moment(),
-                  learner->optimizer().second_moment()});
+    load_tensors(checkpoint, learner->layout(), tensors);
     state = checkpoint.state;
     if (state.step > config.train.steps)
       throw Error(
@@ -219,9 +217,7 @@ void Trainer::Impl::resume() {
     return;
   }
   state = {numbers[0], numbers[1], {numbers[2], numbers[3]}};
-  for (const TensorView& tensor : {learner->parameters(), learner->optimizer().first_moment(),
-                                   learner->optimizer().second_moment()})
-    mesh.world->broadcast(tensor.data, tensor.bytes(), 0);
+  learner->broadcast_tensors();
   learner->set_last_checkpoint(path);
   saved_step = state.step;
   if (root()) spdlog::info("resumed from {} at step {}", path, state.step);
@@ -275,15 +271,17 @@ std::vector<MicroBatch> Trainer::Impl::read_step() {
 }
 
 void Trainer::Impl::report(const StepResult& result, double seconds, const Work& before,
-                           const Traffic& traffic, int64_t gradient_bytes) {
+                           const Traffic& traffic, int64_t gradient_bytes,
+                           int64_t parameter_bytes) {
   const Work& work = context.work();
   const Traffic& sent = learner->traffic();
-  std::array<double, 4> sums{
+  std::array<double, 5> sums{
       work.matmul_flops + work.attention_flops - before.matmul_flops - before.attention_flops,
       static_cast<double>(sent.forward_bytes + sent.backward_bytes - traffic.forward_bytes -
                           traffic.backward_bytes),
       static_cast<double>(sent.forward_needed_bytes - traffic.forward_needed_bytes),
-      static_cast<double>(learner->gradient_bytes_sent() - gradient_bytes)};
+      static_cast<double>(learner->gradient_bytes_sent() - gradient_bytes),
+      static_cast<double>(learner->parameter_bytes_sent() - parameter_bytes)};
   mesh.world->all_reduce_sum(sums);
   std::array<double, 1> memory{static_cast<double>(resident_bytes())};
   mesh.world->all_reduce_max(memory);
@@ -301,6 +299,7 @@ void Trainer::Impl::report(const StepResult& result, double seconds, const Work&
   m.exchanged_bytes = static_cast<int64_t>(sums[1]);
   m.needed_bytes = static_cast<int64_t>(sums[2]);
   m.gradient_bytes = static_cast<int64_t>(sums[3]);
+  m.parameter_bytes = static_cast<int64_t>(sums[4]);
   m.memory_bytes = static_cast<int64_t>(memory[0]);
   metrics->step(m);
 }
@@ -326,12 +325,10 @@ void Trainer::Impl::sample() {
 void Trainer::Impl::save() {
   if (saved_step == state.step) return;
   std::string path;
-  run_on_root(*mesh.world, [&] {
+  learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
     const double start = now();
-    path = save_checkpoint(config.run.folder, config, learner->layout(),
-                           {learner->parameters(), learner->optimizer().first_moment(),
-                            learner->optimizer().second_moment()},
-                           state, config.checkpoint.keep_last);
+    path = save_checkpoint(config.run.folder, config, learner->layout(), tensors, state,
+                           config.checkpoint.keep_last);
     metrics->finish_line();
     spdlog::info("step {}: saved {} in {:.2f} s", state.step, path, now() - start);
   });
@@ -346,11 +343,12 @@ void Trainer::Impl::run() {
     const Work before = context.work();
     const Traffic traffic = learner->traffic();
     const int64_t gradient_bytes = learner->gradient_bytes_sent();
+    const int64_t parameter_bytes = learner->parameter_bytes_sent();
     const std::vector<MicroBatch> batches = read_step();
     const StepResult result = learner->train_step(batches, state.step + 1);
     ++state.step;
     state.tokens_seen += result.targets;
-    report(result, now() - start, before, traffic, gradient_bytes);
+    report(result, now() - start, before, traffic, gradient_bytes, parameter_bytes);
     const bool last = state.step == config.train.steps;
     if (validation_data && (due(config.train.evaluate_every) || last)) evaluate();
     if (due(config.train.sample_every)) sample();
