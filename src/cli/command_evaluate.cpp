@@ -35,8 +35,7 @@ int evaluate(const Arguments& arguments) {
       throw Error(
           "evaluate: of model.* only model.branches may be set; the rest is the checkpoint's");
   });
-  Mesh mesh =
-      make_mesh(std::move(world), config.parallel.sequence_ranks, config.parallel.data_ranks);
+  Mesh mesh = make_mesh_on_all(std::move(world), config.parallel);
   const Split split = arguments.split == "train"  ? Split::kTrain
                       : arguments.split == "test" ? Split::kTest
                                                   : Split::kValidation;

@@ -129,8 +129,7 @@ struct Trainer::Impl {
 
 Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world)
     : config(config_in),
-      mesh(make_mesh(std::move(world), config_in.parallel.sequence_ranks,
-                     config_in.parallel.data_ranks)),
+      mesh(make_mesh_on_all(std::move(world), config_in.parallel)),
       context({.device = {},
                .threads = static_cast<int>(config_in.parallel.threads),
                .counting = false}) {
