@@ -177,9 +177,11 @@ void Trainer::Impl::resume() {
           "checkpoint.resume=none",
           path, state.step, config.train.steps);
     const Config& old = checkpoint.config;
+    DataConfig old_data = old.data;  // all of it decides which tokens a sample holds, but these two
+    old_data.cache = config.data.cache;
+    old_data.bytes_per_token = config.data.bytes_per_token;
     if (old.train.sequence_length != config.train.sequence_length ||
-        old.train.seed != config.train.seed || old.data.train != config.data.train ||
-        old.data.order != config.data.order) {
+        old.train.seed != config.train.seed || !(old_data == config.data)) {
       spdlog::warn("the data or its order differ from the checkpoint's: the order starts anew");
       state.data = {state.data.epoch + 1, 0};
     }
