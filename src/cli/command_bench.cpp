@@ -97,17 +97,6 @@ struct StepArguments {
   int steps = 10;
 };
 
-/// make_mesh, whose refusal is the same on every rank: said once.
-Mesh mesh_on_all(std::unique_ptr<Communicator> world, const ParallelConfig& parallel) {
-  const int rank = world->rank();
-  try {
-    return make_mesh(std::move(world), parallel.sequence_ranks, parallel.data_ranks);
-  } catch (const Error& error) {
-    if (rank == 0) throw AgreedError(error.what());
-    throw SilentError();
-  }
-}
-
 int bench_step(const StepArguments& arguments) {
   auto world = world_communicator();
   const Config config = load_config_on_all(*world, arguments.config, arguments.overrides);
@@ -115,7 +104,7 @@ int bench_step(const StepArguments& arguments) {
                    .threads = static_cast<int>(config.parallel.threads),
                    .counting = false});
   Mesh mesh =
-      mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
+      make_mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
   Learner learner(context, config, mesh);
   learner.initialise();
   const auto peak_of_all = [&] {

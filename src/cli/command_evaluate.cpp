@@ -42,8 +42,8 @@ int evaluate(const Arguments& arguments) {
   Context context({.device = device_of_rank(*world, config.run.backend),
                    .threads = static_cast<int>(config.parallel.threads),
                    .counting = false});
-  Mesh mesh = make_mesh(transport_of(context, std::move(world), config.parallel),
-                        config.parallel.sequence_ranks, config.parallel.data_ranks);
+  Mesh mesh =
+      make_mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
   const auto dataset = open_dataset(*mesh.world, config, split);
   Learner learner(context, config, mesh);
   run_on_root(*mesh.world, [&] {

@@ -156,8 +156,8 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
       context({.device = device_of_rank(*world, config_in.run.backend),
                .threads = static_cast<int>(config_in.parallel.threads),
                .counting = false}),
-      mesh(make_mesh(transport_of(context, std::move(world), config_in.parallel),
-                     config_in.parallel.sequence_ranks, config_in.parallel.data_ranks)) {
+      mesh(make_mesh_on_all(transport_of(context, std::move(world), config_in.parallel),
+                            config_in.parallel)) {
   run_on_root(*mesh.world, [&] {
     std::error_code error;
     std::filesystem::create_directories(config.run.folder, error);
@@ -200,9 +200,11 @@ void Trainer::Impl::resume() {
           "checkpoint.resume=none",
           path, state.step, config.train.steps);
     const Config& old = checkpoint.config;
+    DataConfig old_data = old.data;  // all of it decides which tokens a sample holds, but these two
+    old_data.cache = config.data.cache;
+    old_data.bytes_per_token = config.data.bytes_per_token;
     if (old.train.sequence_length != config.train.sequence_length ||
-        old.train.seed != config.train.seed || old.data.train != config.data.train ||
-        old.data.order != config.data.order) {
+        old.train.seed != config.train.seed || !(old_data == config.data)) {
       spdlog::warn("the data or its order differ from the checkpoint's: the order starts anew");
       state.data = {state.data.epoch + 1, 0};
     }

@@ -161,6 +161,7 @@ TEST_F(BadInput, CudaWithoutAGpu) {
 }
 
 TEST_F(BadInput, TwoRanksSayItOnce) {
+  ASSERT_EQ(program.run("train tiny.yaml train.steps=1 optimizer.warmup_steps=0").exit_code, 0);
   // mpirun adds its own notice about the exit code; of the program there must be one line.
   std::vector<BadLine> lines{
       {"attend no_v.st out.st --branch 16:1", "has no tensor \"v\""},
@@ -168,7 +169,18 @@ TEST_F(BadInput, TwoRanksSayItOnce) {
       {"generate run/step-00000001", "runs on one rank, this job has 2; start it without mpirun"},
       {"bench attention", "runs on one rank"},
       {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
-      {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"}};
+      {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"},
+      {"train none.yaml", "none.yaml: cannot be opened"},
+      {"train tiny.yaml model.hedas=3", "did you mean model.heads?"},
+      {"train tiny.yaml data.train=none.txt", "no such file or folder"},
+      {"train tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
+      {"train tiny.yaml checkpoint.resume=none/step-00000001", "no such checkpoint"},
+      {"train tiny.yaml run.folder=wild train.steps=200 optimizer.learning_rate=10 "
+       "optimizer.clip_norm=0 checkpoint.every=1",
+       "stopped before the weights changed; the last good checkpoint is wild/step-"},
+      {"evaluate none", "none: no such checkpoint"},
+      {"evaluate run/step-00000001 parallel.data_ranks=3", "parallel.data_ranks (3)"},
+      {"evaluate run/step-00000001 model.dim=64", "only model.branches may be set"}};
   if (device_runtime::availability().devices.empty())
     lines.push_back({"train tiny.yaml run.backend=cuda", cuda_refusal()});
   for (const BadLine& line : lines) {
