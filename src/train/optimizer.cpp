@@ -66,14 +66,18 @@ int Optimizer::add_shared(const ParameterInfo& info) {
   const SumRange whole{info.offset, info.offset + info.elements};
   Shared tensor{whole, -1, {}, {}};
   const int ranks = shards_.world->size();
+  int holders = 0;
   for (int m = 0; m < ranks; ++m) {
     const SumRange part{std::max(whole.begin, shards_.begin[m]),
                         std::min(whole.end, shards_.begin[m + 1])};
-    if (part.begin >= part.end) continue;
-    if (tensor.first_rank < 0) tensor.first_rank = m;
-    tensor.parts.push_back(part);
+    const bool empty = part.begin >= part.end;
+    holders += !empty;
+    if (!empty && tensor.first_rank < 0) tensor.first_rank = m;
+    // A rank that owns nothing may lie between two holders: its part is empty, not left out.
+    if (tensor.first_rank >= 0) tensor.parts.push_back(empty ? SumRange{0, 0} : part);
   }
-  if (tensor.parts.size() < 2) return -1;
+  if (holders < 2) return -1;
+  while (tensor.parts.back().begin == tensor.parts.back().end) tensor.parts.pop_back();
   for (size_t i = 0; i < tensor.parts.size(); ++i) {
     int64_t& count = shared_begin_[tensor.first_rank + i + 1];
     tensor.first_terms.push_back(count);

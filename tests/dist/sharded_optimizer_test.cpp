@@ -207,7 +207,8 @@ struct TrainingRun {
     return folder + fmt::format("/step-{:08}", step);
   }
   void load(const std::string& path) {
-    for (int64_t i = 0; i < learner->layout().elements(); ++i) learner->parameters().f32()[i] = 7;
+    for (const ParameterInfo& info : learner->layout().parameters())  // padding stays zero
+      std::fill_n(learner->parameters().f32() + info.offset, info.elements, 7.0f);
     learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
       load_tensors(open_checkpoint(path), learner->layout(), tensors);
     });

@@ -266,11 +266,11 @@ void sum_of_squares_terms(Context& context, std::span<double> terms, const Tenso
 }
 
 int64_t sum_term_count(const SumRange& whole, const SumRange& part) {
-  LN_CHECK(part.begin <= part.end && whole.begin <= part.begin && part.end <= whole.end &&
+  if (part.begin == part.end) return 0;
+  LN_CHECK(part.begin < part.end && whole.begin <= part.begin && part.end <= whole.end &&
                (part.begin % kSumCell == 0 || part.begin == whole.begin) &&
                (part.end % kSumCell == 0 || part.end == whole.end),
            "part [{}, {}) of a sum over [{}, {})", part.begin, part.end, whole.begin, whole.end);
-  if (part.begin == part.end) return 0;
   const int64_t first = part.begin / kSumBlock, last = (part.end - 1) / kSumBlock;
   if (first == last) return block_part(whole, part, first).terms();
   return block_part(whole, part, first).terms() + last - first - 1 +
