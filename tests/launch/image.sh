@@ -87,12 +87,16 @@ done
 run longnet:cpu train nosuch.yaml > "$log" 2>&1; code=$?
 [ $code = 1 ] && grep -q '^error: ' "$log" || fail "a missing configuration: exit code $code"
 
-# `docker stop` sends SIGTERM to the program, which saves and ends.
+# `docker kill -s USR1` saves and goes on, `docker stop` sends SIGTERM to the program, which saves and ends.
 name=$("${docker[@]}" run -d --network=host -v "$work/job:/work" longnet:cpu train tiny.yaml run.folder=stopped \
   train.steps=1000000 run.log_every=1000) || fail "docker run -d"
 wait_for 30 test -s stopped/metrics.jsonl || { "${docker[@]}" logs "$name" 2>&1 | tail -n 5; fail "no first step"; }
+"${docker[@]}" kill -s USR1 "$name" > /dev/null || fail "docker kill -s USR1"
+wait_for 30 compgen -G 'stopped/step-*' > /dev/null || fail "no checkpoint after SIGUSR1"
+saved=$(ls -d stopped/step-* | tail -n 1)
 "${docker[@]}" stop -t 20 "$name" > /dev/null || fail "docker stop"
 code=$("${docker[@]}" inspect --format '{{.State.ExitCode}}' "$name")
-compgen -G 'stopped/step-*' > /dev/null && [ "$code" = 0 ] || fail "docker stop: exit code $code, or no checkpoint"
-echo "docker stop: exit code 0, checkpoint $(ls -d stopped/step-* | tail -n 1) saved"
+stopped=$(ls -d stopped/step-* | tail -n 1)
+[ "$code" = 0 ] && [[ $stopped > $saved ]] || fail "docker stop: exit code $code, last checkpoint $stopped"
+echo "SIGUSR1: $saved; docker stop: exit code 0, $stopped"
 echo PASSED

@@ -77,7 +77,7 @@ export SLURM_CONF=$work/slurm.conf
 # Root may start MPI programs in this test.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_mpi_yield_when_idle=1
 munge_up() { [ -S "$work/munge/socket" ]; }
-wait_for 20 munge_up || { log=$work/munged.log; fail "munged does not start"; }
+wait_for 90 munge_up || { log=$work/munged.log; fail "munged does not start"; }
 slurmctld -D > "$work/slurmctld.out" 2>&1 & daemons+=($!)
 slurmd -D > "$work/slurmd.out" 2>&1 & daemons+=($!)
 node_up() { sinfo -h -o %T 2> /dev/null | grep -q -x idle; }
@@ -105,6 +105,12 @@ for wrong in "usage:" "configuration nosuch.yaml:nosuch.yaml"; do
   rm -f refused.log
 done
 
+number=$(submit --output=error.log "$job" tiny.yaml model.hedas=3) || fail "sbatch"
+wait_for 90 is "$number" FAILED || stuck "$number" FAILED
+log=error.log
+scontrol show job "$number" | grep -q 'ExitCode=1:0' && grep -q '^error .*hedas' error.log || fail "an error of the ranks"
+echo "wrong input is refused; an error of the ranks ends the job with exit code 1"
+
 # A whole run. mpirun on this machine must give the same losses.
 log=$work/whole.log
 number=$(submit --wait --output=whole.log "$job" tiny.yaml run.folder=whole) || fail "the job failed"
@@ -122,9 +128,9 @@ settings=(run.folder=long run.log_every=100000)
 number=$(submit --time=1 --signal=B:USR1@30 --output=long.log "$job" tiny.yaml train.steps=10000000 "${settings[@]}") ||
   fail "sbatch"
 started=$SECONDS
-wait_for 40 steps_in long 3 || fail "no third step"
+wait_for 90 steps_in long 3 || fail "no third step"
 scancel --signal=USR1 "$number"
-wait_for 20 compgen -G 'long/step-*' > /dev/null || fail "no checkpoint after SIGUSR1"
+wait_for 90 compgen -G 'long/step-*' > /dev/null || fail "no checkpoint after SIGUSR1"
 is "$number" RUNNING || fail "the job is $(state "$number") after SIGUSR1"
 first=$(ls long | sed -nE 's/^step-0*([0-9]+)$/\1/p' | tail -n 1)
 echo "job $number: SIGUSR1 to its ranks saved step $first, the job goes on"
@@ -137,12 +143,12 @@ echo "job $number: time limit's SIGUSR1 after $((SECONDS - started)) s saved ste
 scontrol update JobId="$number" TimeLimit=5 StartTime=now
 resumed() { grep -q "resumed from .* at step $second" long.log; }
 wait_for 150 resumed || fail "no resume from step $second"
-wait_for 40 steps_in long $((second + 20)) || fail "no steps after the resume"
+wait_for 90 steps_in long $((second + 20)) || fail "no steps after the resume"
 grep -q "job $number, life 2" long.log || fail "not a second life"
 scancel "$number"
-wait_for 40 is "$number" CANCELLED || fail "scancel: $(state "$number")"
+wait_for 90 is "$number" CANCELLED || fail "scancel: $(state "$number")"
 stopped() { [ "$(grep -c 'ended by a signal' long.log)" = 2 ]; }
-wait_for 20 stopped || fail "scancel: the ranks did not save and end"
+wait_for 90 stopped || fail "scancel: the ranks did not save and end"
 third=$(ls long | sed -nE 's/^step-0*([0-9]+)$/\1/p' | tail -n 1)
 losses long > long.losses
 consecutive long.losses && [ "$(wc -l < long.losses)" = "$third" ] || fail "steps are missing or repeated"
