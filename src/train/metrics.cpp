@@ -129,6 +129,7 @@ void MetricsLog::step(const StepMetrics& m) {
   json["exchanged_bytes"] = m.exchanged_bytes;
   json["needed_bytes"] = m.needed_bytes;
   json["gradient_bytes"] = m.gradient_bytes;
+  json["parameter_bytes"] = m.parameter_bytes;
   json["memory_bytes"] = m.memory_bytes;
   write(json.dump());
 
@@ -138,9 +139,10 @@ void MetricsLog::step(const StepMetrics& m) {
       m.bits_per_byte >= 0 ? fmt::format(" ({:.3f} bits/byte)", m.bits_per_byte) : "";
   const std::string line = fmt::format(
       "step {}/{}: loss {:.4f} nats{}, norm {:.3g}, lr {:.3g}, {:.0f} tokens/s, {:.1f} % of peak, "
-      "sent {} + {} gradients, memory {}",
+      "sent {} + {} gradients{}, memory {}",
       m.step, m.steps, m.loss, bits, m.gradient_norm, m.learning_rate, m.tokens_per_second,
       100 * m.share_of_peak, bytes_text(m.exchanged_bytes), bytes_text(m.gradient_bytes),
+      m.parameter_bytes > 0 ? fmt::format(" + {} parameters", bytes_text(m.parameter_bytes)) : "",
       bytes_text(m.memory_bytes));
   if (display_) {
     // A line that wraps could not be rewritten, and the last column of some terminals wraps.
