@@ -70,6 +70,7 @@ StepMetrics metrics_of(int64_t step) {
   m.exchanged_bytes = 123456789;
   m.needed_bytes = 23456789;
   m.gradient_bytes = 987654;
+  m.parameter_bytes = 876543;
   m.memory_bytes = 4567890123;
   return m;
 }
@@ -137,6 +138,7 @@ TEST(Metrics, JsonLinesHoldEveryFigure) {
                                      {"exchanged_bytes", m.exchanged_bytes},
                                      {"needed_bytes", m.needed_bytes},
                                      {"gradient_bytes", m.gradient_bytes},
+                                     {"parameter_bytes", m.parameter_bytes},
                                      {"memory_bytes", m.memory_bytes}}));
   EXPECT_FALSE(rows[1].contains("bits_per_byte"));
   EXPECT_EQ(rows[2].at("evaluation"), "validation");
