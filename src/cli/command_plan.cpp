@@ -35,8 +35,8 @@ nlohmann::ordered_json to_json(const PlanReport& r) {
   json["bytes_per_step"] = {{"forward", r.forward_bytes},
                             {"forward_needed", r.forward_needed_bytes},
                             {"backward", r.backward_bytes},
-                             {"gradients", r.gradient_bytes},
-                             {"parameters", r.parameter_bytes}};
+                            {"gradients", r.gradient_bytes},
+                            {"parameters", r.parameter_bytes}};
   json["flops_per_step"] = {{"matmul", r.matmul_flops},
                             {"attention", r.attention_flops},
                             {"recomputed", r.recomputed_flops}};
