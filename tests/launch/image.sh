@@ -34,8 +34,9 @@ cleanup() {
 }
 trap cleanup EXIT
 docker=(docker -H "unix://$work/socket")
-# No bridge and no packet filter: the container uses the host's network, as an HPC job would.
-dockerd --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs --data-root "$work/root" \
+# The storage driver is what the daemon finds (vfs works anywhere, but copies every layer whole). No bridge and
+# no packet filter: the container uses the host's network, as an HPC job would.
+dockerd --iptables=false --ip6tables=false --bridge=none --data-root "$work/root" \
   --exec-root "$work/exec" -H "unix://$work/socket" -p "$work/pid" > "$work/dockerd.log" 2>&1 &
 daemon=$!
 up() { "${docker[@]}" version > /dev/null 2>&1; }

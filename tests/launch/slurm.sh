@@ -3,7 +3,7 @@
 # run with the losses of mpirun bit for bit, save at SIGUSR1, the time limit's signal with requeue and
 # resume in a second life, and the save at scancel.
 # Usage: tests/launch/slurm.sh PROGRAM    Installs slurm-wlm and munge where they are missing. Exits 77 where
-# that cannot be done. About two and a half minutes, most of it the time limit.
+# that cannot be done. About three minutes, most of it the time limit.
 set -uo pipefail
 program=$(realpath "$1")
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
@@ -125,7 +125,7 @@ echo "job $number: COMPLETED, 12 steps on 2 ranks, last loss $(tail -n 1 whole.l
 # A long run. SIGUSR1 to the ranks saves and goes on; then the time limit's signal.
 log=$work/long.log
 settings=(run.folder=long run.log_every=100000)
-number=$(submit --time=1 --signal=B:USR1@30 --output=long.log "$job" tiny.yaml train.steps=10000000 "${settings[@]}") ||
+number=$(submit --time=2 --signal=B:USR1@30 --output=long.log "$job" tiny.yaml train.steps=10000000 "${settings[@]}") ||
   fail "sbatch"
 started=$SECONDS
 wait_for 90 steps_in long 3 || fail "no third step"
@@ -134,7 +134,7 @@ wait_for 90 compgen -G 'long/step-*' > /dev/null || fail "no checkpoint after SI
 is "$number" RUNNING || fail "the job is $(state "$number") after SIGUSR1"
 first=$(ls long | sed -nE 's/^step-0*([0-9]+)$/\1/p' | tail -n 1)
 echo "job $number: SIGUSR1 to its ranks saved step $first, the job goes on"
-wait_for 90 is "$number" PENDING || fail "not requeued at the time limit: $(state "$number")"
+wait_for 180 is "$number" PENDING || fail "not requeued at the time limit: $(state "$number")"
 grep -q 'ended by a signal' long.log || fail "the ranks did not end by themselves"
 second=$(ls long | sed -nE 's/^step-0*([0-9]+)$/\1/p' | tail -n 1)
 [ "$second" -gt "$first" ] || fail "no later checkpoint at the time limit"
