@@ -35,8 +35,11 @@ nlohmann::ordered_json to_json(const PlanReport& r) {
   json["bytes_per_step"] = {{"forward", r.forward_bytes},
                             {"forward_needed", r.forward_needed_bytes},
                             {"backward", r.backward_bytes},
-                            {"gradients", r.gradient_bytes}};
-  json["flops_per_step"] = {{"matmul", r.matmul_flops}, {"attention", r.attention_flops}};
+                            {"gradients", r.gradient_bytes},
+                            {"parameters", r.parameter_bytes}};
+  json["flops_per_step"] = {{"matmul", r.matmul_flops},
+                            {"attention", r.attention_flops},
+                            {"recomputed", r.recomputed_flops}};
   json["flops_per_token"] = r.flops_per_token;
   return json;
 }
@@ -88,9 +91,13 @@ void print(const std::vector<PlanReport>& reports) {
   bytes("    of these needed", &PlanReport::forward_needed_bytes);
   bytes("  their gradients", &PlanReport::backward_bytes);
   bytes("  parameter gradients", &PlanReport::gradient_bytes);
+  if (std::any_of(reports.begin(), reports.end(),
+                  [](const PlanReport& r) { return r.parameter_bytes > 0; }))
+    bytes("  updated parameters", &PlanReport::parameter_bytes);
   rows.push_back({"FLOPs of the rank per step"});
   flops("  matmul", &PlanReport::matmul_flops);
   flops("  attention", &PlanReport::attention_flops);
+  flops("  recomputed", &PlanReport::recomputed_flops);
   flops("FLOPs per token", &PlanReport::flops_per_token);
 
   std::vector<size_t> width(reports.size() + 1, 0);

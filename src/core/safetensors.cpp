@@ -353,7 +353,8 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsTen
                  !__builtin_mul_overflow(bytes, dtype_size(tensor.dtype), &bytes) &&
                  !__builtin_add_overflow(offset, bytes, &end),
              "tensor {} is too large", in_quotes(tensor.name));
-    LN_CHECK(bytes == 0 || tensor.data != nullptr, "tensor {} has no data", in_quotes(tensor.name));
+    LN_CHECK(bytes == 0 || tensor.data != nullptr || tensor.read, "tensor {} has no data",
+             in_quotes(tensor.name));
     header[tensor.name] = {{"dtype", safetensors_dtype(tensor.dtype)},
                            {"shape", tensor.shape},
                            {"data_offsets", {offset, end}}};
@@ -375,7 +376,18 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsTen
   const uint64_t header_bytes = text.size();
   write_all(file.fd, path, &header_bytes, kLengthBytes);
   write_all(file.fd, path, text.data(), static_cast<int64_t>(text.size()));
-  for (size_t i = 0; i < tensors.size(); ++i) write_all(file.fd, path, tensors[i].data, sizes[i]);
+  std::vector<char> piece;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i].data != nullptr) {
+      write_all(file.fd, path, tensors[i].data, sizes[i]);
+      continue;
+    }
+    for (int64_t begin = 0; begin < sizes[i]; begin += kWriteChunkBytes) {
+      piece.resize(static_cast<size_t>(std::min(kWriteChunkBytes, sizes[i] - begin)));
+      tensors[i].read(begin, piece.data(), static_cast<int64_t>(piece.size()));
+      write_all(file.fd, path, piece.data(), static_cast<int64_t>(piece.size()));
+    }
+  }
   if (::fsync(file.fd) != 0) throw Error("{}: cannot be written: {}", path, cause_of(errno));
   const int fd = file.fd;
   file.fd = -1;

@@ -4,6 +4,7 @@
 // types, duplicate names, sizes) before any data is used, and says which file and what.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -13,7 +14,7 @@
 namespace longnet {
 
 struct SafetensorsEntry {
-  std::string dtype;           // "F32", "F64", "BF16", "I64", ...
+  std::string dtype;  // "F32", "F64", "BF16", "I64", ...
   std::vector<int64_t> shape;
   int64_t begin = 0, end = 0;  // bytes from the start of the data part
   int64_t elements() const;
@@ -54,6 +55,9 @@ struct SafetensorsTensor {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   const void* data = nullptr;
+  /// In place of data, for a tensor that does not lie in memory as a whole: puts bytes [begin,
+  /// begin + bytes) of it at `to`. Called in rising order, in pieces of at most 16 MiB.
+  std::function<void(int64_t begin, void* to, int64_t bytes)> read = {};
 };
 /// Writes and fsyncs the file; throws Error with path and cause (a full disk included).
 void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,

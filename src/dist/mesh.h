@@ -3,7 +3,10 @@
 // sequence are neighbours in the job, so they tend to be on one host).
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "core/key_value_exchange.h"
 #include "core/sequence_plan.h"
@@ -51,24 +54,62 @@ class SequenceExchange final : public KeyValueExchange {
   std::unique_ptr<Impl> impl_;
 };
 
+/// Who owns what of a flat buffer of n elements: rank m elements [begin[m], begin[m + 1]) of the
+/// result, begin: [ranks + 1]. Balanced to one unit of 64 elements (256 bytes), on whose multiples
+/// all limits but n lie; with more ranks than units the last ones own nothing.
+std::vector<int64_t> shard_limits(int64_t n, int ranks);
+
 /// Sums of the flat gradient buffer over all ranks, in buckets, started as ranges become ready.
 /// Adjoining ranges are joined up to a bucket, larger ones cut. Every element is added in rank
 /// order, so the result depends on neither the buckets nor the timing. One rank: nothing happens.
+/// With shard limits every element is summed on its owner only (reduce-scatter); the others keep
+/// their own gradients there, which then mean nothing. Owned elements have the same bits as
+/// without.
 class GradientSum {
  public:
   /// gradients: [n] f32 flat buffer. bucket_bytes: how much is summed at a time. Collective: the
   /// sums run on a communicator of their own, so they may be outstanding beside anything else.
-  GradientSum(Communicator& world, const TensorView& gradients, int64_t bucket_bytes = 16 << 20);
+  /// shards: [ranks + 1] limits as shard_limits gives, copied; empty: every rank gets all sums.
+  /// With shards a bucket has one owner or a few, so it is cut into pieces of bucket_bytes / ranks
+  /// (at least 64 KiB, at most bucket_bytes) to bound the memory.
+  GradientSum(Communicator& world, const TensorView& gradients, int64_t bucket_bytes = 16 << 20,
+              std::span<const int64_t> shards = {});
   ~GradientSum();
   /// Elements [begin, end) are final on this rank. Ranges come in buffer order (backward order).
   void ready(int64_t begin, int64_t end);
-  /// Waits until every range reported so far is the sum over all ranks.
+  /// Waits until every range reported so far is the sum over all ranks (where this rank owns it).
   void wait();
   /// Moves the sums on and starts the next buckets; keeps errors for wait().
   void progress();
   int64_t bytes_sent() const;
   /// Memory that the sums take beside the gradients, at most.
   int64_t staging_bytes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// The way back: every rank has updated its own range of the flat parameter buffer and gives it to
+/// the others. Pieces of about a bucket start as they become ready, while the rest is updated.
+/// One rank: nothing happens.
+class ParameterGather {
+ public:
+  /// parameters: [n] flat buffer in host memory, in use from the first ready() to wait(). shards:
+  /// limits as above. Collective: it runs on a communicator of its own.
+  ParameterGather(Communicator& world, const TensorView& parameters,
+                  std::span<const int64_t> shards, int64_t bucket_bytes = 16 << 20);
+  ~ParameterGather();
+  /// Own elements before `end` (from the start of the flat buffer) have their new values. Rises
+  /// from call to call; the last call of a round, also by ranks that own nothing, gives the own
+  /// range's end.
+  void ready(int64_t end);
+  /// Waits until all ranks' elements have arrived; at once if nothing was started.
+  void wait();
+  /// Elements after which a range should be reported: pieces begin at multiples of it from the own
+  /// range's begin.
+  int64_t piece_elements() const;
+  int64_t bytes_sent() const;
 
  private:
   struct Impl;

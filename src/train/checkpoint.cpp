@@ -12,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <vector>
@@ -25,7 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr int kFormatVersion = 1;
+constexpr int kFormatVersion = 2;  // 1 had no checksum of state.json; it is still read
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr const char* kConfigFile = "config.yaml";
@@ -92,8 +93,30 @@ std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, cons
                                              const std::string& prefix) {
   std::vector<SafetensorsTensor> tensors;
   for (const ParameterInfo& info : layout.parameters())
-    tensors.push_back({prefix + info.name, DType::kF32, info.shape, flat.f32() + info.offset});
+    tensors.push_back({prefix + info.name, DType::kF32, info.shape, flat.f32() + info.offset, {}});
   return tensors;
+}
+
+std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, MomentPieces& moments,
+                                             MomentPieces::Which which, const std::string& prefix) {
+  std::vector<SafetensorsTensor> tensors;
+  for (const ParameterInfo& info : layout.parameters())
+    tensors.push_back(
+        {prefix + info.name, DType::kF32, info.shape, nullptr,
+         [&moments, which, offset = info.offset](int64_t begin, void* to, int64_t bytes) {
+           constexpr auto kWidth = static_cast<int64_t>(sizeof(float));
+           moments.get(which, offset + begin / kWidth,
+                       {static_cast<float*>(to), size_t(bytes / kWidth)});
+         }});
+  return tensors;
+}
+
+/// Of everything that state.json says, but for this checksum itself.
+uint32_t state_checksum(Json json) {
+  json.erase("crc32");
+  const std::string text = json.dump();  // keys in alphabetical order, so one text per content
+  return static_cast<uint32_t>(
+      crc32(0, reinterpret_cast<const Bytef*>(text.data()), static_cast<uInt>(text.size())));
 }
 
 /// Every checkpoint in a run's folder, by step.
@@ -128,8 +151,11 @@ std::string way_out(const std::string& path) {
                           : fmt::format("; go back with checkpoint.resume={}", previous);
 }
 
-void fill_tensors(const SafetensorsFile& file, const ParameterLayout& layout,
-                  const TensorView& flat, const std::string& prefix) {
+using Put = std::function<void(const ParameterInfo& info, std::span<const float> values)>;
+
+/// Gives every tensor's values to `put`, after all checks of that tensor.
+void read_tensors(const SafetensorsFile& file, const ParameterLayout& layout,
+                  const std::string& prefix, const Put& put) {
   for (const ParameterInfo& info : layout.parameters()) {
     const std::string name = prefix + info.name;
     if (!file.contains(name)) throw Error("{}: tensor {} is missing", file.path(), name);
@@ -141,8 +167,20 @@ void fill_tensors(const SafetensorsFile& file, const ParameterLayout& layout,
     for (size_t i = 0; i < values.size(); ++i)
       if (!std::isfinite(values[i]))
         throw Error("{}: tensor {} holds a non-finite value at place {}", file.path(), name, i);
-    std::copy(values.begin(), values.end(), flat.f32() + info.offset);
+    put(info, values);
   }
+}
+
+Put into(const TensorView& flat) {
+  return [flat](const ParameterInfo& info, std::span<const float> values) {
+    std::copy(values.begin(), values.end(), flat.f32() + info.offset);
+  };
+}
+
+Put into(MomentPieces& moments, MomentPieces::Which which) {
+  return [&moments, which](const ParameterInfo& info, std::span<const float> values) {
+    moments.set(which, info.offset, values);
+  };
 }
 
 }  // namespace
@@ -162,9 +200,15 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
   write_safetensors(
       temporary + "/" + kModelFile, named_tensors(layout, tensors.parameters, ""),
       {{"format", "longnet"}, {"step", std::to_string(state.step)}, {"config", yaml}});
+  const auto named_moments = [&](MomentPieces::Which which, const TensorView& flat,
+                                 const std::string& prefix) {
+    return tensors.moments != nullptr ? named_tensors(layout, *tensors.moments, which, prefix)
+                                      : named_tensors(layout, flat, prefix);
+  };
   std::vector<SafetensorsTensor> moments =
-      named_tensors(layout, tensors.first_moment, "first_moment.");
-  for (SafetensorsTensor& tensor : named_tensors(layout, tensors.second_moment, "second_moment."))
+      named_moments(MomentPieces::kFirst, tensors.first_moment, "first_moment.");
+  for (SafetensorsTensor& tensor :
+       named_moments(MomentPieces::kSecond, tensors.second_moment, "second_moment."))
     moments.push_back(std::move(tensor));
   write_safetensors(temporary + "/" + kOptimizerFile, moments);
   write_text(temporary + "/" + kConfigFile, yaml);
@@ -178,6 +222,7 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
     const Fingerprint print = fingerprint(temporary + "/" + name);
     json["files"][name] = {{"bytes", print.bytes}, {"crc32", print.crc}};
   }
+  json["crc32"] = state_checksum(json);
   write_text(temporary + "/" + kStateFile, json.dump(2) + "\n");
   sync_path(temporary);
   if (fs::exists(final_path)) remove_checkpoint(final_path);
@@ -234,8 +279,12 @@ Checkpoint open_checkpoint(const std::string& path_in) {
     try {
       json = Json::parse(read_text(path + "/" + kStateFile));
       const int version = json.at("format_version");
-      if (version != kFormatVersion)
-        throw Error("{}: format version {}, this program reads {}", path, version, kFormatVersion);
+      if (version < 1 || version > kFormatVersion)
+        throw Error("{}: format version {}, this program reads 1 to {}", path, version,
+                    kFormatVersion);
+      if (version == 1 ? json.contains("crc32") : json.at("crc32") != state_checksum(json))
+        throw Error("{}/{}: its checksum is not the one that was written; it is damaged", path,
+                    kStateFile);
       checkpoint.state.step = json.at("step");
       checkpoint.state.tokens_seen = json.at("tokens_seen");
       checkpoint.state.data.epoch = json.at("epoch");
@@ -292,14 +341,19 @@ void load_tensors(const Checkpoint& checkpoint, const ParameterLayout& layout,
                   const TrainingTensors& tensors) {
   try {
     const SafetensorsFile model(checkpoint.path + "/" + kModelFile);
-    fill_tensors(model, layout, tensors.parameters, "");
+    read_tensors(model, layout, "", into(tensors.parameters));
     for (const auto& [name, entry] : model.entries())
       if (!layout.contains(name))
         throw Error("{}: tensor {} is not the model's", model.path(), name);
-    if (!tensors.first_moment.defined()) return;
+    if (tensors.moments == nullptr && !tensors.first_moment.defined()) return;
     const SafetensorsFile optimizer(checkpoint.path + "/" + kOptimizerFile);
-    fill_tensors(optimizer, layout, tensors.first_moment, "first_moment.");
-    fill_tensors(optimizer, layout, tensors.second_moment, "second_moment.");
+    const auto into_moment = [&](MomentPieces::Which which, const TensorView& flat) {
+      return tensors.moments != nullptr ? into(*tensors.moments, which) : into(flat);
+    };
+    read_tensors(optimizer, layout, "first_moment.",
+                 into_moment(MomentPieces::kFirst, tensors.first_moment));
+    read_tensors(optimizer, layout, "second_moment.",
+                 into_moment(MomentPieces::kSecond, tensors.second_moment));
   } catch (const Error& error) {
     throw Error("checkpoint refused: {}{}", error.what(), way_out(checkpoint.path));
   }

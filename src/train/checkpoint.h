@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "core/config.h"
@@ -30,9 +31,20 @@ struct TrainingState {
   bool operator==(const TrainingState&) const = default;
 };
 
+/// The optimizer's moments where no process holds them as a whole (train/sharded_moments.h).
+class MomentPieces {
+ public:
+  enum Which : int64_t { kFirst = 0, kSecond = 1 };
+  virtual ~MomentPieces() = default;
+  /// Elements [begin, begin + values.size()) of the flat layout.
+  virtual void get(Which which, int64_t begin, std::span<float> values) = 0;
+  virtual void set(Which which, int64_t begin, std::span<const float> values) = 0;
+};
+
 /// The flat buffers of a model in training. Moments may be not defined (evaluation).
 struct TrainingTensors {
   TensorView parameters, first_moment, second_moment;
+  MomentPieces* moments = nullptr;  // in place of the two views
 };
 
 /// Writes FOLDER/step-N and returns its path; then removes the oldest beyond keep_last (0: none).

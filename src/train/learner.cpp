@@ -6,8 +6,10 @@
 #include <cmath>
 
 #include "kernels/fill/fill.h"
-#include "kernels/optimizer/optimizer.h"
+#include "kernels/linear/linear.h"
+#include "train/agreement.h"
 #include "train/schedule.h"
+#include "train/sharded_moments.h"
 
 namespace longnet {
 
@@ -18,28 +20,56 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
       plan_(config.train.sequence_length, mesh.sequence_ranks(), mesh.sequence_rank(),
             config.model.heads, config.model.branches, config.model.head_offset_mode()),
       layout_(config.model),
-      parameter_arena_("parameters", context.counting()),
-      gradient_arena_("gradients", context.counting()),
-      optimizer_arena_("optimizer", context.counting()),
-      activation_arena_("activations", context.counting()),
-      workspace_arena_("workspace", context.counting()) {
+      parameter_arena_("parameters", context.counting(), context.device()),
+      gradient_arena_("gradients", context.counting(), context.device()),
+      optimizer_arena_("optimizer", context.counting(), context.device()),
+      activation_arena_("activations", context.counting(), context.device()),
+      workspace_arena_("workspace", context.counting(), context.device()) {
+  if (context.device().type == DeviceType::kCUDA && !context.counting()) reserve_memory();
+  if (const int64_t scratch = linear_workspace_bytes(context); scratch > 0)
+    context.set_library_workspace(workspace_arena_.allocate_bytes(scratch), scratch);
   parameters_ = parameter_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   gradients_ = gradient_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
                                                  config.model.head_dim());
+  OptimizerShards shards;
+  const int64_t bucket_bytes = config.parallel.bucket_mib << 20;
+  if (config.parallel.shard_optimizer) {
+    shards.world = mesh.world.get();
+    shards.begin = shard_limits(layout_.elements(), mesh.world->size());
+    parameter_gather_ =
+        std::make_unique<ParameterGather>(*mesh.world, parameters_, shards.begin, bucket_bytes);
+    shards.piece_elements = parameter_gather_->piece_elements();
+  }
   gradient_sum_ =
-      std::make_unique<GradientSum>(*mesh.world, gradients_, config.parallel.bucket_mib << 20);
-  model_ = std::make_unique<LongNet>(context, config.model, plan_, config.train.batch_size, layout_,
-                                     parameters_, gradients_, *exchange_,
-                                     ModelArenas{activation_arena_, workspace_arena_});
+      std::make_unique<GradientSum>(*mesh.world, gradients_, bucket_bytes, shards.begin);
+  model_ = std::make_unique<LongNet>(
+      context, config.model, plan_, config.train.batch_size, layout_, parameters_, gradients_,
+      *exchange_, ModelArenas{activation_arena_, workspace_arena_},
+      LongNetOptions{.attention = nullptr, .recompute = config.train.recompute == "layer"});
   optimizer_ = std::make_unique<Optimizer>(context, config.optimizer, layout_, parameters_,
-                                           gradients_, optimizer_arena_);
+                                           gradients_, optimizer_arena_, shards);
 }
 
-Learner::~Learner() = default;
+Learner::~Learner() { context_.set_library_workspace(nullptr, 0); }
+
+void Learner::reserve_memory() {
+  Context context({.device = context_.device(), .threads = context_.threads(), .counting = true});
+  Mesh mesh;
+  mesh.world = make_counting_communicator(mesh_.world->size(), mesh_.world->rank());
+  mesh.sequence = make_counting_communicator(mesh_.sequence_ranks(), mesh_.sequence_rank());
+  mesh.replica = mesh_.replica;
+  mesh.replicas = mesh_.replicas;
+  const Learner twin(context, config_, mesh);
+  parameter_arena_.reserve(twin.parameter_arena_.bytes());
+  gradient_arena_.reserve(twin.gradient_arena_.bytes());
+  optimizer_arena_.reserve(twin.optimizer_arena_.bytes());
+  activation_arena_.reserve(twin.activation_arena_.bytes());
+  workspace_arena_.reserve(twin.workspace_arena_.bytes());
+}
 
 void Learner::initialise() {
-  initialise_parameters(context_, layout_, parameters_, static_cast<uint64_t>(config_.train.seed));
+  initialise_parameters(context_, layout_, parameters(), static_cast<uint64_t>(config_.train.seed));
 }
 
 StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step) {
@@ -56,10 +86,14 @@ StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step
     result.loss = sum_over_ranks({loss.nats, 0}).nats / static_cast<double>(result.targets);
   }
   Range range(context_, "optimizer");
-  result.gradient_norm = std::sqrt(sum_of_squares(context_, gradients_));
+  result.gradient_norm = std::sqrt(optimizer_->gradient_sum_of_squares());
   stop_if_not_finite(step, result.loss, result.gradient_norm);
   result.learning_rate = learning_rate_at(config_.optimizer, step, config_.train.steps);
-  optimizer_->update(step, result.learning_rate, clip_scale(result.gradient_norm));
+  // Sharded: pieces of this rank's range travel while the rest of it is updated.
+  optimizer_->update(step, result.learning_rate, clip_scale(result.gradient_norm),
+                     [&](int64_t end) {
+                       if (parameter_gather_) parameter_gather_->ready(end);
+                     });
   return result;
 }
 
@@ -83,11 +117,41 @@ TensorView Learner::tokens_view(const std::vector<int64_t>& values) const {
   return TensorView(const_cast<int64_t*>(data), DType::kI64, {batch, local});
 }
 
+void Learner::with_tensors_on_root(const std::function<void(const TrainingTensors&)>& work) {
+  TrainingTensors tensors{parameters(), optimizer_->first_moment(), optimizer_->second_moment()};
+  if (!config_.parallel.shard_optimizer) return run_on_root(*mesh_.world, [&] { work(tensors); });
+  ShardedMoments moments(*mesh_.world, *optimizer_,
+                         shard_limits(layout_.elements(), mesh_.world->size()));
+  tensors = {parameters_, {}, {}, &moments};
+  moments.run_on_root([&] { work(tensors); });
+}
+
+void Learner::broadcast_tensors() {
+  std::vector<TensorView> tensors{parameters()};
+  if (!config_.parallel.shard_optimizer) {  // otherwise each rank has got its own moments already
+    tensors.push_back(optimizer_->first_moment());
+    tensors.push_back(optimizer_->second_moment());
+  }
+  for (const TensorView& tensor : tensors) mesh_.world->broadcast(tensor.data, tensor.bytes(), 0);
+}
+
+const TensorView& Learner::parameters() const {
+  if (parameter_gather_) parameter_gather_->wait();
+  return parameters_;
+}
+
+int64_t Learner::parameter_bytes_sent() const {
+  return parameter_gather_ ? parameter_gather_->bytes_sent() : 0;
+}
+
 double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, bool last) {
+  parameters();  // of the last step, all here
   model_->forward(tokens_view(batch.tokens));
   // The gradients of earlier micro-steps are not final: only the last one's ranges may travel.
   const LongNet::GradientsReady ready = [&](const ParameterRange& range) {
-    if (last) gradient_sum_->ready(range.begin, range.end);
+    if (!last) return;
+    gradient_sum_->ready(range.begin, range.end);
+    gradient_sum_->progress();  // starts buckets that waited for a place
   };
   return model_
       ->loss_and_backward(tokens_view(batch.targets), 1.0 / static_cast<double>(targets), ready)
@@ -101,6 +165,7 @@ LossSum Learner::sum_over_ranks(LossSum local) {
 }
 
 LossSum Learner::evaluate(const MicroBatch& batch) {
+  parameters();  // of the last step, all here
   model_->forward(tokens_view(batch.tokens));
   const CrossEntropyResult result = model_->loss(tokens_view(batch.targets));
   return sum_over_ranks({result.loss_sum, result.count});

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 #include "core/context.h"
 #include "dist/mesh.h"
 #include "model/longnet.h"
+#include "train/checkpoint.h"
 #include "train/optimizer.h"
 
 namespace longnet {
@@ -61,17 +63,29 @@ class Learner {
 
   const ParameterLayout& layout() const { return layout_; }
   const SequencePlan& plan() const { return plan_; }
-  const TensorView& parameters() const { return parameters_; }
+  /// Rank 0 runs `work` with the tensors that save_checkpoint and load_tensors take, and the other
+  /// ranks lend it their share of the moments if the optimizer is sharded. `work` may call no
+  /// collective. Errors end all ranks (train/agreement.h). Collective.
+  void with_tensors_on_root(const std::function<void(const TrainingTensors&)>& work);
+  /// Gives what rank 0 has loaded to all ranks. Collective.
+  void broadcast_tensors();
+  /// Waits for the parameters that other ranks have updated, as the next forward would.
+  const TensorView& parameters() const;
+  /// After a step: sums over all ranks; with parallel.shard_optimizer in optimizer().range() only.
   const TensorView& gradients() const { return gradients_; }
   const Optimizer& optimizer() const { return *optimizer_; }
   const Traffic& traffic() const { return exchange_->traffic(); }
   int64_t gradient_bytes_sent() const { return gradient_sum_->bytes_sent(); }
+  /// Of updated parameters; 0 without parallel.shard_optimizer.
+  int64_t parameter_bytes_sent() const;
   /// (purpose, bytes on this rank), arenas first, then what the transports hold.
   std::vector<std::pair<std::string, int64_t>> memory() const;
   /// Local tokens of one micro-batch: B L.
   int64_t local_rows() const { return config_.train.batch_size * plan_.local_tokens(); }
 
  private:
+  /// One block of GPU memory per purpose, as large as a counting twin of this learner finds.
+  void reserve_memory();
   int64_t count_targets(std::span<const MicroBatch> batches);
   double forward_and_backward(const MicroBatch& batch, int64_t targets, bool last);
   LossSum sum_over_ranks(LossSum local);
@@ -88,6 +102,7 @@ class Learner {
   TensorView parameters_, gradients_;
   std::unique_ptr<SequenceExchange> exchange_;
   std::unique_ptr<GradientSum> gradient_sum_;
+  std::unique_ptr<ParameterGather> parameter_gather_;  // with parallel.shard_optimizer
   std::unique_ptr<LongNet> model_;
   std::unique_ptr<Optimizer> optimizer_;
   std::string last_checkpoint_;

@@ -23,6 +23,7 @@ struct StepMetrics {
   int64_t exchanged_bytes = 0;  // keys, values and their gradients, sent by all ranks in this step
   int64_t needed_bytes = 0;     // of the forward's part, what a causal query uses
   int64_t gradient_bytes = 0;   // parameter gradients, likewise
+  int64_t parameter_bytes = 0;  // updated parameters (parallel.shard_optimizer), likewise
   int64_t memory_bytes = 0;     // largest resident set of a rank
 };
 

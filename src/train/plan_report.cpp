@@ -65,8 +65,10 @@ PlanReport plan_run(const Config& config_in, int ranks, int rank) {
   report.forward_needed_bytes = traffic.forward_needed_bytes;
   report.backward_bytes = traffic.backward_bytes;
   report.gradient_bytes = learner.gradient_bytes_sent();
+  report.parameter_bytes = learner.parameter_bytes_sent();
   report.matmul_flops = context.work().matmul_flops;
   report.attention_flops = context.work().attention_flops;
+  report.recomputed_flops = context.work().recomputed_flops;
   const double tokens =
       static_cast<double>(learner.local_rows()) * static_cast<double>(config.train.accumulation);
   report.flops_per_token =

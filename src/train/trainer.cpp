@@ -12,6 +12,7 @@
 #include "kernels/machine/machine.h"
 #include "model/generation.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 
@@ -26,6 +27,28 @@ void on_signal(int signal) {
   else
     stop_wanted = 1;
 }
+
+/// Catches SIGUSR1 and SIGTERM while it lives. A launcher may send either as soon as the job is
+/// there, so the whole set-up is covered too, and what arrives then counts at the first step's end.
+class SignalGuard {
+ public:
+  SignalGuard() {
+    save_wanted = 0;
+    stop_wanted = 0;
+    old_usr1_ = std::signal(SIGUSR1, on_signal);
+    old_term_ = std::signal(SIGTERM, on_signal);
+  }
+  ~SignalGuard() {
+    std::signal(SIGUSR1, old_usr1_);
+    std::signal(SIGTERM, old_term_);
+  }
+  SignalGuard(const SignalGuard&) = delete;
+  SignalGuard& operator=(const SignalGuard&) = delete;
+
+ private:
+  void (*old_usr1_)(int);
+  void (*old_term_)(int);
+};
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -110,15 +133,16 @@ struct Trainer::Impl {
   void describe();
   std::vector<MicroBatch> read_step();
   void report(const StepResult& result, double seconds, const Work& before, const Traffic& traffic,
-              int64_t gradient_bytes);
+              int64_t gradient_bytes, int64_t parameter_bytes);
   void evaluate();
   void sample();
   void save();
   bool root() const { return mesh.world->rank() == 0; }
 
+  SignalGuard signal_guard;  // first: it also covers the set-up of the others
   Config config;
-  Mesh mesh;
   Context context;
+  Mesh mesh;
   std::unique_ptr<Dataset> train_data, validation_data;
   std::unique_ptr<Learner> learner;
   std::unique_ptr<MetricsLog> metrics;  // rank 0
@@ -129,11 +153,11 @@ struct Trainer::Impl {
 
 Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world)
     : config(config_in),
-      mesh(make_mesh(std::move(world), config_in.parallel.sequence_ranks,
-                     config_in.parallel.data_ranks)),
-      context({.device = {},
+      context({.device = device_of_rank(*world, config_in.run.backend),
                .threads = static_cast<int>(config_in.parallel.threads),
-               .counting = false}) {
+               .counting = false}),
+      mesh(make_mesh_on_all(transport_of(context, std::move(world), config_in.parallel),
+                            config_in.parallel)) {
   run_on_root(*mesh.world, [&] {
     std::error_code error;
     std::filesystem::create_directories(config.run.folder, error);
@@ -159,7 +183,7 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
 
 void Trainer::Impl::resume() {
   std::string path;
-  run_on_root(*mesh.world, [&] {
+  learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
     if (config.checkpoint.resume == "none") return;
     if (config.checkpoint.resume != "auto")
       path = config.checkpoint.resume;
@@ -168,9 +192,7 @@ void Trainer::Impl::resume() {
     if (path.empty()) return;
     const Checkpoint checkpoint = open_checkpoint(path);
     check_same_model(checkpoint, config.model);
-    load_tensors(checkpoint, learner->layout(),
-                 {learner->parameters(), learner->optimizer().first_moment(),
-                  learner->optimizer().second_moment()});
+    load_tensors(checkpoint, learner->layout(), tensors);
     state = checkpoint.state;
     if (state.step > config.train.steps)
       throw Error(
@@ -178,9 +200,11 @@ void Trainer::Impl::resume() {
           "checkpoint.resume=none",
           path, state.step, config.train.steps);
     const Config& old = checkpoint.config;
+    DataConfig old_data = old.data;  // all of it decides which tokens a sample holds, but these two
+    old_data.cache = config.data.cache;
+    old_data.bytes_per_token = config.data.bytes_per_token;
     if (old.train.sequence_length != config.train.sequence_length ||
-        old.train.seed != config.train.seed || old.data.train != config.data.train ||
-        old.data.order != config.data.order) {
+        old.train.seed != config.train.seed || !(old_data == config.data)) {
       spdlog::warn("the data or its order differ from the checkpoint's: the order starts anew");
       state.data = {state.data.epoch + 1, 0};
     }
@@ -195,9 +219,7 @@ void Trainer::Impl::resume() {
     return;
   }
   state = {numbers[0], numbers[1], {numbers[2], numbers[3]}};
-  for (const TensorView& tensor : {learner->parameters(), learner->optimizer().first_moment(),
-                                   learner->optimizer().second_moment()})
-    mesh.world->broadcast(tensor.data, tensor.bytes(), 0);
+  learner->broadcast_tensors();
   learner->set_last_checkpoint(path);
   saved_step = state.step;
   if (root()) spdlog::info("resumed from {} at step {}", path, state.step);
@@ -251,15 +273,17 @@ std::vector<MicroBatch> Trainer::Impl::read_step() {
 }
 
 void Trainer::Impl::report(const StepResult& result, double seconds, const Work& before,
-                           const Traffic& traffic, int64_t gradient_bytes) {
+                           const Traffic& traffic, int64_t gradient_bytes,
+                           int64_t parameter_bytes) {
   const Work& work = context.work();
   const Traffic& sent = learner->traffic();
-  std::array<double, 4> sums{
+  std::array<double, 5> sums{
       work.matmul_flops + work.attention_flops - before.matmul_flops - before.attention_flops,
       static_cast<double>(sent.forward_bytes + sent.backward_bytes - traffic.forward_bytes -
                           traffic.backward_bytes),
       static_cast<double>(sent.forward_needed_bytes - traffic.forward_needed_bytes),
-      static_cast<double>(learner->gradient_bytes_sent() - gradient_bytes)};
+      static_cast<double>(learner->gradient_bytes_sent() - gradient_bytes),
+      static_cast<double>(learner->parameter_bytes_sent() - parameter_bytes)};
   mesh.world->all_reduce_sum(sums);
   std::array<double, 1> memory{static_cast<double>(resident_bytes())};
   mesh.world->all_reduce_max(memory);
@@ -277,6 +301,7 @@ void Trainer::Impl::report(const StepResult& result, double seconds, const Work&
   m.exchanged_bytes = static_cast<int64_t>(sums[1]);
   m.needed_bytes = static_cast<int64_t>(sums[2]);
   m.gradient_bytes = static_cast<int64_t>(sums[3]);
+  m.parameter_bytes = static_cast<int64_t>(sums[4]);
   m.memory_bytes = static_cast<int64_t>(memory[0]);
   metrics->step(m);
 }
@@ -302,12 +327,10 @@ void Trainer::Impl::sample() {
 void Trainer::Impl::save() {
   if (saved_step == state.step) return;
   std::string path;
-  run_on_root(*mesh.world, [&] {
+  learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
     const double start = now();
-    path = save_checkpoint(config.run.folder, config, learner->layout(),
-                           {learner->parameters(), learner->optimizer().first_moment(),
-                            learner->optimizer().second_moment()},
-                           state, config.checkpoint.keep_last);
+    path = save_checkpoint(config.run.folder, config, learner->layout(), tensors, state,
+                           config.checkpoint.keep_last);
     metrics->finish_line();
     spdlog::info("step {}: saved {} in {:.2f} s", state.step, path, now() - start);
   });
@@ -316,36 +339,31 @@ void Trainer::Impl::save() {
 }
 
 void Trainer::Impl::run() {
-  save_wanted = 0;
-  stop_wanted = 0;
-  std::signal(SIGUSR1, on_signal);
-  std::signal(SIGTERM, on_signal);
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
   while (state.step < config.train.steps) {
     const double start = now();
     const Work before = context.work();
     const Traffic traffic = learner->traffic();
     const int64_t gradient_bytes = learner->gradient_bytes_sent();
+    const int64_t parameter_bytes = learner->parameter_bytes_sent();
     const std::vector<MicroBatch> batches = read_step();
     const StepResult result = learner->train_step(batches, state.step + 1);
     ++state.step;
     state.tokens_seen += result.targets;
-    report(result, now() - start, before, traffic, gradient_bytes);
+    report(result, now() - start, before, traffic, gradient_bytes, parameter_bytes);
     const bool last = state.step == config.train.steps;
     if (validation_data && (due(config.train.evaluate_every) || last)) evaluate();
     if (due(config.train.sample_every)) sample();
     std::array<double, 2> signals{static_cast<double>(save_wanted),
                                   static_cast<double>(stop_wanted)};
+    if (signals[0] > 0) save_wanted = 0;  // before the reduction: one that comes meanwhile counts
     mesh.world->all_reduce_max(signals);
     if (due(config.checkpoint.every) || last || signals[0] > 0 || signals[1] > 0) save();
-    save_wanted = 0;
     if (signals[1] > 0 && !last) {
       if (root()) spdlog::info("step {}: ended by a signal; start again to go on", state.step);
       break;
     }
   }
-  std::signal(SIGUSR1, SIG_DFL);
-  std::signal(SIGTERM, SIG_DFL);
 }
 
 Trainer::Trainer(const Config& config, std::unique_ptr<Communicator> world)

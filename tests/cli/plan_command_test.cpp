@@ -58,19 +58,38 @@ TEST(Plan, TinyModelOnTwoRanksByHand) {
   EXPECT_EQ(r["flops_per_step"]["attention"], (4 * 136 + 392) * 4 * 2 * 2 * 14.0 * 8);
 }
 
+TEST(PlanCommand, RecomputationSavesMemoryAndCountsApart) {
+  Program program;
+  program.write_tiny_config();
+  const Json kept = plan(program, "--ranks 2"),
+             again = plan(program, "train.recompute=layer --ranks 2");
+  EXPECT_EQ(again["flops_per_step"]["matmul"], kept["flops_per_step"]["matmul"]);
+  EXPECT_EQ(again["flops_per_step"]["attention"], kept["flops_per_step"]["attention"]);
+  EXPECT_EQ(again["flops_per_token"], kept["flops_per_token"]);
+  EXPECT_EQ(again["bytes_per_step"], kept["bytes_per_step"]);
+  EXPECT_EQ(kept["flops_per_step"]["recomputed"], 0.0);
+  // One of the two layers (the last one's activations are still there): matrices but fc2, and 4 of
+  // the 14 D per pair of attention.
+  EXPECT_EQ(again["flops_per_step"]["recomputed"],
+            128.0 * 2 * (4 * 32 * 32 + 32 * 64) + (4 * 136 + 392) * 4 * 2 * 4.0 * 8);
+  EXPECT_LT(again["memory_bytes"]["activations"], kept["memory_bytes"]["activations"]);
+  EXPECT_EQ(again["memory_bytes"]["workspace"], kept["memory_bytes"]["workspace"]);
+}
+
 /// Three steps of training on `ranks` count what the plans of all ranks say.
 void expect_bytes_as_counted(const std::string& settings, int ranks) {
   Program program;
   program.write_tiny_config();
   const Outcome outcome = program.run("train tiny.yaml " + settings, ranks);
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-  int64_t exchanged = 0, needed = 0, gradients = 0;
+  int64_t exchanged = 0, needed = 0, gradients = 0, parameters = 0;
   for (int rank = 0; rank < ranks; ++rank) {
     const Json bytes = plan(program, settings + " --ranks " + std::to_string(ranks) + " --rank " +
                                          std::to_string(rank))["bytes_per_step"];
     exchanged += bytes["forward"].get<int64_t>() + bytes["backward"].get<int64_t>();
     needed += bytes["forward_needed"].get<int64_t>();
     gradients += bytes["gradients"].get<int64_t>();
+    parameters += bytes["parameters"].get<int64_t>();
   }
   const Json step = last_step(program);
   EXPECT_GT(exchanged, 0);
@@ -78,6 +97,7 @@ void expect_bytes_as_counted(const std::string& settings, int ranks) {
   EXPECT_EQ(step["exchanged_bytes"], exchanged);
   EXPECT_EQ(step["needed_bytes"], needed);
   EXPECT_EQ(step["gradient_bytes"], gradients);
+  EXPECT_EQ(step["parameter_bytes"], parameters);
 }
 
 TEST(Plan, BytesAreWhatTwoRanksSend) { expect_bytes_as_counted("", 2); }
@@ -87,6 +107,58 @@ TEST(Plan, BytesAreWhatThreeUnevenRanksSend) {
       "train.sequence_length=100 model.branches=[[24,1],[48,3]] "
       "train.accumulation=2",
       3);
+}
+
+TEST(Plan, BytesAreWhatShardedRanksSend) {
+  expect_bytes_as_counted("parallel.shard_optimizer=true parallel.data_ranks=2", 4);
+}
+
+TEST(Plan, ShardedOptimizerHoldsItsShareAndSendsTheSameBytes) {
+  Program program;
+  program.write_tiny_config();
+  const Json whole = plan(program, "--ranks 4 --rank 1");
+  const Json sharded = plan(program, "parallel.shard_optimizer=true --ranks 4 --rank 1");
+  const int64_t flat = whole["memory_bytes"]["parameters"];
+  ASSERT_EQ(flat % (4 * 256), 0) << "four equal shares";
+  EXPECT_EQ(whole["memory_bytes"]["optimizer"], 2 * flat);
+  EXPECT_EQ(sharded["memory_bytes"]["optimizer"], 2 * flat / 4);
+  EXPECT_EQ(sharded["memory_bytes"]["parameters"], flat);
+  EXPECT_EQ(whole["bytes_per_step"]["parameters"], 0);
+  EXPECT_EQ(sharded["bytes_per_step"]["gradients"], flat * 3 / 4);
+  EXPECT_EQ(sharded["bytes_per_step"]["parameters"], flat * 3 / 4);
+  EXPECT_EQ(whole["bytes_per_step"]["gradients"], 2 * flat * 3 / 4);
+  const Outcome table = program.run("plan tiny.yaml parallel.shard_optimizer=true --ranks 4");
+  EXPECT_NE(table.out.find("updated parameters"), std::string::npos) << table.out;
+}
+
+/// Four steps in one mode, and two in one mode followed by two in the other, end in the same file.
+TEST(Train, ResumesAcrossModesAndRankCounts) {
+  Program program;
+  program.write_tiny_config();
+  const std::string constant = "train tiny.yaml optimizer.schedule=constant ";
+  const auto train = [&](const std::string& words, int ranks) {
+    const Outcome outcome = program.run(constant + words, ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  };
+  train("run.folder=a train.steps=4", 2);
+  for (const bool first : {false, true}) {
+    const std::string folder = first ? "b" : "c";
+    const auto mode = [&](bool sharded) {
+      return "run.folder=" + folder +
+             (sharded ? " parallel.shard_optimizer=true" : " parallel.shard_optimizer=false");
+    };
+    train(mode(first) + " train.steps=2", 2);
+    train(mode(!first) + " train.steps=4", 2);
+    for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
+      const FileTensors a = read_tensors(program.file("a/step-00000004/" + std::string(file)));
+      const FileTensors b = read_tensors(program.file(folder + "/step-00000004/" + file));
+      ASSERT_EQ(a.size(), b.size());
+      for (const auto& [name, tensor] : a) EXPECT_EQ(tensor.bytes, b.at(name).bytes) << name;
+    }
+    train(mode(true) + " train.steps=5", 4);
+    train(mode(true) + " train.steps=6", 1);
+    EXPECT_FALSE(read_whole_file(program.file(folder + "/step-00000006/state.json")).empty());
+  }
 }
 
 TEST(Plan, ColumnsAndDefaults) {

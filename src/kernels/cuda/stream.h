@@ -5,7 +5,7 @@
 
 namespace longnet::cuda {
 
-/// cudaStream_t of the context, null: the default stream.
-inline void* context_stream(const Context&) { return nullptr; }
+/// cudaStream_t of the context; null on the CPU and in the emulator.
+inline void* context_stream(const Context& context) { return context.stream(); }
 
 }  // namespace longnet::cuda

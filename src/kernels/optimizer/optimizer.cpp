@@ -39,12 +39,15 @@ LN_CLONES void adamw_block(float* w, float* m, float* v, const float* g, Factors
   }
 }
 
-/// First pass of StableAdamW: new second moments and the sum of g^2 / max(v, eps^2).
-LN_CLONES double second_moment_block(float* v, const float* g, Factors f, int64_t n) {
+/// First pass of StableAdamW: new second moments; per cell the sum of g^2 / max(v, eps^2).
+/// at: place of the first element in the flat buffer. Returns the number of cells.
+LN_CLONES int64_t second_moment_cells(double* cells, float* v, const float* g, Factors f,
+                                      int64_t at, int64_t n) {
   const float floor = f.eps * f.eps;
-  double sum = 0;
-  for (int64_t begin = 0; begin < n; begin += 256) {
-    const int64_t end = begin + 256 < n ? begin + 256 : n;
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < n;) {
+    const int64_t rest = kSumCell - (at + begin) % kSumCell;
+    const int64_t end = begin + rest < n ? begin + rest : n;
     float partial = 0;
 #pragma omp simd reduction(+ : partial)
     for (int64_t i = begin; i < end; ++i) {
@@ -52,9 +55,10 @@ LN_CLONES double second_moment_block(float* v, const float* g, Factors f, int64_
       v[i] = f.beta2 * v[i] + (1.0f - f.beta2) * grad * grad;
       partial += grad * grad / (v[i] > floor ? v[i] : floor);
     }
-    sum += partial;
+    cells[count++] = partial;
+    begin = end;
   }
-  return sum;
+  return count;
 }
 
 LN_CLONES void stable_block(float* w, float* m, const float* v, const float* g, Factors f,
@@ -67,31 +71,94 @@ LN_CLONES void stable_block(float* w, float* m, const float* v, const float* g, 
   }
 }
 
-LN_CLONES double squares_block(const float* x, int64_t n) {
-  double sum = 0;
+/// Per cell the sum of squares; as above.
+LN_CLONES int64_t squares_cells(double* cells, const float* x, int64_t at, int64_t n) {
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < n;) {
+    const int64_t rest = kSumCell - (at + begin) % kSumCell;
+    const int64_t end = begin + rest < n ? begin + rest : n;
+    double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
-  return sum;
+    for (int64_t i = begin; i < end; ++i) sum += static_cast<double>(x[i]) * x[i];
+    cells[count++] = sum;
+    begin = end;
+  }
+  return count;
 }
 
-/// Sums sum_of(block) over blocks of kBlock elements, blocks in order: the result depends on n
-/// alone.
-template <typename SumOf>
-double sum_blocks(Context& context, int64_t n, SumOf sum_of) {
-  const int64_t blocks = (n + kBlock - 1) / kBlock;
-  constexpr int64_t kBatch = 1024;  // block sums held at a time, so that nothing is allocated
-  double partial[kBatch];
-  double total = 0;
-  for (int64_t first = 0; first < blocks; first += kBatch) {
-    const int64_t count = std::min(kBatch, blocks - first);
-#pragma omp parallel for schedule(static) num_threads(context.threads()) if (count > 2)
-    for (int64_t b = 0; b < count; ++b) {
-      const int64_t begin = (first + b) * kBlock;
-      partial[b] = sum_of(begin, std::min(kBlock, n - begin));
+/// What of block b lies in `part`, and whether that is all that lies in `whole`.
+struct BlockPart {
+  SumRange range;
+  bool whole;
+  int64_t terms() const {
+    return whole ? 1 : (range.end - 1) / kSumCell - range.begin / kSumCell + 1;
+  }
+};
+BlockPart block_part(const SumRange& whole, const SumRange& part, int64_t b) {
+  const auto inside = [&](const SumRange& range) {
+    return SumRange{std::max(range.begin, b * kSumBlock), std::min(range.end, (b + 1) * kSumBlock)};
+  };
+  const SumRange mine = inside(part), all = inside(whole);
+  return {mine, mine.begin == all.begin && mine.end == all.end};
+}
+
+/// The terms of `part`. cells_of(cells, place in the part, place in the buffer, n) writes the sums
+/// of a block's cells and returns their number.
+template <typename CellsOf>
+void sum_terms(Context& context, double* terms, const SumRange& whole, const SumRange& part,
+               CellsOf cells_of) {
+  if (part.begin >= part.end) return;
+  const int64_t first = part.begin / kSumBlock, last = (part.end - 1) / kSumBlock;
+  const int64_t first_terms = block_part(whole, part, first).terms();
+#pragma omp parallel for schedule(static) num_threads(context.threads()) if (last - first > 1)
+  for (int64_t b = first; b <= last; ++b) {
+    const BlockPart block = block_part(whole, part, b);
+    double cells[kSumBlock / kSumCell];
+    const int64_t count = cells_of(cells, block.range.begin - part.begin, block.range.begin,
+                                   block.range.end - block.range.begin);
+    double* out = terms + (b == first ? 0 : first_terms + b - first - 1);
+    if (block.whole) {
+      double sum = 0;
+      for (int64_t i = 0; i < count; ++i) sum += cells[i];
+      *out = sum;
+    } else {
+      std::copy_n(cells, count, out);
     }
-    for (int64_t b = 0; b < count; ++b) total += partial[b];
+  }
+}
+
+/// The sum over a whole that is all here.
+template <typename CellsOf>
+double sum_whole(Context& context, const SumRange& whole, CellsOf cells_of) {
+  constexpr int64_t kBatch = 1024;  // terms held at a time, so that nothing is allocated
+  double terms[kBatch];
+  double total = 0;
+  for (SumRange part{whole.begin, whole.begin}; part.begin < whole.end; part.begin = part.end) {
+    const int64_t first = part.begin / kSumBlock;
+    part.end = std::min(whole.end, (first + kBatch) * kSumBlock);
+    sum_terms(context, terms, whole, part,
+              [&](double* cells, int64_t place, int64_t at, int64_t n) {
+                return cells_of(cells, part.begin - whole.begin + place, at, n);
+              });
+    const int64_t count = (part.end - 1) / kSumBlock - first + 1;
+    for (int64_t b = 0; b < count; ++b) total += terms[b];
   }
   return total;
+}
+
+// b_t = b (1 - b^(t-1)) / (1 - b^t): 0 at the first step, b in the limit.
+double stable_beta(double beta, int64_t step) {
+  return beta * (1.0 - std::pow(beta, step - 1)) / (1.0 - std::pow(beta, step));
+}
+
+Factors stable_factors(const AdamWOptions& options, double rate) {
+  return {static_cast<float>(options.gradient_scale),
+          static_cast<float>(stable_beta(options.beta1, options.step)),
+          static_cast<float>(stable_beta(options.beta2, options.step)),
+          static_cast<float>(rate),
+          static_cast<float>(1.0 - rate * options.weight_decay),
+          1.0f,
+          static_cast<float>(options.eps)};
 }
 
 template <typename Body>
@@ -129,39 +196,111 @@ double stable_adamw_update(Context& context, const TensorView& weight,
                            const TensorView& gradient, const AdamWOptions& options) {
   check(weight, first_moment, second_moment, gradient, options);
   if (context.counting() || weight.elements() == 0) return 1.0;
-  // b_t = b (1 - b^(t-1)) / (1 - b^t): 0 at the first step, b in the limit.
-  const auto beta_at = [&](double beta) {
-    return beta * (1.0 - std::pow(beta, options.step - 1)) / (1.0 - std::pow(beta, options.step));
-  };
-  Factors factors{static_cast<float>(options.gradient_scale),
-                  static_cast<float>(beta_at(options.beta1)),
-                  static_cast<float>(beta_at(options.beta2)),
-                  0.0f,
-                  0.0f,
-                  1.0f,
-                  static_cast<float>(options.eps)};
-  float *w = weight.f32(), *m = first_moment.f32(), *v = second_moment.f32();
+  const Factors factors = stable_factors(options, 0);
+  float* v = second_moment.f32();
   const float* g = gradient.f32();
   const int64_t count = weight.elements();
-  const double ratio = sum_blocks(context, count, [&](int64_t begin, int64_t n) {
-    return second_moment_block(v + begin, g + begin, factors, n);
-  });
+  const double ratio =
+      sum_whole(context, {options.offset, options.offset + count},
+                [&](double* cells, int64_t place, int64_t at, int64_t n) {
+                  return second_moment_cells(cells, v + place, g + place, factors, at, n);
+                });
   const double rms = std::sqrt(ratio / static_cast<double>(count));
-  const double rate = options.learning_rate / std::max(1.0, rms);
-  factors.rate = static_cast<float>(rate);
-  factors.decay = static_cast<float>(1.0 - rate * options.weight_decay);
-  for_blocks(context, count, [&](int64_t begin, int64_t n) {
+  stable_adamw_apply(context, weight, first_moment, second_moment, gradient, options, rms);
+  return rms;
+}
+
+void stable_adamw_terms(Context& context, std::span<double> terms, const TensorView& second_moment,
+                        const TensorView& gradient, const AdamWOptions& options,
+                        const SumRange& whole, const SumRange& part) {
+  check(second_moment, second_moment, second_moment, gradient, options);
+  LN_CHECK(second_moment.elements() == part.end - part.begin &&
+               static_cast<int64_t>(terms.size()) == sum_term_count(whole, part),
+           "{} and {} terms for [{}, {})", second_moment.describe(), terms.size(), part.begin,
+           part.end);
+  if (context.counting()) return;
+  const Factors factors = stable_factors(options, 0);
+  float* v = second_moment.f32();
+  const float* g = gradient.f32();
+  sum_terms(context, terms.data(), whole, part,
+            [&](double* cells, int64_t place, int64_t at, int64_t n) {
+              return second_moment_cells(cells, v + place, g + place, factors, at, n);
+            });
+}
+
+void stable_adamw_apply(Context& context, const TensorView& weight, const TensorView& first_moment,
+                        const TensorView& second_moment, const TensorView& gradient,
+                        const AdamWOptions& options, double root_mean_square) {
+  check(weight, first_moment, second_moment, gradient, options);
+  if (context.counting()) return;
+  const Factors factors =
+      stable_factors(options, options.learning_rate / std::max(1.0, root_mean_square));
+  float *w = weight.f32(), *m = first_moment.f32(), *v = second_moment.f32();
+  const float* g = gradient.f32();
+  for_blocks(context, weight.elements(), [&](int64_t begin, int64_t n) {
     stable_block(w + begin, m + begin, v + begin, g + begin, factors, n);
   });
-  return rms;
 }
 
 double sum_of_squares(Context& context, const TensorView& values) {
   LN_CHECK(values.contiguous(), "sum of squares of the strided {}", values.describe());
   if (context.counting()) return 0.0;
   const float* x = values.f32();
-  return sum_blocks(context, values.elements(),
-                    [&](int64_t begin, int64_t n) { return squares_block(x + begin, n); });
+  return sum_whole(context, {0, values.elements()},
+                   [&](double* cells, int64_t place, int64_t at, int64_t n) {
+                     return squares_cells(cells, x + place, at, n);
+                   });
+}
+
+void sum_of_squares_terms(Context& context, std::span<double> terms, const TensorView& values,
+                          const SumRange& whole, const SumRange& part) {
+  LN_CHECK(values.contiguous() && values.elements() == part.end - part.begin &&
+               static_cast<int64_t>(terms.size()) == sum_term_count(whole, part),
+           "{} and {} terms for [{}, {})", values.describe(), terms.size(), part.begin, part.end);
+  if (context.counting()) return;
+  const float* x = values.f32();
+  sum_terms(context, terms.data(), whole, part,
+            [&](double* cells, int64_t place, int64_t at, int64_t n) {
+              return squares_cells(cells, x + place, at, n);
+            });
+}
+
+int64_t sum_term_count(const SumRange& whole, const SumRange& part) {
+  if (part.begin == part.end) return 0;
+  LN_CHECK(part.begin < part.end && whole.begin <= part.begin && part.end <= whole.end &&
+               (part.begin % kSumCell == 0 || part.begin == whole.begin) &&
+               (part.end % kSumCell == 0 || part.end == whole.end),
+           "part [{}, {}) of a sum over [{}, {})", part.begin, part.end, whole.begin, whole.end);
+  const int64_t first = part.begin / kSumBlock, last = (part.end - 1) / kSumBlock;
+  if (first == last) return block_part(whole, part, first).terms();
+  return block_part(whole, part, first).terms() + last - first - 1 +
+         block_part(whole, part, last).terms();
+}
+
+double add_sum_terms(const SumRange& whole, std::span<const SumRange> parts,
+                     std::span<const double> terms) {
+  double total = 0, cells = 0;  // of the blocks so far; of the block that is not yet complete
+  size_t next = 0;
+  for (const SumRange& part : parts) {
+    const int64_t count = sum_term_count(whole, part);
+    if (count == 0) continue;
+    LN_CHECK(next + static_cast<size_t>(count) <= terms.size(), "{} terms are too few",
+             terms.size());
+    for (int64_t b = part.begin / kSumBlock; b <= (part.end - 1) / kSumBlock; ++b) {
+      const BlockPart block = block_part(whole, part, b);
+      if (block.whole) {
+        total += terms[next++];
+        continue;
+      }
+      for (int64_t i = block.terms(); i > 0; --i) cells += terms[next++];
+      if (block.range.end == std::min(whole.end, (b + 1) * kSumBlock)) {
+        total += cells;
+        cells = 0;
+      }
+    }
+  }
+  LN_CHECK(next == terms.size(), "{} terms, {} used", terms.size(), next);
+  return total;
 }
 
 }  // namespace longnet

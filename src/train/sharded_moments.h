@@ -1,0 +1,44 @@
+// ShardedMoments: the moments of an optimizer that is divided over ranks, as rank 0's checkpoint
+// code wants them: piece after piece, under their place in the flat buffer.
+//
+// Rank 0 works and asks; the others serve until it says that it is done. No rank holds more of
+// another's moments than one piece. It reads and writes no file.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "dist/communicator.h"
+#include "train/checkpoint.h"
+#include "train/optimizer.h"
+
+namespace longnet {
+
+class ShardedMoments final : public MomentPieces {
+ public:
+  /// begin: [ranks + 1] limits of the ranks' ranges. world and optimizer must outlive this.
+  ShardedMoments(Communicator& world, const Optimizer& optimizer, std::vector<int64_t> begin);
+
+  /// Rank 0 runs `work`, which may call get() and set() and no collective; the others serve it. An
+  /// error ends all ranks as run_on_root does (train/agreement.h). Collective.
+  void run_on_root(const std::function<void()>& work);
+
+  /// Inside of work only.
+  void get(Which which, int64_t begin, std::span<float> values) override;
+  void set(Which which, int64_t begin, std::span<const float> values) override;
+
+ private:
+  enum Task : int64_t { kGet, kSet, kEnd };
+  void serve();
+  void command(Task task, int64_t which, int64_t begin, int64_t count);
+  void collect(Which which, int64_t begin, std::span<float> values);
+  void deliver(Which which, int64_t begin, std::span<const float> values);
+  const TensorView& moment(Which which) const;
+
+  Communicator& world_;
+  const Optimizer& optimizer_;
+  std::vector<int64_t> begin_;
+  std::vector<float> piece_;
+};
+
+}  // namespace longnet
