@@ -1,10 +1,18 @@
-# ln_layer(NAME PUBLIC libs... PRIVATE libs...): static library longnet_NAME from src/NAME.
+# ln_layer(NAME PUBLIC libs... PRIVATE libs... CUDA libs...): static library longnet_NAME from
+# src/NAME; the libraries after CUDA are linked (privately) where LN_HAVE_CUDA is on.
 # Sources are found by name; a suffix says how they are compiled:
 #   *_avx2.cpp, *_avx512.cpp, *_avx512bf16.cpp  one instruction set each, chosen at run time
-#   *_cuda.cu / *_cuda_stub.cpp                 with / without CUDA
+#   *.cu, *_X.cpp / *_X_stub.cpp                with / without CUDA; X: cuda, cublaslt, cudnn, nccl
 function(ln_layer name)
-  cmake_parse_arguments(ARG "" "" "PUBLIC;PRIVATE" ${ARGN})
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${name}/*.cpp)
+  cmake_parse_arguments(ARG "" "" "PUBLIC;PRIVATE;CUDA" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${name}/*.cpp
+                                              ${CMAKE_CURRENT_SOURCE_DIR}/src/${name}/*.cu)
+  if(LN_HAVE_CUDA)
+    list(FILTER sources EXCLUDE REGEX "_(cuda|cublaslt|cudnn|nccl)_stub\\.cpp$")
+  else()
+    list(FILTER sources EXCLUDE REGEX "(\\.cu|_(cuda|cublaslt|cudnn|nccl)\\.cpp)$")
+    set(ARG_CUDA "")
+  endif()
   if(NOT sources)
     file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty_${name}.cpp "")
     set(sources ${CMAKE_CURRENT_BINARY_DIR}/empty_${name}.cpp)
@@ -24,7 +32,7 @@ function(ln_layer name)
   target_include_directories(longnet_${name} PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src> $<INSTALL_INTERFACE:include/longnet>)
   target_link_libraries(longnet_${name} PUBLIC ${ARG_PUBLIC}
-                        PRIVATE ${ARG_PRIVATE} $<BUILD_INTERFACE:ln_options>)
+                        PRIVATE ${ARG_PRIVATE} ${ARG_CUDA} $<BUILD_INTERFACE:ln_options>)
   target_compile_features(longnet_${name} PUBLIC cxx_std_20)
   set_target_properties(longnet_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
 endfunction()

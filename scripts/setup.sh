@@ -10,6 +10,7 @@ packages=(
   libspdlog-dev libfmt-dev                   # logs, texts
   zlib1g-dev                                 # .gz data, checksums
   libgtest-dev libgmock-dev libbenchmark-dev # tests, benchmarks
+  libboost-context-dev                       # fibers of the emulator that runs CUDA kernels in tests
   ccache python3                             # faster rebuilds; counting test results
 )
 missing=()

@@ -14,6 +14,7 @@
 #include "kernels/machine/machine.h"
 #include "kernels/random/random.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/learner.h"
 
 #ifndef LN_COMMIT
@@ -81,6 +82,7 @@ int bench_attention_command(AttentionArguments arguments) {
   for (const Branch& b : o.branches)
     json["shape"]["branches"].push_back({b.segment_length, b.dilation});
   json["fma_gflops"] = result.fma_gflops;
+  json["begin_seconds"] = result.begin_seconds;
   json["forward"] = timing(result.forward);
   json["backward"] = timing(result.backward);
   fmt::print("{}\n", json.dump(2));
@@ -95,23 +97,14 @@ struct StepArguments {
   int steps = 10;
 };
 
-/// make_mesh, whose refusal is the same on every rank: said once.
-Mesh mesh_on_all(std::unique_ptr<Communicator> world, const ParallelConfig& parallel) {
-  const int rank = world->rank();
-  try {
-    return make_mesh(std::move(world), parallel.sequence_ranks, parallel.data_ranks);
-  } catch (const Error& error) {
-    if (rank == 0) throw AgreedError(error.what());
-    throw SilentError();
-  }
-}
-
 int bench_step(const StepArguments& arguments) {
   auto world = world_communicator();
   const Config config = load_config_on_all(*world, arguments.config, arguments.overrides);
-  Mesh mesh = mesh_on_all(std::move(world), config.parallel);
-  Context context(
-      {.device = {}, .threads = static_cast<int>(config.parallel.threads), .counting = false});
+  Context context({.device = device_of_rank(*world, config.run.backend),
+                   .threads = static_cast<int>(config.parallel.threads),
+                   .counting = false});
+  Mesh mesh =
+      make_mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
   Learner learner(context, config, mesh);
   learner.initialise();
   const auto peak_of_all = [&] {
@@ -162,6 +155,8 @@ int bench_step(const StepArguments& arguments) {
   json["slowest_seconds"] = seconds.back();
   json["tokens_per_second"] = static_cast<double>(result.targets) / median;
   json["flops_per_step"] = flops[0];
+  json["recomputed_flops_per_step_rank0"] =
+      (after.recomputed_flops - before.recomputed_flops) / arguments.steps;
   json["matmul_peak_gflops"] = peak;
   json["share_of_matmul_peak"] = flops[0] / median / (peak * 1e9);
   for (const auto& [name, total] : context.seconds())

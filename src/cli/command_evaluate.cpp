@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 #include "train/trainer.h"
@@ -35,13 +36,14 @@ int evaluate(const Arguments& arguments) {
       throw Error(
           "evaluate: of model.* only model.branches may be set; the rest is the checkpoint's");
   });
-  Mesh mesh =
-      make_mesh(std::move(world), config.parallel.sequence_ranks, config.parallel.data_ranks);
   const Split split = arguments.split == "train"  ? Split::kTrain
                       : arguments.split == "test" ? Split::kTest
                                                   : Split::kValidation;
-  Context context(
-      {.device = {}, .threads = static_cast<int>(config.parallel.threads), .counting = false});
+  Context context({.device = device_of_rank(*world, config.run.backend),
+                   .threads = static_cast<int>(config.parallel.threads),
+                   .counting = false});
+  Mesh mesh =
+      make_mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
   const auto dataset = open_dataset(*mesh.world, config, split);
   Learner learner(context, config, mesh);
   run_on_root(*mesh.world, [&] {

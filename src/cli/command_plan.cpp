@@ -37,7 +37,9 @@ nlohmann::ordered_json to_json(const PlanReport& r) {
                             {"backward", r.backward_bytes},
                             {"gradients", r.gradient_bytes},
                             {"parameters", r.parameter_bytes}};
-  json["flops_per_step"] = {{"matmul", r.matmul_flops}, {"attention", r.attention_flops}};
+  json["flops_per_step"] = {{"matmul", r.matmul_flops},
+                            {"attention", r.attention_flops},
+                            {"recomputed", r.recomputed_flops}};
   json["flops_per_token"] = r.flops_per_token;
   return json;
 }
@@ -95,6 +97,7 @@ void print(const std::vector<PlanReport>& reports) {
   rows.push_back({"FLOPs of the rank per step"});
   flops("  matmul", &PlanReport::matmul_flops);
   flops("  attention", &PlanReport::attention_flops);
+  flops("  recomputed", &PlanReport::recomputed_flops);
   flops("FLOPs per token", &PlanReport::flops_per_token);
 
   std::vector<size_t> width(reports.size() + 1, 0);

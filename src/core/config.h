@@ -1,8 +1,8 @@
 // Config: every setting of the trainer, typed, from base defaults, a YAML file and key=value words.
 //
 // One table in config.cpp (name, type, unit, default, range, help) is the only list of keys:
-// configs/base.yaml and `longnet train --help` are printed from it. Messages name the file, line, key,
-// what is allowed and the nearest remedy; an unknown key names the nearest real one.
+// configs/base.yaml and `longnet train --help` are printed from it. Messages name the file, line,
+// key, what is allowed and the nearest remedy; an unknown key names the nearest real one.
 #pragma once
 
 #include <cstdint>
@@ -15,19 +15,19 @@ namespace longnet {
 
 struct ModelConfig {
   int64_t vocab_size = 256;
-  int64_t dim = 192;      // C
+  int64_t dim = 192;  // C
   int64_t layers = 4;
-  int64_t heads = 6;      // H; D = C / H, 8..256
-  int64_t ffn_dim = 768;  // F
+  int64_t heads = 6;                                              // H; D = C / H, 8..256
+  int64_t ffn_dim = 768;                                          // F
   std::vector<Branch> branches{{512, 1}, {2048, 4}, {8192, 16}};  // YAML: [[512, 1], [2048, 4]]
   bool causal = true;
   std::string head_offset = "interleaved";  // interleaved | blocked
   std::string position = "xpos";            // xpos | rope | none
   double xpos_scale_base = 512;             // tokens
   double rope_base = 10000;
-  std::string norm = "sub_ln";         // sub_ln | pre_ln
-  std::string block = "sequential";    // sequential | parallel
-  std::string activation = "gelu";     // gelu | swiglu
+  std::string norm = "sub_ln";       // sub_ln | pre_ln
+  std::string block = "sequential";  // sequential | parallel
+  std::string activation = "gelu";   // gelu | swiglu
   bool qk_norm = false;
   bool bias = true;
   bool tie_embeddings = false;
@@ -42,13 +42,13 @@ struct DataConfig {
   std::vector<std::string> train;       // files, folders or globs
   std::vector<std::string> validation;  // likewise; empty: taken from the end of train
   std::string format = "auto";          // auto | bytes | tokens_u16 | tokens_u32
-  std::string split = "fraction";       // fraction | enwik8 (90/5/5 MB) ; used where validation is empty
+  std::string split = "fraction";  // fraction | enwik8 (90/5/5 MB) ; used where validation is empty
   double validation_fraction = 0.05;
-  int64_t separator = 0;                // byte between files of a folder, 0..255; -1: none
-  double bytes_per_token = 0;           // token files: 0 = unknown (no bits per byte)
-  std::string order = "shuffled";       // sequential | shuffled
-  std::string cache = "data/cache";     // folder for unpacked and joined files
-  std::string extensions;               // folders: comma list such as ".c,.h"; empty: every file
+  int64_t separator = 0;             // byte between files of a folder, 0..255; -1: none
+  double bytes_per_token = 0;        // token files: 0 = unknown (no bits per byte)
+  std::string order = "shuffled";    // sequential | shuffled
+  std::string cache = "data/cache";  // folder for unpacked and joined files
+  std::string extensions;            // folders: comma list such as ".c,.h"; empty: every file
   bool operator==(const DataConfig&) const = default;
 };
 
@@ -58,6 +58,7 @@ struct TrainConfig {
   int64_t accumulation = 1;        // micro-steps per optimizer step
   int64_t steps = 1000;
   int64_t seed = 1;
+  std::string recompute = "none";  // none | layer
   int64_t evaluate_every = 200;    // steps; 0: never
   int64_t evaluate_samples = 8;    // sequences per evaluation, 0: all
   int64_t sample_every = 0;        // steps; 0: never
@@ -84,16 +85,17 @@ struct OptimizerConfig {
 struct ParallelConfig {
   int64_t sequence_ranks = 0;  // 0: all ranks / data_ranks
   int64_t data_ranks = 1;
-  int64_t threads = 0;         // OpenMP threads per rank; 0: as OpenMP finds
-  int64_t bucket_mib = 16;     // gradients are summed in buckets of this size
+  int64_t threads = 0;           // OpenMP threads per rank; 0: as OpenMP finds
+  int64_t bucket_mib = 16;       // gradients are summed in buckets of this size
+  double timeout_s = 600;        // GPU collectives give up after this, seconds; 0: never
   bool shard_optimizer = false;  // each rank holds and updates its range only (ZeRO stage 1)
   bool operator==(const ParallelConfig&) const = default;
 };
 
 struct CheckpointConfig {
-  int64_t every = 500;         // steps; 0: only at the end
-  int64_t keep_last = 2;       // older ones are removed; 0: keep all
-  std::string resume = "auto"; // auto (latest in run.folder, if any) | none | path of a checkpoint
+  int64_t every = 500;          // steps; 0: only at the end
+  int64_t keep_last = 2;        // older ones are removed; 0: keep all
+  std::string resume = "auto";  // auto (latest in run.folder, if any) | none | path of a checkpoint
   bool operator==(const CheckpointConfig&) const = default;
 };
 

@@ -42,7 +42,7 @@ std::optional<std::string> word_refusal(const Key& key, const std::string& word)
       return "fp16 is not offered: its range needs loss scaling; use f32";
     if (is({"fp32", "float32", "float"})) return "this is called f32";
   }
-  if (key.name == "run.backend" && is({"cuda", "gpu"})) return "cuda is not in this build; use cpu";
+  if (key.name == "run.backend" && is({"gpu"})) return "this is called cuda";
   return std::nullopt;
 }
 

@@ -101,6 +101,9 @@ std::vector<Key> make_keys() {
       number(KEY(train.steps), "steps", range(1, kMaxCount), "optimizer steps of the whole run"),
       number(KEY(train.seed), "", range(0, kMaxCount),
            "of initialisation, data order and sampling"),
+      word(KEY(train.recompute), {"none", "layer"},
+           "layer: the forward keeps only each layer's input, and the backward computes the layer "
+           "anew: less memory, about a third more work, the same bits"),
       number(KEY(train.evaluate_every), "steps", range(0, kMaxCount),
            "between evaluations on the validation data; 0: never"),
       number(KEY(train.evaluate_samples), "sequences", range(0, kMaxCount),
@@ -135,6 +138,8 @@ std::vector<Key> make_keys() {
            "OpenMP threads per rank; 0: as OpenMP finds"),
       number(KEY(parallel.bucket_mib), "MiB", range(1, 4096),
            "gradients are summed over ranks in buckets of this size"),
+      number(KEY(parallel.timeout_s), "seconds", range(0, 1e9),
+           "a collective between GPUs that takes longer ends the job; 0: never"),
       other(KEY(parallel.shard_optimizer), "",
            "each rank holds the optimizer state of its share of the parameters only (ZeRO stage 1)"),
 
@@ -146,7 +151,8 @@ std::vector<Key> make_keys() {
            "auto: the latest in run.folder, if any; none; or the path of a checkpoint"),
 
       other(KEY(run.folder), "", "where log, metrics.jsonl and checkpoints go"),
-      word(KEY(run.backend), {"cpu"}, "what computes; cuda: not in this build"),
+      word(KEY(run.backend), {"cpu", "cuda"},
+           "what computes: the processor, or one GPU per rank (a build with CUDA)"),
       word(KEY(run.dtype), {"f32"}, "number type of the model; bf16: not in this version"),
       word(KEY(run.log_level), {"debug", "info", "warn", "error"},
            "least important lines that are logged"),

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <string_view>
+#include <thread>
 
 namespace longnet {
 
@@ -39,8 +40,24 @@ Context::Context(const ContextOptions& options) : options_(options), isa_(detect
   if (options_.threads <= 0) options_.threads = omp_get_max_threads();
   if (!options_.counting && options_.device.type == DeviceType::kCPU)
     omp_set_num_threads(options_.threads);
-  if (options_.device.type == DeviceType::kCUDA)
-    throw Error("backend cuda: this program was built without CUDA; set backend=cpu");
+  if (!options_.counting && options_.device.type == DeviceType::kCUDA) {
+    device_runtime::select(options_.device);
+    stream_.reset(device_runtime::make_stream());
+  }
+}
+
+void Context::wait() const {
+  if (!stream_) return;
+  while (!device_runtime::finished(stream_.get())) {
+    progress();
+    std::this_thread::yield();
+  }
+}
+
+void check_on_device(const Context& context, const TensorView& view, const char* name) {
+  if (!view.defined() || view.device == context.device()) return;
+  throw Error("{} {} lies on {}, this context works on {}", name, view.describe(),
+              device_name(view.device), device_name(context.device()));
 }
 
 }  // namespace longnet

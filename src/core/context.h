@@ -1,8 +1,8 @@
 // Context: where and how kernels run: device, threads, instruction set, progress and counters.
 //
 // A kernel call is ordered on the Context's stream and may return early; only wait() waits (on the
-// CPU every call is finished when it returns). A counting Context runs nothing: kernels add their
-// FLOPs and return, which is how `longnet plan` measures a step without doing it.
+// CPU every call is finished when it returns). A counting Context runs nothing and needs no GPU:
+// kernels add their FLOPs and return, which is how `longnet plan` measures a step without doing it.
 #pragma once
 
 #include <chrono>
@@ -10,6 +10,7 @@
 #include <map>
 #include <string>
 
+#include "core/device_runtime.h"
 #include "core/tensor.h"
 
 namespace longnet {
@@ -20,10 +21,12 @@ enum class Isa { kGeneric, kAvx2, kAvx512 };
 Isa detect_isa();
 const char* isa_name(Isa isa);
 
-/// Floating point operations done so far (multiply and add count two).
+/// Floating point operations done so far (multiply and add count two). A share of the machine's
+/// peak is taken of the first two only: what is computed a second time is no progress.
 struct Work {
-  double matmul_flops = 0;     // linear layers and the output projection
-  double attention_flops = 0;  // q k^T and p v, only the pairs that the mask keeps
+  double matmul_flops = 0;      // linear layers and the output projection
+  double attention_flops = 0;   // q k^T and p v, only the pairs that the mask keeps
+  double recomputed_flops = 0;  // of both kinds, repeated by a backward that kept no activations
 };
 
 struct ContextOptions {
@@ -34,6 +37,8 @@ struct ContextOptions {
 
 class Context {
  public:
+  /// With a GPU: makes it this thread's device and creates the stream. Throws Error if the GPU
+  /// cannot be used (built without CUDA, no driver, no such device).
   explicit Context(const ContextOptions& options = {});
 
   Device device() const { return options_.device; }
@@ -49,8 +54,20 @@ class Context {
   }
   void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
 
-  /// Returns when everything started on this Context has finished.
-  void wait() const {}
+  /// Where kernels are ordered; null on the CPU and in a counting Context.
+  device_runtime::Stream stream() const { return stream_.get(); }
+  /// Returns when everything started on this Context has finished; calls progress() meanwhile.
+  /// Throws Error with what the work failed with.
+  void wait() const;
+
+  /// Scratch that library calls on the GPU may use, [bytes] on this device, the caller's; whatever
+  /// is ordered on stream() may share it. Undefined: libraries choose methods that need none.
+  void set_library_workspace(void* data, int64_t bytes) {
+    library_workspace_ = data;
+    library_workspace_bytes_ = bytes;
+  }
+  void* library_workspace() const { return library_workspace_; }
+  int64_t library_workspace_bytes() const { return library_workspace_bytes_; }
 
   Work& work() { return work_; }
   /// Seconds spent so far under each profiler range name (main thread only).
@@ -59,18 +76,30 @@ class Context {
  private:
   ContextOptions options_;
   Isa isa_;
+  device_runtime::OwnedStream stream_;
+  void* library_workspace_ = nullptr;
+  int64_t library_workspace_bytes_ = 0;
   std::function<void()> progress_;
   Work work_;
   std::map<std::string, double> seconds_;
 };
 
+/// Throws Error unless the tensor lies on the context's device (undefined tensors pass). name: what
+/// the message calls it.
+void check_on_device(const Context& context, const TensorView& view, const char* name);
+
 /// Profiler range: adds the time until its end to Context::seconds()[name]. The names are the words
 /// of a step: data, embed, norm, qkv, gather, attention, out, feed_forward, loss, optimizer, ...
+/// In a build with CUDA it is also an NVTX range. It waits for nothing: with a GPU the seconds are
+/// those that the host took to start the work.
 class Range {
  public:
   Range(Context& context, const char* name)
-      : context_(context), name_(name), start_(std::chrono::steady_clock::now()) {}
+      : context_(context), name_(name), start_(std::chrono::steady_clock::now()) {
+    device_runtime::range_push(name);
+  }
   ~Range() {
+    device_runtime::range_pop();
     context_.seconds()[name_] +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   }

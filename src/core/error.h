@@ -4,6 +4,9 @@
 // allowed, nearest remedy. Only the program's main() catches it. The library never exits or prints.
 #pragma once
 
+#if defined(__CUDACC__) && !defined(FMT_USE_CONSTEXPR)
+#define FMT_USE_CONSTEXPR 1  // fmt 9 thinks that nvcc has no constexpr, then needs it
+#endif
 #include <fmt/format.h>
 
 #include <stdexcept>

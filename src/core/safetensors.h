@@ -57,7 +57,7 @@ struct SafetensorsTensor {
   const void* data = nullptr;
   /// In place of data, for a tensor that does not lie in memory as a whole: puts bytes [begin,
   /// begin + bytes) of it at `to`. Called in rising order, in pieces of at most 16 MiB.
-  std::function<void(int64_t begin, void* to, int64_t bytes)> read;
+  std::function<void(int64_t begin, void* to, int64_t bytes)> read = {};
 };
 /// Writes and fsyncs the file; throws Error with path and cause (a full disk included).
 void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,

@@ -14,6 +14,10 @@ const char* dtype_name(DType dtype) {
   return "?";
 }
 
+std::string device_name(Device device) {
+  return device.type == DeviceType::kCPU ? "cpu" : fmt::format("cuda:{}", device.index);
+}
+
 TensorView::TensorView(void* data_in, DType dtype_in, std::initializer_list<int64_t> shape_in,
                        Device device_in)
     : data(data_in), dtype(dtype_in), device(device_in), rank(static_cast<int>(shape_in.size())) {

@@ -23,6 +23,8 @@ struct Device {
   bool operator==(const Device&) const = default;
 };
 
+std::string device_name(Device device);  // "cpu", "cuda:0"
+
 /// bfloat16 as stored: the upper half of an IEEE float32.
 struct bf16 {
   uint16_t bits;
@@ -79,6 +81,14 @@ struct TensorView {
     return static_cast<T*>(data);
   }
   float* f32() const { return as<float>(); }
+  /// The same for memory of a GPU: an address for kernels and the device runtime, not for the host.
+  template <typename T>
+  T* on_gpu() const {
+    LN_CHECK(dtype == dtype_of<T>::value, "tensor is {}, wanted {}", dtype_name(dtype),
+             dtype_name(dtype_of<T>::value));
+    LN_CHECK(device.type == DeviceType::kCUDA, "tensor is not in GPU memory");
+    return static_cast<T*>(data);
+  }
 
   /// Same memory, another shape; needs a contiguous view and equal element counts.
   TensorView view(std::initializer_list<int64_t> new_shape) const;

@@ -1,7 +1,8 @@
 // Communicator: a group of ranks and the collectives the trainer uses, over one transport.
 //
-// Transports: single (one rank, no library), mpi (CPU), counting (`longnet plan`: behaves like rank
-// p of P, moves nothing, counts bytes). All ranks of a group call the same operations in the same
+// Transports: single (one rank, no library), mpi (CPU), nccl (GPU memory; communicator_nccl.h says
+// what differs), counting (`longnet plan`: behaves like rank p of P, moves nothing, counts bytes).
+// All ranks of a group call the same operations in the same
 // order. Non-blocking operations move on in progress(), test() and wait() of *any* communicator of
 // the job. Only the thread that made the MpiSession may call anything here. It owns no data
 // buffers.
@@ -25,7 +26,11 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual std::string transport() const = 0;  // "single", "mpi", "counting"
+  virtual std::string transport() const = 0;  // "single", "mpi", "counting", "nccl"
+  /// This rank's place among, and the number of, the group's ranks on the same node (ranks that can
+  /// share memory), in rank order. The counting transport knows no nodes and takes one for all.
+  virtual int local_rank() const = 0;
+  virtual int local_size() const = 0;
 
   /// Ranks with equal color form a group, ordered by key; color < 0: no group (null).
   /// Collective. The counting transport cannot know the other ranks' colors and throws.

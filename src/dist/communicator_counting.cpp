@@ -16,6 +16,8 @@ class CountingCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string transport() const override { return "counting"; }
+  int local_rank() const override { return rank_; }
+  int local_size() const override { return size_; }
 
   std::unique_ptr<Communicator> split(int64_t color, int64_t) override {
     if (color < 0) return nullptr;

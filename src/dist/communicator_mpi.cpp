@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <numeric>
 #include <thread>
 
 #include "dist/communicator.h"
@@ -33,7 +34,9 @@ std::string error_text(int code) {
   return std::string(text, length);
 }
 
-std::string where() {
+}  // namespace
+
+std::string rank_and_host() {
   int initialised = 0, finalised = 0;
   MPI_Initialized(&initialised);
   MPI_Finalized(&finalised);
@@ -45,13 +48,11 @@ std::string where() {
   return fmt::format("rank {} on {}", rank, std::string(host, length));
 }
 
-}  // namespace
-
 void check_mpi(int code, const char* call, const char* file, int line) {
   if (code == MPI_SUCCESS) return;
   const std::string path(file);
   const size_t tail = path.rfind("src/");
-  throw Error("{}: {} failed: {} ({}:{})", where(), call, error_text(code),
+  throw Error("{}: {} failed: {} ({}:{})", rank_and_host(), call, error_text(code),
               tail == std::string::npos ? path : path.substr(tail), line);
 }
 
@@ -315,7 +316,8 @@ class Engine {
         throw Error(
             "{}: {} got {} bytes from member {} of its group, expected {}: the ranks disagree "
             "about the plan",
-            internal::where(), o.name, count, o.statuses[i].MPI_SOURCE, o.received_bytes[i]);
+            internal::rank_and_host(), o.name, count, o.statuses[i].MPI_SOURCE,
+            o.received_bytes[i]);
     }
     o.messages.clear();
     o.received_bytes.clear();
@@ -341,10 +343,26 @@ Engine& engine() {
   return *instance;
 }
 
+/// The node of every rank of `comm`, named by the lowest rank there. Collective.
+std::vector<int> find_nodes(MPI_Comm comm) {
+  int rank = 0, size = 0;
+  LN_MPI(MPI_Comm_rank(comm, &rank));
+  LN_MPI(MPI_Comm_size(comm, &size));
+  MPI_Comm node = MPI_COMM_NULL;
+  LN_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node));
+  int lowest = rank;
+  LN_MPI(MPI_Bcast(&lowest, 1, MPI_INT, 0, node));
+  LN_MPI(MPI_Comm_free(&node));
+  std::vector<int> nodes(size);
+  LN_MPI(MPI_Allgather(&lowest, 1, MPI_INT, nodes.data(), 1, MPI_INT, comm));
+  return nodes;
+}
+
 class MpiCommunicator final : public Communicator {
  public:
-  /// Takes over comm.
-  explicit MpiCommunicator(MPI_Comm comm) {
+  /// Takes over comm. world_nodes: find_nodes() of the job, which knows the nodes of every group.
+  MpiCommunicator(MPI_Comm comm, std::shared_ptr<const std::vector<int>> world_nodes)
+      : world_nodes_(std::move(world_nodes)) {
     group_.comm = comm;
     LN_MPI(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
     LN_MPI(MPI_Comm_rank(comm, &group_.rank));
@@ -365,6 +383,8 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return group_.rank; }
   int size() const override { return group_.size; }
   std::string transport() const override { return "mpi"; }
+  int local_rank() const override { return count_on_node(rank()); }
+  int local_size() const override { return count_on_node(size()); }
 
   std::unique_ptr<Communicator> split(int64_t color, int64_t key) override {
     constexpr int64_t kMax = std::numeric_limits<int>::max();
@@ -373,7 +393,7 @@ class MpiCommunicator final : public Communicator {
     LN_MPI(MPI_Comm_split(group_.comm, color < 0 ? MPI_UNDEFINED : static_cast<int>(color),
                           static_cast<int>(key), &comm));
     if (comm == MPI_COMM_NULL) return nullptr;
-    return std::make_unique<MpiCommunicator>(comm);
+    return std::make_unique<MpiCommunicator>(comm, world_nodes_);
   }
 
   void barrier() override {
@@ -494,6 +514,23 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  /// How many of the group's ranks below `end` are on this rank's node. Asks nobody.
+  int count_on_node(int end) const {
+    std::vector<int> members(size()), world_ranks(size());
+    std::iota(members.begin(), members.end(), 0);
+    MPI_Group group, world;
+    LN_MPI(MPI_Comm_group(group_.comm, &group));
+    LN_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
+    LN_MPI(MPI_Group_translate_ranks(group, size(), members.data(), world, world_ranks.data()));
+    LN_MPI(MPI_Group_free(&group));
+    LN_MPI(MPI_Group_free(&world));
+    const auto node = [&](int member) { return (*world_nodes_)[world_ranks[member]]; };
+    return static_cast<int>(std::count_if(members.begin(), members.begin() + end, [&](int member) {
+      return node(member) == node(rank());
+    }));
+  }
+
+  std::shared_ptr<const std::vector<int>> world_nodes_;
   Group group_;
 };
 
@@ -528,7 +565,8 @@ std::unique_ptr<Communicator> make_mpi_communicator() {
   LN_CHECK(MpiSession::initialised(), "no MpiSession: construct one first thing in main");
   MPI_Comm comm = MPI_COMM_NULL;
   LN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
-  return std::make_unique<MpiCommunicator>(comm);
+  return std::make_unique<MpiCommunicator>(
+      comm, std::make_shared<const std::vector<int>>(find_nodes(comm)));
 }
 
 }  // namespace longnet

@@ -9,6 +9,8 @@ class SingleCommunicator final : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   std::string transport() const override { return "single"; }
+  int local_rank() const override { return 0; }
+  int local_size() const override { return 1; }
 
   std::unique_ptr<Communicator> split(int64_t color, int64_t) override {
     if (color < 0) return nullptr;

@@ -7,11 +7,15 @@
 #include <mpi.h>
 
 #include <cstdint>
+#include <string>
 
 namespace longnet::internal {
 
 /// Throws Error unless code is MPI_SUCCESS. call: the failed statement or operation.
 void check_mpi(int code, const char* call, const char* file, int line);
+
+/// "rank 3 on n1", for messages.
+std::string rank_and_host();
 
 /// Bytes of the largest single MPI message: MPI counts are int, larger transfers go in pieces.
 int64_t mpi_message_bytes();

@@ -74,7 +74,7 @@ struct DilatedAttention::Impl {
                       exchange != nullptr ? *exchange : no_exchange, *workspace);
     scratch.emplace(context, model, batch * tokens, true, *workspace);
     layer.emplace(model, layout, kPrefix, parameters, gradients, *attention, batch, tokens,
-                  *activations);
+                  AttentionActivations(model, batch, tokens, *activations), *activations);
     input = activations->allocate(DType::kF32, {batch * tokens, model.dim});
   }
 

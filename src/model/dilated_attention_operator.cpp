@@ -108,30 +108,48 @@ void DilatedAttentionOperator::forward(const TensorView& out, const TensorView& 
       exchange_.start_gather(work.branch, work.which, buffer);
     }
   }
-  {
-    Range range(context_, "attention");
-    attention_begin(context_, out, lse);
-    for (size_t branch = 0; branch < local_tasks_.size(); ++branch) {
-      std::vector<SegmentTask>& tasks = local_tasks_[branch];
-      for (SegmentTask& task : tasks) {
-        task.keys[0].key = inputs.key;
-        task.keys[0].value = inputs.value;
-      }
-      attention_forward(context_, {out, lse, inputs.query, tasks},
-                        options(static_cast<int>(branch), visibility), workspace_);
-    }
-  }
+  attend_local(out, lse, inputs, visibility);
   for (size_t i = 0; i < gathered_.size(); ++i) {
-    const GatheredWork& work = gathered_[i];
     {
       Range range(context_, "gather");
-      exchange_.wait_gather(work.branch, work.which);
+      exchange_.wait_gather(gathered_[i].branch, gathered_[i].which);
     }
-    Range range(context_, "attention");
-    const SegmentTask task = gathered_task(work, saved.gathered[i], {});
-    attention_forward(context_, {out, lse, inputs.query, {&task, 1}},
-                      options(work.branch, visibility), workspace_);
+    attend_gathered(i, out, lse, inputs.query, saved, visibility);
   }
+}
+
+void DilatedAttentionOperator::recompute(const TensorView& out, const TensorView& lse,
+                                         const QueryKeyValue& inputs, const Saved& saved,
+                                         const Visibility& visibility) {
+  attend_local(out, lse, inputs, visibility);
+  for (size_t i = 0; i < gathered_.size(); ++i)
+    attend_gathered(i, out, lse, inputs.query, saved, visibility);
+}
+
+void DilatedAttentionOperator::attend_local(const TensorView& out, const TensorView& lse,
+                                            const QueryKeyValue& inputs,
+                                            const Visibility& visibility) {
+  Range range(context_, "attention");
+  attention_begin(context_, out, lse);
+  for (size_t branch = 0; branch < local_tasks_.size(); ++branch) {
+    std::vector<SegmentTask>& tasks = local_tasks_[branch];
+    for (SegmentTask& task : tasks) {
+      task.keys[0].key = inputs.key;
+      task.keys[0].value = inputs.value;
+    }
+    attention_forward(context_, {out, lse, inputs.query, tasks},
+                      options(static_cast<int>(branch), visibility), workspace_);
+  }
+}
+
+void DilatedAttentionOperator::attend_gathered(size_t index, const TensorView& out,
+                                               const TensorView& lse, const TensorView& query,
+                                               const Saved& saved, const Visibility& visibility) {
+  Range range(context_, "attention");
+  const GatheredWork& work = gathered_[index];
+  const SegmentTask task = gathered_task(work, saved.gathered[index], {});
+  attention_forward(context_, {out, lse, query, {&task, 1}}, options(work.branch, visibility),
+                    workspace_);
 }
 
 void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const TensorView& grad_out,

@@ -53,6 +53,9 @@ class AttentionOperator {
   /// out [B, L, H, D] f32 and lse [B, H, L] f32 (nats; -inf where no branch keeps the query).
   virtual void forward(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                        Saved& saved, const Visibility& visibility) = 0;
+  /// The forward once more, same bits, without communication: saved holds every rank's rows.
+  virtual void recompute(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
+                         const Saved& saved, const Visibility& visibility) = 0;
   /// Writes the gradients. out, lse, inputs, saved: of the forward.
   virtual void backward(const QueryKeyValue& gradients, const TensorView& grad_out,
                         const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
@@ -69,6 +72,8 @@ class DilatedAttentionOperator final : public AttentionOperator {
   Saved make_saved(Arena& activations) override;
   void forward(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                Saved& saved, const Visibility& visibility = {}) override;
+  void recompute(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
+                 const Saved& saved, const Visibility& visibility = {}) override;
   void backward(const QueryKeyValue& gradients, const TensorView& grad_out, const TensorView& out,
                 const TensorView& lse, const QueryKeyValue& inputs, Saved& saved,
                 const Visibility& visibility = {}) override;
@@ -84,6 +89,10 @@ class DilatedAttentionOperator final : public AttentionOperator {
     GatherLayout layout;
     HeadRows own_rows;  // local tokens
   };
+  void attend_local(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
+                    const Visibility& visibility);
+  void attend_gathered(size_t index, const TensorView& out, const TensorView& lse,
+                       const TensorView& query, const Saved& saved, const Visibility& visibility);
   AttentionOptions options(int branch, const Visibility& visibility) const;
   SegmentTask gathered_task(const GatheredWork& work, const TensorView& buffer,
                             const TensorView& grad_buffer) const;

@@ -66,6 +66,10 @@ class CachedAttention final : public AttentionOperator {
     }
   }
 
+  void recompute(const TensorView&, const TensorView&, const QueryKeyValue&, const Saved&,
+                 const Visibility&) override {
+    throw Error("generation has no backward");
+  }
   void backward(const QueryKeyValue&, const TensorView&, const TensorView&, const TensorView&,
                 const QueryKeyValue&, Saved&, const Visibility&) override {
     throw Error("generation has no backward");
@@ -199,7 +203,7 @@ struct Generator::Impl {
         activations("activations"),
         workspace("workspace"),
         step_model(context, config, plan_of(1), 1, layout, parameters, {}, no_exchange,
-                   {activations, workspace}, &attention) {}
+                   {activations, workspace}, {.attention = &attention}) {}
 
   SequencePlan plan_of(int64_t tokens) const {
     return SequencePlan(tokens, 1, 0, config.heads, config.branches, config.head_offset_mode());

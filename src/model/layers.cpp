@@ -33,27 +33,47 @@ LayerScratch::LayerScratch(Context& context, const ModelConfig& config, int64_t 
                activation_workspace_bytes(context, f)));
 }
 
-// ------------------------------------------------------------------------------ AttentionLayer
-
-AttentionLayer::Norm AttentionLayer::norm(const ParameterLayout& layout, const std::string& name,
-                                          const TensorView& parameters, const TensorView& gradients,
-                                          int64_t groups, Arena& activations) const {
-  Norm norm;
-  norm.weight = layout.view(parameters, name + ".weight");
-  norm.bias = layout.view(parameters, name + ".bias");
-  if (gradients.defined()) {
-    norm.grad_weight = layout.view(gradients, name + ".weight");
-    norm.grad_bias = layout.view(gradients, name + ".bias");
+AttentionActivations::AttentionActivations(const ModelConfig& config, int64_t batch,
+                                           int64_t local_tokens, Arena& activations) {
+  const int64_t rows = batch * local_tokens, c = config.dim, h = config.heads;
+  const auto take = [&](std::initializer_list<int64_t> shape) {
+    return activations.allocate(DType::kF32, shape);
+  };
+  qkv = take({rows, 3 * c});
+  attended = take({rows, c});
+  lse = take({batch, h, local_tokens});
+  if (config.qk_norm) {
+    query_mean = take({rows, h});
+    query_rstd = take({rows, h});
+    key_mean = take({rows, h});
+    key_rstd = take({rows, h});
+    normed_qk = take({rows, 2 * c});
   }
-  norm.mean = activations.allocate(DType::kF32, {rows_, groups});
-  norm.rstd = activations.allocate(DType::kF32, {rows_, groups});
-  return norm;
+  if (config.norm == "sub_ln") {
+    attended_mean = take({rows});
+    attended_rstd = take({rows});
+    normed_attended = take({rows, c});
+  }
 }
+
+FeedForwardActivations::FeedForwardActivations(const ModelConfig& config, int64_t rows,
+                                               Arena& activations) {
+  const int64_t f = config.ffn_dim;
+  hidden = activations.allocate(DType::kF32, {rows, config.activation == "swiglu" ? 2 * f : f});
+  activated = activations.allocate(DType::kF32, {rows, f});
+  if (config.norm == "sub_ln") {
+    mean = activations.allocate(DType::kF32, {rows});
+    rstd = activations.allocate(DType::kF32, {rows});
+  }
+}
+
+// ------------------------------------------------------------------------------ AttentionLayer
 
 AttentionLayer::AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
                                const std::string& prefix, const TensorView& parameters,
                                const TensorView& gradients, AttentionOperator& attention,
-                               int64_t batch, int64_t local_tokens, Arena& activations)
+                               int64_t batch, int64_t local_tokens,
+                               const AttentionActivations& activations, Arena& gathered_rows)
     : attention_(attention),
       batch_(batch),
       local_tokens_(local_tokens),
@@ -63,7 +83,8 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, const ParameterLayout&
       dim_(config.dim),
       eps_(static_cast<float>(config.layer_norm_eps)),
       sub_ln_(config.norm == "sub_ln"),
-      qk_norm_(config.qk_norm) {
+      qk_norm_(config.qk_norm),
+      kept_(activations) {
   qkv_weight_ = layout.fused_view(parameters, prefix + "q_proj.weight", 3);
   qkv_bias_ = layout.fused_view(parameters, prefix + "q_proj.bias", 3);
   out_weight_ = layout.view(parameters, prefix + "out_proj.weight");
@@ -74,19 +95,25 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, const ParameterLayout&
     grad_out_weight_ = layout.view(gradients, prefix + "out_proj.weight");
     grad_out_bias_ = layout.view(gradients, prefix + "out_proj.bias");
   }
-  qkv_ = activations.allocate(DType::kF32, {rows_, 3 * dim_});
-  attended_ = activations.allocate(DType::kF32, {rows_, dim_});
-  lse_ = activations.allocate(DType::kF32, {batch_, heads_, local_tokens_});
+  const auto norm = [&](const std::string& name, const TensorView& mean, const TensorView& rstd) {
+    Norm norm{layout.view(parameters, prefix + name + ".weight"),
+              layout.view(parameters, prefix + name + ".bias"),
+              {},
+              {},
+              mean,
+              rstd};
+    if (gradients.defined()) {
+      norm.grad_weight = layout.view(gradients, prefix + name + ".weight");
+      norm.grad_bias = layout.view(gradients, prefix + name + ".bias");
+    }
+    return norm;
+  };
   if (qk_norm_) {
-    query_norm_ = norm(layout, prefix + "q_norm", parameters, gradients, heads_, activations);
-    key_norm_ = norm(layout, prefix + "k_norm", parameters, gradients, heads_, activations);
-    normed_qk_ = activations.allocate(DType::kF32, {rows_, 2 * dim_});
+    query_norm_ = norm("q_norm", kept_.query_mean, kept_.query_rstd);
+    key_norm_ = norm("k_norm", kept_.key_mean, kept_.key_rstd);
   }
-  if (sub_ln_) {
-    inner_norm_ = norm(layout, prefix + "inner_attn_ln", parameters, gradients, 1, activations);
-    normed_attended_ = activations.allocate(DType::kF32, {rows_, dim_});
-  }
-  saved_ = attention_.make_saved(activations);
+  if (sub_ln_) inner_norm_ = norm("inner_attn_ln", kept_.attended_mean, kept_.attended_rstd);
+  saved_ = attention_.make_saved(gathered_rows);
 }
 
 namespace {
@@ -126,56 +153,70 @@ QueryKeyValue AttentionLayer::split(const TensorView& qkv) const {
 }
 
 QueryKeyValue AttentionLayer::attended_inputs() const {
-  QueryKeyValue inputs = split(qkv_);
+  QueryKeyValue inputs = split(kept_.qkv);
   if (qk_norm_) {
-    inputs.query = heads_view(normed_qk_, 0, batch_, local_tokens_, heads_, head_dim_);
-    inputs.key = heads_view(normed_qk_, dim_, batch_, local_tokens_, heads_, head_dim_);
+    inputs.query = heads_view(kept_.normed_qk, 0, batch_, local_tokens_, heads_, head_dim_);
+    inputs.key = heads_view(kept_.normed_qk, dim_, batch_, local_tokens_, heads_, head_dim_);
   }
   return inputs;
 }
 
+TensorView AttentionLayer::attended_heads() const {
+  return heads_view(kept_.attended, 0, batch_, local_tokens_, heads_, head_dim_);
+}
+
+void AttentionLayer::project(Context& context, const TensorView& x) {
+  Range range(context, "qkv");
+  linear_forward(context, kept_.qkv, x, qkv_weight_, qkv_bias_);
+  if (!qk_norm_) return;
+  const QueryKeyValue raw = split(kept_.qkv), inputs = attended_inputs();
+  const auto normalise = [&](const Norm& norm, const TensorView& out, const TensorView& input) {
+    layer_norm_forward(context, {.out = token_rows(out),
+                                 .sum = {},
+                                 .mean = norm.mean,
+                                 .rstd = norm.rstd,
+                                 .x = token_rows(input),
+                                 .residual = {},
+                                 .weight = norm.weight,
+                                 .bias = norm.bias,
+                                 .eps = eps_});
+  };
+  normalise(query_norm_, inputs.query, raw.query);
+  normalise(key_norm_, inputs.key, raw.key);
+}
+
+void AttentionLayer::normalise_attended(Context& context) {
+  if (!sub_ln_) return;
+  layer_norm_forward(context, {.out = norm_rows(kept_.normed_attended),
+                               .sum = {},
+                               .mean = inner_norm_.mean,
+                               .rstd = inner_norm_.rstd,
+                               .x = norm_rows(kept_.attended),
+                               .residual = {},
+                               .weight = inner_norm_.weight,
+                               .bias = inner_norm_.bias,
+                               .eps = eps_});
+}
+
 void AttentionLayer::forward(Context& context, const TensorView& out, const TensorView& x,
                              bool accumulate, const Visibility& visibility) {
-  const QueryKeyValue raw = split(qkv_), inputs = attended_inputs();
-  {
-    Range range(context, "qkv");
-    linear_forward(context, qkv_, x, qkv_weight_, qkv_bias_);
-    if (qk_norm_) {
-      layer_norm_forward(context, {.out = token_rows(inputs.query),
-                                   .sum = {},
-                                   .mean = query_norm_.mean,
-                                   .rstd = query_norm_.rstd,
-                                   .x = token_rows(raw.query),
-                                   .residual = {},
-                                   .weight = query_norm_.weight,
-                                   .bias = query_norm_.bias,
-                                   .eps = eps_});
-      layer_norm_forward(context, {.out = token_rows(inputs.key),
-                                   .sum = {},
-                                   .mean = key_norm_.mean,
-                                   .rstd = key_norm_.rstd,
-                                   .x = token_rows(raw.key),
-                                   .residual = {},
-                                   .weight = key_norm_.weight,
-                                   .bias = key_norm_.bias,
-                                   .eps = eps_});
-    }
-  }
-  attention_.forward(heads_view(attended_, 0, batch_, local_tokens_, heads_, head_dim_), lse_,
-                     inputs, saved_, visibility);
+  project(context, x);
+  attention_.forward(attended_heads(), kept_.lse, attended_inputs(), saved_, visibility);
   Range range(context, "out");
-  if (sub_ln_)
-    layer_norm_forward(context, {.out = norm_rows(normed_attended_),
-                                 .sum = {},
-                                 .mean = inner_norm_.mean,
-                                 .rstd = inner_norm_.rstd,
-                                 .x = norm_rows(attended_),
-                                 .residual = {},
-                                 .weight = inner_norm_.weight,
-                                 .bias = inner_norm_.bias,
-                                 .eps = eps_});
-  linear_forward(context, out, sub_ln_ ? normed_attended_ : attended_, out_weight_, out_bias_,
-                 accumulate);
+  normalise_attended(context);
+  linear_forward(context, out, sub_ln_ ? kept_.normed_attended : kept_.attended, out_weight_,
+                 out_bias_, accumulate);
+}
+
+void AttentionLayer::recompute(Context& context, const TensorView& out, const TensorView& x,
+                               const Visibility& visibility) {
+  project(context, x);
+  attention_.recompute(attended_heads(), kept_.lse, attended_inputs(), saved_, visibility);
+  Range range(context, "out");
+  normalise_attended(context);
+  if (out.defined())
+    linear_forward(context, out, sub_ln_ ? kept_.normed_attended : kept_.attended, out_weight_,
+                   out_bias_);
 }
 
 void AttentionLayer::backward(Context& context, const TensorView& grad_x,
@@ -186,7 +227,7 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
     Range range(context, "out");
     // out = normed_attended W_out^T + b
     linear_backward_weight(context, grad_out_weight_, grad_out_bias_, grad_out,
-                           sub_ln_ ? normed_attended_ : attended_);
+                           sub_ln_ ? kept_.normed_attended : kept_.attended);
     linear_backward_input(context, grad_attended, grad_out, out_weight_);
     // normed_attended = LayerNorm(attended)
     if (sub_ln_)
@@ -195,7 +236,7 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
                            .grad_weight = inner_norm_.grad_weight,
                            .grad_bias = inner_norm_.grad_bias,
                            .grad_out = norm_rows(grad_attended),
-                           .x = norm_rows(attended_),
+                           .x = norm_rows(kept_.attended),
                            .mean = inner_norm_.mean,
                            .rstd = inner_norm_.rstd,
                            .weight = inner_norm_.weight,
@@ -203,10 +244,9 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
                           scratch.reduction);
   }
   // attended = dilated attention(q, k, v)
-  const QueryKeyValue raw = split(qkv_), grads = split(scratch.grad_qkv);
+  const QueryKeyValue raw = split(kept_.qkv), grads = split(scratch.grad_qkv);
   attention_.backward(grads, heads_view(grad_attended, 0, batch_, local_tokens_, heads_, head_dim_),
-                      heads_view(attended_, 0, batch_, local_tokens_, heads_, head_dim_), lse_,
-                      attended_inputs(), saved_, visibility);
+                      attended_heads(), kept_.lse, attended_inputs(), saved_, visibility);
   Range range(context, "qkv");
   // q = LayerNorm per head (q_raw), k likewise
   if (qk_norm_) {
@@ -235,11 +275,12 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
 
 FeedForwardLayer::FeedForwardLayer(const ModelConfig& config, const ParameterLayout& layout,
                                    const std::string& prefix, const TensorView& parameters,
-                                   const TensorView& gradients, int64_t rows, Arena& activations)
-    : rows_(rows),
-      ffn_dim_(config.ffn_dim),
+                                   const TensorView& gradients,
+                                   const FeedForwardActivations& activations)
+    : ffn_dim_(config.ffn_dim),
       eps_(static_cast<float>(config.layer_norm_eps)),
-      activation_(config.activation == "swiglu" ? Activation::kSwiglu : Activation::kGelu) {
+      activation_(config.activation == "swiglu" ? Activation::kSwiglu : Activation::kGelu),
+      kept_(activations) {
   const int64_t parts = activation_ == Activation::kSwiglu ? 2 : 1;
   fc1_weight_ = layout.fused_view(parameters, prefix + "fc1.weight", parts);
   fc1_bias_ = layout.fused_view(parameters, prefix + "fc1.bias", parts);
@@ -255,12 +296,6 @@ FeedForwardLayer::FeedForwardLayer(const ModelConfig& config, const ParameterLay
     grad_norm_weight_ = layout.view(gradients, prefix + "ffn_layernorm.weight");
     grad_norm_bias_ = layout.view(gradients, prefix + "ffn_layernorm.bias");
   }
-  hidden_ = activations.allocate(DType::kF32, {rows_, parts * ffn_dim_});
-  activated_ = activations.allocate(DType::kF32, {rows_, ffn_dim_});
-  if (norm_weight_.defined()) {
-    mean_ = activations.allocate(DType::kF32, {rows_});
-    rstd_ = activations.allocate(DType::kF32, {rows_});
-  }
 }
 
 TensorView FeedForwardLayer::hidden_of(const TensorView& hidden) const {
@@ -272,20 +307,25 @@ TensorView FeedForwardLayer::gate_of(const TensorView& hidden) const {
 
 void FeedForwardLayer::forward(Context& context, const TensorView& out, const TensorView& x,
                                bool accumulate, LayerScratch& scratch) {
+  recompute(context, x, scratch);
   Range range(context, "feed_forward");
-  linear_forward(context, hidden_, x, fc1_weight_, fc1_bias_);
+  linear_forward(context, out, kept_.activated, fc2_weight_, fc2_bias_, accumulate);
+}
+
+void FeedForwardLayer::recompute(Context& context, const TensorView& x, LayerScratch& scratch) {
+  Range range(context, "feed_forward");
+  linear_forward(context, kept_.hidden, x, fc1_weight_, fc1_bias_);
   activation_forward(context,
-                     {.out = activated_,
-                      .mean = mean_,
-                      .rstd = rstd_,
-                      .hidden = hidden_of(hidden_),
-                      .gate = gate_of(hidden_),
+                     {.out = kept_.activated,
+                      .mean = kept_.mean,
+                      .rstd = kept_.rstd,
+                      .hidden = hidden_of(kept_.hidden),
+                      .gate = gate_of(kept_.hidden),
                       .weight = norm_weight_,
                       .bias = norm_bias_,
                       .eps = eps_,
                       .activation = activation_},
                      scratch.reduction);
-  linear_forward(context, out, activated_, fc2_weight_, fc2_bias_, accumulate);
 }
 
 void FeedForwardLayer::backward(Context& context, const TensorView& grad_x,
@@ -293,7 +333,7 @@ void FeedForwardLayer::backward(Context& context, const TensorView& grad_x,
                                 LayerScratch& scratch) {
   Range range(context, "feed_forward");
   // out = activated W_fc2^T + b
-  linear_backward_weight(context, grad_fc2_weight_, grad_fc2_bias_, grad_out, activated_);
+  linear_backward_weight(context, grad_fc2_weight_, grad_fc2_bias_, grad_out, kept_.activated);
   linear_backward_input(context, scratch.grad_activated, grad_out, fc2_weight_);
   // activated = (LayerNorm of) activation(hidden, gate)
   activation_backward(context,
@@ -302,10 +342,10 @@ void FeedForwardLayer::backward(Context& context, const TensorView& grad_x,
                        .grad_weight = grad_norm_weight_,
                        .grad_bias = grad_norm_bias_,
                        .grad_out = scratch.grad_activated,
-                       .hidden = hidden_of(hidden_),
-                       .gate = gate_of(hidden_),
-                       .mean = mean_,
-                       .rstd = rstd_,
+                       .hidden = hidden_of(kept_.hidden),
+                       .gate = gate_of(kept_.hidden),
+                       .mean = kept_.mean,
+                       .rstd = kept_.rstd,
                        .weight = norm_weight_,
                        .activation = activation_},
                       scratch.reduction);

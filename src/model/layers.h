@@ -2,9 +2,10 @@
 // AttentionLayer (qkv, per-head norms, dilated attention, sub-norm, output projection) and
 // FeedForwardLayer (fc1 [and gate], activation + sub-norm, fc2).
 //
-// T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and
-// takes its activations from an arena once. The norm before it and the residual after it are the
-// caller's.
+// T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and no
+// activations: the caller gives it a place for them, its own or one that layers share, of which
+// each backward then begins with recompute(). The norm before a layer and the residual after it are
+// the caller's.
 #pragma once
 
 #include <string>
@@ -32,17 +33,45 @@ struct LayerScratch {
                Arena& workspace);
 };
 
+/// What an AttentionLayer's forward leaves for its backward, besides the gathered rows.
+struct AttentionActivations {
+  TensorView qkv;                           // [T, 3 C]
+  TensorView query_mean, query_rstd;        // [T, H], with qk_norm
+  TensorView key_mean, key_rstd;            // [T, H], with qk_norm
+  TensorView normed_qk;                     // [T, 2 C], with qk_norm
+  TensorView attended;                      // [T, C]
+  TensorView lse;                           // [B, H, L]
+  TensorView attended_mean, attended_rstd;  // [T], with sub_ln
+  TensorView normed_attended;               // [T, C], with sub_ln
+  AttentionActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens,
+                       Arena& activations);
+};
+
+/// What a FeedForwardLayer's forward leaves for its backward.
+struct FeedForwardActivations {
+  TensorView hidden;      // [T, F] or [T, 2 F]: fc1 (and gate) outputs
+  TensorView activated;   // [T, F]
+  TensorView mean, rstd;  // [T], with sub_ln
+  FeedForwardActivations(const ModelConfig& config, int64_t rows, Arena& activations);
+};
+
 class AttentionLayer {
  public:
-  /// prefix: "layers.0.self_attn.". rows: T. activations: what the backward needs is taken from it.
+  /// prefix: "layers.0.self_attn.". activations: of B L rows. gathered_rows: what the operator
+  /// keeps for the backward is taken from it.
   AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
                  const std::string& prefix, const TensorView& parameters,
                  const TensorView& gradients, AttentionOperator& attention, int64_t batch,
-                 int64_t local_tokens, Arena& activations);
+                 int64_t local_tokens, const AttentionActivations& activations,
+                 Arena& gathered_rows);
 
   /// out [T, C] = attention part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
                const Visibility& visibility);
+  /// Fills the activations as the last forward of this layer did, from the same x, without
+  /// communication; and out [T, C], if it is defined, as forward without accumulate.
+  void recompute(Context& context, const TensorView& out, const TensorView& x,
+                 const Visibility& visibility);
   /// grad_x [T, C] = gradient (+ grad_x if accumulate); weight gradients are added to. x as
   /// forward's.
   void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
@@ -57,8 +86,9 @@ class AttentionLayer {
     TensorView weight, bias, grad_weight, grad_bias, mean, rstd;
   };
   QueryKeyValue split(const TensorView& qkv) const;
-  Norm norm(const ParameterLayout& layout, const std::string& name, const TensorView& parameters,
-            const TensorView& gradients, int64_t groups, Arena& activations) const;
+  void project(Context& context, const TensorView& x);
+  TensorView attended_heads() const;
+  void normalise_attended(Context& context);
 
   AttentionOperator& attention_;
   int64_t batch_, local_tokens_, rows_, heads_, head_dim_, dim_;
@@ -67,11 +97,7 @@ class AttentionLayer {
   TensorView qkv_weight_, qkv_bias_, grad_qkv_weight_, grad_qkv_bias_;
   TensorView out_weight_, out_bias_, grad_out_weight_, grad_out_bias_;
   Norm query_norm_, key_norm_, inner_norm_;
-  TensorView qkv_;              // [T, 3 C]
-  TensorView normed_qk_;        // [T, 2 C], with qk_norm
-  TensorView attended_;         // [T, C]
-  TensorView lse_;              // [B, H, L]
-  TensorView normed_attended_;  // [T, C], with sub_ln
+  AttentionActivations kept_;
   AttentionOperator::Saved saved_;
 };
 
@@ -80,9 +106,12 @@ class FeedForwardLayer {
   /// prefix: "layers.0.ffn.".
   FeedForwardLayer(const ModelConfig& config, const ParameterLayout& layout,
                    const std::string& prefix, const TensorView& parameters,
-                   const TensorView& gradients, int64_t rows, Arena& activations);
+                   const TensorView& gradients, const FeedForwardActivations& activations);
+  /// out [T, C] = feed-forward part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
                LayerScratch& scratch);
+  /// Fills the activations as the last forward of this layer did, from the same x.
+  void recompute(Context& context, const TensorView& x, LayerScratch& scratch);
   void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
                 const TensorView& x, bool accumulate, LayerScratch& scratch);
 
@@ -90,14 +119,13 @@ class FeedForwardLayer {
   TensorView gate_of(const TensorView& hidden) const;
   TensorView hidden_of(const TensorView& hidden) const;
 
-  int64_t rows_, ffn_dim_;
+  int64_t ffn_dim_;
   float eps_;
   Activation activation_;
   TensorView fc1_weight_, fc1_bias_, grad_fc1_weight_, grad_fc1_bias_;  // fc1 | gate fused
   TensorView fc2_weight_, fc2_bias_, grad_fc2_weight_, grad_fc2_bias_;
-  TensorView norm_weight_, norm_bias_, grad_norm_weight_, grad_norm_bias_, mean_, rstd_;
-  TensorView hidden_;     // [T, F] or [T, 2 F]: fc1 (and gate) outputs
-  TensorView activated_;  // [T, F]
+  TensorView norm_weight_, norm_bias_, grad_norm_weight_, grad_norm_bias_;
+  FeedForwardActivations kept_;
 };
 
 }  // namespace longnet

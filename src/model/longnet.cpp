@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kLogitChunkBytes = int64_t{32} << 20;
 
 TensorView as_rows(const TensorView& matrix) {  // [T, C] -> [T, 1, C]
+  if (!matrix.defined()) return {};
   return matrix.view({matrix.shape[0], 1, matrix.shape[1]});
 }
 TensorView as_stat(const TensorView& vector) {  // [T] -> [T, 1]
@@ -24,16 +25,33 @@ TensorView as_stat(const TensorView& vector) {  // [T] -> [T, 1]
 
 }  // namespace
 
+LongNet::BlockActivations::BlockActivations(const ModelConfig& config, int64_t batch,
+                                            int64_t local_tokens, Arena& activations)
+    : attention(config, batch, local_tokens, activations),
+      feed_forward(config, batch * local_tokens, activations) {
+  const int64_t rows = batch * local_tokens;
+  const auto norm = [&](TensorView& mean, TensorView& rstd, TensorView& normed) {
+    mean = activations.allocate(DType::kF32, {rows});
+    rstd = activations.allocate(DType::kF32, {rows});
+    normed = activations.allocate(DType::kF32, {rows, config.dim});
+  };
+  norm(input_mean, input_rstd, normed_input);
+  if (config.block != "sequential") return;
+  middle = activations.allocate(DType::kF32, {rows, config.dim});
+  norm(middle_mean, middle_rstd, normed_middle);
+}
+
 LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan& plan,
                  int64_t batch, const ParameterLayout& layout, const TensorView& parameters,
                  const TensorView& gradients, KeyValueExchange& exchange, const ModelArenas& arenas,
-                 AttentionOperator* attention)
+                 const LongNetOptions& options)
     : context_(context),
       config_(config),
       batch_(batch),
       local_tokens_(plan.local_tokens()),
       rows_(batch * plan.local_tokens()),
       sequential_(config.block == "sequential"),
+      recompute_(options.recompute && gradients.defined()),
       eps_(static_cast<float>(config.layer_norm_eps)),
       exchange_(exchange) {
   LN_CHECK(parameters.elements() == layout.elements(), "parameters {}, layout has {}",
@@ -48,6 +66,7 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
     return training ? layout.view(gradients, name) : TensorView{};
   };
 
+  AttentionOperator* attention = options.attention;
   if (attention == nullptr) {
     own_attention_ = std::make_unique<DilatedAttentionOperator>(
         context, plan, batch,
@@ -68,24 +87,20 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
     block.grad_attention_norm_weight = grad(prefix + "self_attn_layer_norm.weight");
     block.grad_attention_norm_bias = grad(prefix + "self_attn_layer_norm.bias");
     block.input = matrix(activations);
-    block.input_mean = column();
-    block.input_rstd = column();
-    block.normed_input = matrix(activations);
+    block.kept = recompute_ && layer > 0 ? blocks_[0].kept
+                                         : std::make_shared<BlockActivations>(
+                                               config, batch, local_tokens_, activations);
     if (sequential_) {
       block.ffn_norm_weight = layout.view(parameters, prefix + "final_layer_norm.weight");
       block.ffn_norm_bias = layout.view(parameters, prefix + "final_layer_norm.bias");
       block.grad_ffn_norm_weight = grad(prefix + "final_layer_norm.weight");
       block.grad_ffn_norm_bias = grad(prefix + "final_layer_norm.bias");
-      block.middle = matrix(activations);
-      block.middle_mean = column();
-      block.middle_rstd = column();
-      block.normed_middle = matrix(activations);
     }
-    block.attention =
-        std::make_unique<AttentionLayer>(config, layout, prefix + "self_attn.", parameters,
-                                         gradients, *attention, batch, local_tokens_, activations);
+    block.attention = std::make_unique<AttentionLayer>(
+        config, layout, prefix + "self_attn.", parameters, gradients, *attention, batch,
+        local_tokens_, block.kept->attention, activations);
     block.feed_forward = std::make_unique<FeedForwardLayer>(
-        config, layout, prefix + "ffn.", parameters, gradients, rows_, activations);
+        config, layout, prefix + "ffn.", parameters, gradients, block.kept->feed_forward);
     blocks_.push_back(std::move(block));
     layer_ranges_.push_back(layout.layer_range(layer));
   }
@@ -147,35 +162,63 @@ void LongNet::run_blocks(const Visibility& visibility) {
   visibility_ = visibility;
   context_.set_progress([this] { exchange_.progress(); });
   // The stream's value before the pending addition, and what is to be added (nothing at first).
+  // What a half adds to the stream is added by the norm that reads the stream next.
   TensorView stream = embedded_, pending;
-  const auto norm = [&](const TensorView& out, const TensorView& sum, const TensorView& mean,
-                        const TensorView& rstd, const TensorView& weight, const TensorView& bias) {
-    Range range(context_, "norm");
-    layer_norm_forward(context_, {.out = as_rows(out),
-                                  .sum = as_rows(sum),
-                                  .mean = as_stat(mean),
-                                  .rstd = as_stat(rstd),
-                                  .x = as_rows(stream),
-                                  .residual = pending.defined() ? as_rows(pending) : TensorView{},
-                                  .weight = weight,
-                                  .bias = bias,
-                                  .eps = eps_});
-    stream = sum;
-  };
   for (Block& block : blocks_) {
-    norm(block.normed_input, block.input, block.input_mean, block.input_rstd,
-         block.attention_norm_weight, block.attention_norm_bias);
-    block.attention->forward(context_, branch_out_, block.normed_input, false, visibility);
+    BlockActivations& kept = *block.kept;
+    norm_forward(kept.normed_input, block.input, kept.input_mean, kept.input_rstd, stream, pending,
+                 block.attention_norm_weight, block.attention_norm_bias);
+    block.attention->forward(context_, branch_out_, kept.normed_input, false, visibility);
+    stream = block.input;
     pending = branch_out_;
     if (sequential_) {
-      norm(block.normed_middle, block.middle, block.middle_mean, block.middle_rstd,
-           block.ffn_norm_weight, block.ffn_norm_bias);
-      block.feed_forward->forward(context_, branch_out_, block.normed_middle, false, *scratch_);
+      norm_forward(kept.normed_middle, kept.middle, kept.middle_mean, kept.middle_rstd, stream,
+                   pending, block.ffn_norm_weight, block.ffn_norm_bias);
+      stream = kept.middle;
+      block.feed_forward->forward(context_, branch_out_, kept.normed_middle, false, *scratch_);
     } else {
-      block.feed_forward->forward(context_, branch_out_, block.normed_input, true, *scratch_);
+      block.feed_forward->forward(context_, branch_out_, kept.normed_input, true, *scratch_);
     }
   }
-  norm(hidden_, final_sum_, final_mean_, final_rstd_, final_weight_, final_bias_);
+  norm_forward(hidden_, final_sum_, final_mean_, final_rstd_, stream, pending, final_weight_,
+               final_bias_);
+  activations_of_ = config_.layers - 1;
+}
+
+void LongNet::norm_forward(const TensorView& out, const TensorView& sum, const TensorView& mean,
+                           const TensorView& rstd, const TensorView& x, const TensorView& residual,
+                           const TensorView& weight, const TensorView& bias) {
+  Range range(context_, "norm");
+  layer_norm_forward(context_, {.out = as_rows(out),
+                                .sum = as_rows(sum),
+                                .mean = as_stat(mean),
+                                .rstd = as_stat(rstd),
+                                .x = as_rows(x),
+                                .residual = as_rows(residual),
+                                .weight = weight,
+                                .bias = bias,
+                                .eps = eps_});
+}
+
+void LongNet::recompute_block(int64_t layer) {
+  if (activations_of_ == layer) return;
+  Block& block = blocks_[layer];
+  BlockActivations& kept = *block.kept;
+  const Work before = context_.work();
+  norm_forward(kept.normed_input, {}, kept.input_mean, kept.input_rstd, block.input, {},
+               block.attention_norm_weight, block.attention_norm_bias);
+  block.attention->recompute(context_, sequential_ ? branch_out_ : TensorView{}, kept.normed_input,
+                             visibility_);
+  if (sequential_)
+    norm_forward(kept.normed_middle, kept.middle, kept.middle_mean, kept.middle_rstd, block.input,
+                 branch_out_, block.ffn_norm_weight, block.ffn_norm_bias);
+  block.feed_forward->recompute(context_, sequential_ ? kept.normed_middle : kept.normed_input,
+                                *scratch_);
+  Work& work = context_.work();
+  work = {before.matmul_flops, before.attention_flops,
+          before.recomputed_flops + work.matmul_flops - before.matmul_flops + work.attention_flops -
+              before.attention_flops};
+  activations_of_ = layer;
 }
 
 void LongNet::logits(const TensorView& out, int64_t begin) {
@@ -183,6 +226,7 @@ void LongNet::logits(const TensorView& out, int64_t begin) {
 }
 
 QueryKeyValue LongNet::attended_inputs(int64_t layer) const {
+  LN_CHECK(!recompute_, "a model that recomputes does not keep layer {}'s inputs", layer);
   return blocks_[layer].attention->attended_inputs();
 }
 
@@ -263,25 +307,27 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
        false);
   report(head_range_);
   for (int64_t layer = config_.layers - 1; layer >= 0; --layer) {
+    if (recompute_) recompute_block(layer);
     Block& block = blocks_[layer];
+    BlockActivations& kept = *block.kept;
     if (sequential_) {
       // stream = middle + feed_forward(LayerNorm(middle))
-      block.feed_forward->backward(context_, grad_normed_, grad_stream_, block.normed_middle, false,
+      block.feed_forward->backward(context_, grad_normed_, grad_stream_, kept.normed_middle, false,
                                    *scratch_);
-      norm(block.grad_ffn_norm_weight, block.grad_ffn_norm_bias, block.middle, block.middle_mean,
-           block.middle_rstd, block.ffn_norm_weight, true);
+      norm(block.grad_ffn_norm_weight, block.grad_ffn_norm_bias, kept.middle, kept.middle_mean,
+           kept.middle_rstd, block.ffn_norm_weight, true);
       // middle = input + attention(LayerNorm(input))
-      block.attention->backward(context_, grad_normed_, grad_stream_, block.normed_input, false,
+      block.attention->backward(context_, grad_normed_, grad_stream_, kept.normed_input, false,
                                 visibility_, *scratch_);
     } else {
       // stream = input + attention(n) + feed_forward(n), n = LayerNorm(input)
-      block.feed_forward->backward(context_, grad_normed_, grad_stream_, block.normed_input, false,
+      block.feed_forward->backward(context_, grad_normed_, grad_stream_, kept.normed_input, false,
                                    *scratch_);
-      block.attention->backward(context_, grad_normed_, grad_stream_, block.normed_input, true,
+      block.attention->backward(context_, grad_normed_, grad_stream_, kept.normed_input, true,
                                 visibility_, *scratch_);
     }
     norm(block.grad_attention_norm_weight, block.grad_attention_norm_bias, block.input,
-         block.input_mean, block.input_rstd, block.attention_norm_weight, true);
+         kept.input_mean, kept.input_rstd, block.attention_norm_weight, true);
     report(layer_ranges_[layer]);
   }
   // embedded = table[tokens], or the given vectors

@@ -27,6 +27,14 @@ struct ModelArenas {
   Arena& workspace;    // scratch, gradients of activations, gathered gradients, logits of a chunk
 };
 
+struct LongNetOptions {
+  /// Used by all layers in place of an operator of its own (generation); must outlive the model.
+  AttentionOperator* attention = nullptr;
+  /// Keeps only each block's input and the gathered rows; the backward runs each block's forward
+  /// again, without communication. Same bits. Nothing without gradients.
+  bool recompute = false;
+};
+
 class LongNet {
  public:
   /// Told after each part of the backward: elements [begin, end) of the gradient buffer are final
@@ -35,12 +43,10 @@ class LongNet {
 
   /// parameters: [layout.elements()] f32. gradients: likewise, or not defined (no backward).
   /// batch: B. The plan says which tokens are local. exchange, context, arenas: must outlive this.
-  /// attention: used by all layers in place of an operator of its own (generation); must outlive
-  /// this.
   LongNet(Context& context, const ModelConfig& config, const SequencePlan& plan, int64_t batch,
           const ParameterLayout& layout, const TensorView& parameters, const TensorView& gradients,
           KeyValueExchange& exchange, const ModelArenas& arenas,
-          AttentionOperator* attention = nullptr);
+          const LongNetOptions& options = {});
 
   ~LongNet();
 
@@ -65,37 +71,52 @@ class LongNet {
   const TensorView& hidden() const { return hidden_; }
   /// logits [c, V] of hidden rows [begin, begin + c).
   void logits(const TensorView& out, int64_t begin);
-  /// Queries, keys, values of a layer after forward, before positions: [B, L, H, D].
+  /// Queries, keys, values of a layer after forward, before positions: [B, L, H, D]. Not of a model
+  /// that recomputes.
   QueryKeyValue attended_inputs(int64_t layer) const;
 
   int64_t rows() const { return rows_; }
 
  private:
+  /// What a block's forward leaves for its backward besides its input; shared by all blocks of a
+  /// model that recomputes.
+  struct BlockActivations {
+    TensorView input_mean, input_rstd, normed_input;     // [T], [T], [T, C]
+    TensorView middle;                                   // [T, C] after attention (sequential)
+    TensorView middle_mean, middle_rstd, normed_middle;  // [T], [T], [T, C] (sequential)
+    AttentionActivations attention;
+    FeedForwardActivations feed_forward;
+    BlockActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens,
+                     Arena& activations);
+  };
   struct Block {
     TensorView attention_norm_weight, attention_norm_bias, grad_attention_norm_weight,
         grad_attention_norm_bias;
     TensorView ffn_norm_weight, ffn_norm_bias, grad_ffn_norm_weight, grad_ffn_norm_bias;
-    TensorView input;                                 // [T, C] residual stream at the block's start
-    TensorView input_mean, input_rstd, normed_input;  // [T], [T], [T, C]
-    TensorView middle;  // [T, C] after the attention half (sequential)
-    TensorView middle_mean, middle_rstd, normed_middle;
+    TensorView input;  // [T, C] residual stream at the block's start
+    std::shared_ptr<BlockActivations> kept;
     std::unique_ptr<AttentionLayer> attention;
     std::unique_ptr<FeedForwardLayer> feed_forward;
   };
 
   void run_blocks(const Visibility& visibility);
+  void norm_forward(const TensorView& out, const TensorView& sum, const TensorView& mean,
+                    const TensorView& rstd, const TensorView& x, const TensorView& residual,
+                    const TensorView& weight, const TensorView& bias);
+  void recompute_block(int64_t layer);
   void backward_blocks(const GradientsReady& ready, const TensorView& grad_vectors);
   CrossEntropyResult chunked_loss(const TensorView& targets, double scale, bool with_gradient);
 
   Context& context_;
   ModelConfig config_;
   int64_t batch_, local_tokens_, rows_;
-  bool sequential_;
+  bool sequential_, recompute_;
   float eps_;
   KeyValueExchange& exchange_;
   std::unique_ptr<AttentionOperator> own_attention_;
   std::unique_ptr<LayerScratch> scratch_;
   std::vector<Block> blocks_;
+  int64_t activations_of_ = -1;  // with recompute: the layer whose activations are in memory
   ParameterRange head_range_, embedding_range_;
   std::vector<ParameterRange> layer_ranges_;
   TensorView embedding_, grad_embedding_;          // [V, C]

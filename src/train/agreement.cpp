@@ -3,6 +3,7 @@
 
 #include <exception>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace longnet {
@@ -27,6 +28,16 @@ void run_on_root(Communicator& world, const std::function<void()>& work) {
   run_on_all(world, [&] {
     if (world.rank() == 0) work();
   });
+}
+
+Mesh make_mesh_on_all(std::unique_ptr<Communicator> world, const ParallelConfig& parallel) {
+  const int rank = world->rank();
+  try {
+    return make_mesh(std::move(world), parallel.sequence_ranks, parallel.data_ranks);
+  } catch (const Error& error) {
+    if (rank == 0) throw AgreedError(error.what());
+    throw SilentError();
+  }
 }
 
 }  // namespace longnet

@@ -3,8 +3,9 @@
 
 #include <functional>
 
+#include "core/config.h"
 #include "core/error.h"
-#include "dist/communicator.h"
+#include "dist/mesh.h"
 
 namespace longnet {
 
@@ -25,5 +26,7 @@ class SilentError : public AgreedError {
 void run_on_all(Communicator& world, const std::function<void()>& work);
 /// The same where only rank 0 works.
 void run_on_root(Communicator& world, const std::function<void()>& work);
+/// make_mesh, whose refusal is the same on every rank: rank 0 alone says it. Collective.
+Mesh make_mesh_on_all(std::unique_ptr<Communicator> world, const ParallelConfig& parallel);
 
 }  // namespace longnet

@@ -26,7 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr int kFormatVersion = 1;
+constexpr int kFormatVersion = 2;  // 1 had no checksum of state.json; it is still read
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr const char* kConfigFile = "config.yaml";
@@ -109,6 +109,14 @@ std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, Mome
                        {static_cast<float*>(to), size_t(bytes / kWidth)});
          }});
   return tensors;
+}
+
+/// Of everything that state.json says, but for this checksum itself.
+uint32_t state_checksum(Json json) {
+  json.erase("crc32");
+  const std::string text = json.dump();  // keys in alphabetical order, so one text per content
+  return static_cast<uint32_t>(
+      crc32(0, reinterpret_cast<const Bytef*>(text.data()), static_cast<uInt>(text.size())));
 }
 
 /// Every checkpoint in a run's folder, by step.
@@ -214,6 +222,7 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
     const Fingerprint print = fingerprint(temporary + "/" + name);
     json["files"][name] = {{"bytes", print.bytes}, {"crc32", print.crc}};
   }
+  json["crc32"] = state_checksum(json);
   write_text(temporary + "/" + kStateFile, json.dump(2) + "\n");
   sync_path(temporary);
   if (fs::exists(final_path)) remove_checkpoint(final_path);
@@ -270,8 +279,12 @@ Checkpoint open_checkpoint(const std::string& path_in) {
     try {
       json = Json::parse(read_text(path + "/" + kStateFile));
       const int version = json.at("format_version");
-      if (version != kFormatVersion)
-        throw Error("{}: format version {}, this program reads {}", path, version, kFormatVersion);
+      if (version < 1 || version > kFormatVersion)
+        throw Error("{}: format version {}, this program reads 1 to {}", path, version,
+                    kFormatVersion);
+      if (version == 1 ? json.contains("crc32") : json.at("crc32") != state_checksum(json))
+        throw Error("{}/{}: its checksum is not the one that was written; it is damaged", path,
+                    kStateFile);
       checkpoint.state.step = json.at("step");
       checkpoint.state.tokens_seen = json.at("tokens_seen");
       checkpoint.state.data.epoch = json.at("epoch");

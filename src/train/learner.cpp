@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/fill/fill.h"
+#include "kernels/linear/linear.h"
 #include "train/agreement.h"
 #include "train/schedule.h"
 #include "train/sharded_moments.h"
@@ -19,11 +20,14 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
       plan_(config.train.sequence_length, mesh.sequence_ranks(), mesh.sequence_rank(),
             config.model.heads, config.model.branches, config.model.head_offset_mode()),
       layout_(config.model),
-      parameter_arena_("parameters", context.counting()),
-      gradient_arena_("gradients", context.counting()),
-      optimizer_arena_("optimizer", context.counting()),
-      activation_arena_("activations", context.counting()),
-      workspace_arena_("workspace", context.counting()) {
+      parameter_arena_("parameters", context.counting(), context.device()),
+      gradient_arena_("gradients", context.counting(), context.device()),
+      optimizer_arena_("optimizer", context.counting(), context.device()),
+      activation_arena_("activations", context.counting(), context.device()),
+      workspace_arena_("workspace", context.counting(), context.device()) {
+  if (context.device().type == DeviceType::kCUDA && !context.counting()) reserve_memory();
+  if (const int64_t scratch = linear_workspace_bytes(context); scratch > 0)
+    context.set_library_workspace(workspace_arena_.allocate_bytes(scratch), scratch);
   parameters_ = parameter_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   gradients_ = gradient_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
@@ -39,14 +43,30 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
   }
   gradient_sum_ =
       std::make_unique<GradientSum>(*mesh.world, gradients_, bucket_bytes, shards.begin);
-  model_ = std::make_unique<LongNet>(context, config.model, plan_, config.train.batch_size, layout_,
-                                     parameters_, gradients_, *exchange_,
-                                     ModelArenas{activation_arena_, workspace_arena_});
+  model_ = std::make_unique<LongNet>(
+      context, config.model, plan_, config.train.batch_size, layout_, parameters_, gradients_,
+      *exchange_, ModelArenas{activation_arena_, workspace_arena_},
+      LongNetOptions{.attention = nullptr, .recompute = config.train.recompute == "layer"});
   optimizer_ = std::make_unique<Optimizer>(context, config.optimizer, layout_, parameters_,
                                            gradients_, optimizer_arena_, shards);
 }
 
-Learner::~Learner() = default;
+Learner::~Learner() { context_.set_library_workspace(nullptr, 0); }
+
+void Learner::reserve_memory() {
+  Context context({.device = context_.device(), .threads = context_.threads(), .counting = true});
+  Mesh mesh;
+  mesh.world = make_counting_communicator(mesh_.world->size(), mesh_.world->rank());
+  mesh.sequence = make_counting_communicator(mesh_.sequence_ranks(), mesh_.sequence_rank());
+  mesh.replica = mesh_.replica;
+  mesh.replicas = mesh_.replicas;
+  const Learner twin(context, config_, mesh);
+  parameter_arena_.reserve(twin.parameter_arena_.bytes());
+  gradient_arena_.reserve(twin.gradient_arena_.bytes());
+  optimizer_arena_.reserve(twin.optimizer_arena_.bytes());
+  activation_arena_.reserve(twin.activation_arena_.bytes());
+  workspace_arena_.reserve(twin.workspace_arena_.bytes());
+}
 
 void Learner::initialise() {
   initialise_parameters(context_, layout_, parameters(), static_cast<uint64_t>(config_.train.seed));
@@ -129,7 +149,9 @@ double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, b
   model_->forward(tokens_view(batch.tokens));
   // The gradients of earlier micro-steps are not final: only the last one's ranges may travel.
   const LongNet::GradientsReady ready = [&](const ParameterRange& range) {
-    if (last) gradient_sum_->ready(range.begin, range.end);
+    if (!last) return;
+    gradient_sum_->ready(range.begin, range.end);
+    gradient_sum_->progress();  // starts buckets that waited for a place
   };
   return model_
       ->loss_and_backward(tokens_view(batch.targets), 1.0 / static_cast<double>(targets), ready)

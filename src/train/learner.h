@@ -84,6 +84,8 @@ class Learner {
   int64_t local_rows() const { return config_.train.batch_size * plan_.local_tokens(); }
 
  private:
+  /// One block of GPU memory per purpose, as large as a counting twin of this learner finds.
+  void reserve_memory();
   int64_t count_targets(std::span<const MicroBatch> batches);
   double forward_and_backward(const MicroBatch& batch, int64_t targets, bool last);
   LossSum sum_over_ranks(LossSum local);

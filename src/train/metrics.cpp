@@ -1,12 +1,15 @@
 // See metrics.h.
 #include "train/metrics.h"
 
+#include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -45,16 +48,46 @@ int64_t peak_resident_bytes() {
   return usage.ru_maxrss * int64_t{1024};
 }
 
+namespace {
+
+/// Columns of the terminal that shows this process's standard error; 0: it is shown on none. Under
+/// mpirun standard error is a pipe to mpirun; where that runs on this host, its own is asked.
+int terminal_columns() {
+  int file = dup(STDERR_FILENO);
+  if (file >= 0 && isatty(file) == 0 && std::getenv("OMPI_COMM_WORLD_RANK") != nullptr) {
+    close(file);
+    file = open(fmt::format("/proc/{}/fd/2", getppid()).c_str(), O_WRONLY | O_NOCTTY | O_NONBLOCK);
+  }
+  if (file < 0) return 0;
+  int columns = 0;
+  struct winsize size {};
+  if (isatty(file) != 0)
+    columns = ioctl(file, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  close(file);
+  return columns;
+}
+
+/// What of the line fits: whole items between ", ", at least as much as fits of the first.
+std::string fitting(const std::string& line, size_t columns) {
+  if (line.size() <= columns) return line;
+  const size_t comma = line.rfind(", ", columns);
+  return line.substr(0, comma == std::string::npos ? columns : comma);
+}
+
+}  // namespace
+
 MetricsLog::MetricsLog(const RunConfig& run, int64_t first_step)
     : run_(run), path_(run.folder + "/metrics.jsonl") {
-  display_ = run.progress == "on" || (run.progress == "auto" && isatty(STDERR_FILENO) != 0);
+  display_ = run.progress == "on" || (run.progress == "auto" && terminal_columns() > 0);
   std::vector<std::string> kept;
   {
     std::ifstream old(path_);
     for (std::string line; std::getline(old, line);) {
       // A line cut short by a kill parses to nothing and is dropped with the later steps.
       const auto json = nlohmann::json::parse(line, nullptr, false);
-      if (json.is_object() && json.value("step", first_step) < first_step) kept.push_back(line);
+      if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer())
+        continue;
+      if (json["step"].get<int64_t>() < first_step) kept.push_back(line);
     }
   }
   const std::string temporary = path_ + ".tmp";
@@ -112,10 +145,14 @@ void MetricsLog::step(const StepMetrics& m) {
       m.parameter_bytes > 0 ? fmt::format(" + {} parameters", bytes_text(m.parameter_bytes)) : "",
       bytes_text(m.memory_bytes));
   if (display_) {
-    constexpr int kBar = 20;
-    const auto done = static_cast<int>(kBar * m.step / std::max<int64_t>(1, m.steps));
-    fmt::print(stderr, "\r\x1b[K[{}{}] {}", std::string(done, '='), std::string(kBar - done, ' '),
-               line);
+    // A line that wraps could not be rewritten, and the last column of some terminals wraps.
+    const int columns = terminal_columns();
+    const int bar = columns == 0 || columns >= 120 ? 20 : 10;
+    const auto done = static_cast<int>(bar * m.step / std::max<int64_t>(1, m.steps));
+    const std::string shown =
+        fmt::format("[{}{}] {}", std::string(done, '='), std::string(bar - done, ' '), line);
+    fmt::print(stderr, "\r\x1b[K{}",
+               columns == 0 ? shown : fitting(shown, static_cast<size_t>(columns) - 1));
     std::fflush(stderr);
     line_open_ = true;
     if (last) finish_line();

@@ -68,6 +68,7 @@ PlanReport plan_run(const Config& config_in, int ranks, int rank) {
   report.parameter_bytes = learner.parameter_bytes_sent();
   report.matmul_flops = context.work().matmul_flops;
   report.attention_flops = context.work().attention_flops;
+  report.recomputed_flops = context.work().recomputed_flops;
   const double tokens =
       static_cast<double>(learner.local_rows()) * static_cast<double>(config.train.accumulation);
   report.flops_per_token =

@@ -28,8 +28,9 @@ struct PlanReport {
   // Bytes this rank sends in one optimizer step.
   int64_t forward_bytes = 0, forward_needed_bytes = 0, backward_bytes = 0, gradient_bytes = 0;
   int64_t parameter_bytes = 0;  // updated ones, with parallel.shard_optimizer
-  // FLOPs of this rank in one optimizer step (forward and backward), and per token it trains on.
-  double matmul_flops = 0, attention_flops = 0, flops_per_token = 0;
+  // FLOPs of this rank in one optimizer step (forward and backward), and per token it trains on;
+  // recomputed ones (train.recompute) stand apart and are part of neither.
+  double matmul_flops = 0, attention_flops = 0, recomputed_flops = 0, flops_per_token = 0;
 };
 
 /// ranks: of the whole job; parallel.data_ranks of config is kept. rank: of the sequence group, -1:

@@ -12,6 +12,7 @@
 #include "kernels/machine/machine.h"
 #include "model/generation.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 
@@ -26,6 +27,28 @@ void on_signal(int signal) {
   else
     stop_wanted = 1;
 }
+
+/// Catches SIGUSR1 and SIGTERM while it lives. A launcher may send either as soon as the job is
+/// there, so the whole set-up is covered too, and what arrives then counts at the first step's end.
+class SignalGuard {
+ public:
+  SignalGuard() {
+    save_wanted = 0;
+    stop_wanted = 0;
+    old_usr1_ = std::signal(SIGUSR1, on_signal);
+    old_term_ = std::signal(SIGTERM, on_signal);
+  }
+  ~SignalGuard() {
+    std::signal(SIGUSR1, old_usr1_);
+    std::signal(SIGTERM, old_term_);
+  }
+  SignalGuard(const SignalGuard&) = delete;
+  SignalGuard& operator=(const SignalGuard&) = delete;
+
+ private:
+  void (*old_usr1_)(int);
+  void (*old_term_)(int);
+};
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -116,9 +139,10 @@ struct Trainer::Impl {
   void save();
   bool root() const { return mesh.world->rank() == 0; }
 
+  SignalGuard signal_guard;  // first: it also covers the set-up of the others
   Config config;
-  Mesh mesh;
   Context context;
+  Mesh mesh;
   std::unique_ptr<Dataset> train_data, validation_data;
   std::unique_ptr<Learner> learner;
   std::unique_ptr<MetricsLog> metrics;  // rank 0
@@ -129,11 +153,11 @@ struct Trainer::Impl {
 
 Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world)
     : config(config_in),
-      mesh(make_mesh(std::move(world), config_in.parallel.sequence_ranks,
-                     config_in.parallel.data_ranks)),
-      context({.device = {},
+      context({.device = device_of_rank(*world, config_in.run.backend),
                .threads = static_cast<int>(config_in.parallel.threads),
-               .counting = false}) {
+               .counting = false}),
+      mesh(make_mesh_on_all(transport_of(context, std::move(world), config_in.parallel),
+                            config_in.parallel)) {
   run_on_root(*mesh.world, [&] {
     std::error_code error;
     std::filesystem::create_directories(config.run.folder, error);
@@ -176,9 +200,11 @@ void Trainer::Impl::resume() {
           "checkpoint.resume=none",
           path, state.step, config.train.steps);
     const Config& old = checkpoint.config;
+    DataConfig old_data = old.data;  // all of it decides which tokens a sample holds, but these two
+    old_data.cache = config.data.cache;
+    old_data.bytes_per_token = config.data.bytes_per_token;
     if (old.train.sequence_length != config.train.sequence_length ||
-        old.train.seed != config.train.seed || old.data.train != config.data.train ||
-        old.data.order != config.data.order) {
+        old.train.seed != config.train.seed || !(old_data == config.data)) {
       spdlog::warn("the data or its order differ from the checkpoint's: the order starts anew");
       state.data = {state.data.epoch + 1, 0};
     }
@@ -313,10 +339,6 @@ void Trainer::Impl::save() {
 }
 
 void Trainer::Impl::run() {
-  save_wanted = 0;
-  stop_wanted = 0;
-  std::signal(SIGUSR1, on_signal);
-  std::signal(SIGTERM, on_signal);
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
   while (state.step < config.train.steps) {
     const double start = now();
@@ -334,16 +356,14 @@ void Trainer::Impl::run() {
     if (due(config.train.sample_every)) sample();
     std::array<double, 2> signals{static_cast<double>(save_wanted),
                                   static_cast<double>(stop_wanted)};
+    if (signals[0] > 0) save_wanted = 0;  // before the reduction: one that comes meanwhile counts
     mesh.world->all_reduce_max(signals);
     if (due(config.checkpoint.every) || last || signals[0] > 0 || signals[1] > 0) save();
-    save_wanted = 0;
     if (signals[1] > 0 && !last) {
       if (root()) spdlog::info("step {}: ended by a signal; start again to go on", state.step);
       break;
     }
   }
-  std::signal(SIGUSR1, SIG_DFL);
-  std::signal(SIGTERM, SIG_DFL);
 }
 
 Trainer::Trainer(const Config& config, std::unique_ptr<Communicator> world)

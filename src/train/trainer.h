@@ -35,8 +35,9 @@ class Trainer {
   Trainer(const Config& config, std::unique_ptr<Communicator> world);
   ~Trainer();
 
-  /// Trains to train.steps. Signals, seen at the end of a step on any rank: SIGUSR1 saves a
-  /// checkpoint and goes on, SIGTERM saves and ends. Collective.
+  /// Trains to train.steps. Signals, caught from construction to destruction and seen at the end
+  /// of a step on any rank: SIGUSR1 saves a checkpoint and goes on, SIGTERM saves and ends.
+  /// Collective.
   void run();
 
  private:

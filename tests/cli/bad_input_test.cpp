@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "cli/program.h"
+#include "core/device_runtime.h"
 #include "support/compare.h"
 
 namespace longnet::test {
@@ -138,15 +139,50 @@ TEST_F(BadInput, Generate) {
                   {generate + "--prompt a --prompt-file text.txt", "excludes"}});
 }
 
+/// What run.backend=cuda says on a machine without a GPU, in this build.
+std::string cuda_refusal() {
+  return device_runtime::built_with_cuda()
+             ? "run.backend=cuda: no GPU on "
+             : "run.backend=cuda: this program was built without CUDA; set run.backend=cpu";
+}
+
+TEST_F(BadInput, CudaWithoutAGpu) {
+  const device_runtime::Availability found = device_runtime::availability();
+  if (!found.devices.empty()) GTEST_SKIP() << "this machine has a GPU";
+  expect_refused({{"train tiny.yaml run.backend=cuda", cuda_refusal()},
+                  {"bench step tiny.yaml run.backend=cuda", cuda_refusal()},
+                  {"train tiny.yaml run.backend=gpu", "run.backend=gpu\": this is called cuda"}});
+  if (device_runtime::built_with_cuda()) {
+    expect_refused({{"train tiny.yaml run.backend=cuda", found.reason}});
+  }
+  EXPECT_FALSE(std::filesystem::exists(program.file("run"))) << "a refused run leaves no folder";
+  // A plan computes nothing, so it needs no GPU.
+  EXPECT_EQ(program.run("plan tiny.yaml run.backend=cuda").exit_code, 0);
+}
+
 TEST_F(BadInput, TwoRanksSayItOnce) {
+  ASSERT_EQ(program.run("train tiny.yaml train.steps=1 optimizer.warmup_steps=0").exit_code, 0);
   // mpirun adds its own notice about the exit code; of the program there must be one line.
-  const std::vector<BadLine> lines{
+  std::vector<BadLine> lines{
       {"attend no_v.st out.st --branch 16:1", "has no tensor \"v\""},
       {"attend good.st none/out.st --branch 16:1", "cannot be written"},
       {"generate run/step-00000001", "runs on one rank, this job has 2; start it without mpirun"},
       {"bench attention", "runs on one rank"},
       {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
-      {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"}};
+      {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"},
+      {"train none.yaml", "none.yaml: cannot be opened"},
+      {"train tiny.yaml model.hedas=3", "did you mean model.heads?"},
+      {"train tiny.yaml data.train=none.txt", "no such file or folder"},
+      {"train tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
+      {"train tiny.yaml checkpoint.resume=none/step-00000001", "no such checkpoint"},
+      {"train tiny.yaml run.folder=wild train.steps=200 optimizer.learning_rate=10 "
+       "optimizer.clip_norm=0 checkpoint.every=1",
+       "stopped before the weights changed; the last good checkpoint is wild/step-"},
+      {"evaluate none", "none: no such checkpoint"},
+      {"evaluate run/step-00000001 parallel.data_ranks=3", "parallel.data_ranks (3)"},
+      {"evaluate run/step-00000001 model.dim=64", "only model.branches may be set"}};
+  if (device_runtime::availability().devices.empty())
+    lines.push_back({"train tiny.yaml run.backend=cuda", cuda_refusal()});
   for (const BadLine& line : lines) {
     const Outcome outcome = program.run(line.arguments, 2);
     EXPECT_NE(outcome.exit_code, 0) << line.arguments;

@@ -58,6 +58,24 @@ TEST(Plan, TinyModelOnTwoRanksByHand) {
   EXPECT_EQ(r["flops_per_step"]["attention"], (4 * 136 + 392) * 4 * 2 * 2 * 14.0 * 8);
 }
 
+TEST(PlanCommand, RecomputationSavesMemoryAndCountsApart) {
+  Program program;
+  program.write_tiny_config();
+  const Json kept = plan(program, "--ranks 2"),
+             again = plan(program, "train.recompute=layer --ranks 2");
+  EXPECT_EQ(again["flops_per_step"]["matmul"], kept["flops_per_step"]["matmul"]);
+  EXPECT_EQ(again["flops_per_step"]["attention"], kept["flops_per_step"]["attention"]);
+  EXPECT_EQ(again["flops_per_token"], kept["flops_per_token"]);
+  EXPECT_EQ(again["bytes_per_step"], kept["bytes_per_step"]);
+  EXPECT_EQ(kept["flops_per_step"]["recomputed"], 0.0);
+  // One of the two layers (the last one's activations are still there): matrices but fc2, and 4 of
+  // the 14 D per pair of attention.
+  EXPECT_EQ(again["flops_per_step"]["recomputed"],
+            128.0 * 2 * (4 * 32 * 32 + 32 * 64) + (4 * 136 + 392) * 4 * 2 * 4.0 * 8);
+  EXPECT_LT(again["memory_bytes"]["activations"], kept["memory_bytes"]["activations"]);
+  EXPECT_EQ(again["memory_bytes"]["workspace"], kept["memory_bytes"]["workspace"]);
+}
+
 /// Three steps of training on `ranks` count what the plans of all ranks say.
 void expect_bytes_as_counted(const std::string& settings, int ranks) {
   Program program;

@@ -154,7 +154,16 @@ Config changed_config() {
             "sequential",
             "/tmp/c: d",
             ".py,.c"};
-  c.train = {4097, 3, 5, 1234567890123, 77, 11, 0, 0, " tab\t nl\n \x01 'quote' \"two\" \\ é: # ",
+  c.train = {4097,
+             3,
+             5,
+             1234567890123,
+             77,
+             "layer",
+             11,
+             0,
+             0,
+             " tab\t nl\n \x01 'quote' \"two\" \\ é: # ",
              9};
   c.optimizer = {"stable_adamw",
                  6.02e-4,
@@ -167,9 +176,9 @@ Config changed_config() {
                  3,
                  0.1,
                  2.5};
-  c.parallel = {3, 2, 5, 1, true};
+  c.parallel = {3, 2, 5, 1, 0.5, true};
   c.checkpoint = {0, 0, "runs/x/step=3"};
-  c.run = {"runs/ä", "cpu", "f32", "debug", "off", 10};
+  c.run = {"runs/ä", "cuda", "f32", "debug", "off", 10};
   return c;
 }
 
@@ -179,12 +188,12 @@ TEST(Config, EveryMemberHasAKey) {
   [[maybe_unused]] auto& [m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, m16,
                           m17, m18] = c.model;
   [[maybe_unused]] auto& [d1, d2, d3, d4, d5, d6, d7, d8, d9, d10] = c.data;
-  [[maybe_unused]] auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10] = c.train;
+  [[maybe_unused]] auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11] = c.train;
   [[maybe_unused]] auto& [o1, o2, o3, o4, o5, o6, o7, o8, o9, o10, o11] = c.optimizer;
-  [[maybe_unused]] auto& [p1, p2, p3, p4, p5] = c.parallel;
+  [[maybe_unused]] auto& [p1, p2, p3, p4, p5, p6] = c.parallel;
   [[maybe_unused]] auto& [c1, c2, c3] = c.checkpoint;
   [[maybe_unused]] auto& [r1, r2, r3, r4, r5, r6] = c.run;
-  EXPECT_EQ(config_keys().size(), 18u + 10 + 10 + 11 + 5 + 3 + 6);
+  EXPECT_EQ(config_keys().size(), 18u + 10 + 11 + 11 + 6 + 3 + 6);
   std::set<std::string> names;
   for (const ConfigKey& key : config_keys()) names.insert(key.key);
   EXPECT_EQ(names.size(), config_keys().size());
@@ -529,8 +538,7 @@ const BadCase kBadYaml[] = {
     {"run:\n  dtype: float16\n", "configs/x.yaml:2: run.dtype: fp16 is not offered", "run.dtype"},
     {"run:\n  dtype: bf16\n", "configs/x.yaml:2: run.dtype: bf16 is not in this version; use f32",
      "run.dtype"},
-    {"run:\n  backend: cuda\n", "configs/x.yaml:2: run.backend: cuda is not in this build; use cpu",
-     "run.backend"},
+    {"run:\n  backend: gpu\n", "configs/x.yaml:2: run.backend: this is called cuda", "run.backend"},
 };
 INSTANTIATE_TEST_SUITE_P(Config, BadYaml, testing::ValuesIn(kBadYaml));
 
@@ -583,7 +591,7 @@ const BadCase kBadWords[] = {
     {"parallel.tensor=2", "key=value word \"parallel.tensor=2\": tensor parallelism is not offered",
      "parallel.tensor"},
     {"run.dtype=fp16", "key=value word \"run.dtype=fp16\": fp16 is not offered", "run.dtype"},
-    {"run.backend=gpu", "key=value word \"run.backend=gpu\": cuda is not in this build", "cpu"},
+    {"run.backend=gpu", "key=value word \"run.backend=gpu\": this is called cuda", "gpu"},
     {"run.folder=", "key=value word \"run.folder=\": must not be empty", "run.folder"},
     {"a\nb=5", "key=value word \"a\\nb=5\": unknown key", "a\\nb"},
 };

@@ -98,10 +98,29 @@ TEST(Context, WorkBeginsAtZero) {
   EXPECT_EQ(context.work().matmul_flops, 5);
 }
 
-TEST(Context, CudaIsRefusedInThisBuild) {
+TEST(Context, WithoutAGpuCudaIsRefusedButCountingIsNot) {
   ContextOptions options;
   options.device.type = DeviceType::kCUDA;
+  options.counting = true;
+  const Context counting(options);
+  EXPECT_EQ(counting.stream(), nullptr);
+  counting.wait();
+  if (!device_runtime::availability().devices.empty()) GTEST_SKIP() << "this machine has a GPU";
+  options.counting = false;
   EXPECT_THROW(Context{options}, Error);
+}
+
+TEST(Context, TensorsOfAnotherDeviceAreNamed) {
+  float value = 0;
+  const Context context;
+  check_on_device(context, TensorView(&value, DType::kF32, {1}), "x");
+  check_on_device(context, TensorView(), "bias");  // not given
+  try {
+    check_on_device(context, TensorView(&value, DType::kF32, {1}, {DeviceType::kCUDA, 3}), "x");
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "x f32[1] lies on cuda:3, this context works on cpu");
+  }
 }
 
 }  // namespace

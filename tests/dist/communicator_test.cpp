@@ -2,7 +2,9 @@
 #include "dist/communicator.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -304,6 +306,28 @@ TEST(Communicator, SplitOrdersByKeyAndLeavesOut) {
     EXPECT_EQ(some->size(), size - 1);
   }
   EXPECT_THROW(world->split_known(size + 1, rank, 0, rank), Error);
+}
+
+/// The place of a rank among those that run on a host of the same name, and their number.
+std::pair<int, int> place_by_host_name(Communicator& comm) {
+  char host[256] = {};
+  gethostname(host, sizeof host - 1);
+  const std::vector<std::string> hosts = comm.all_gather_strings(host);
+  const auto own = hosts.begin() + comm.rank();
+  return {static_cast<int>(std::count(hosts.begin(), own, *own)),
+          static_cast<int>(std::count(hosts.begin(), hosts.end(), *own))};
+}
+
+TEST(Communicator, PlaceOnTheNode) {
+  const auto world = make_mpi_communicator();
+  const auto expect_place = [](Communicator& comm) {
+    EXPECT_EQ(std::pair(comm.local_rank(), comm.local_size()), place_by_host_name(comm));
+  };
+  expect_place(*world);
+  expect_place(*world->split(world->rank() % 2, -world->rank()));
+  expect_place(*world->split(0, (world->rank() * 5) % 8));
+  EXPECT_EQ(make_single_communicator()->local_size(), 1);
+  EXPECT_EQ(make_counting_communicator(8, 5)->local_rank(), 5);
 }
 
 TEST(Communicator, WrongUseIsRefused) {

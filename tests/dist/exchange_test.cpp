@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
+#include <ctime>
 #include <random>
 
 #include "dist/mesh.h"
@@ -348,9 +348,9 @@ TEST(Traffic, HundredsOfRanksPlanQuickly) {
                64,
                {{2048, 1}, {tokens / 512, 1024}, {tokens, tokens / 2048}},
                HeadOffset::kInterleaved};
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of this process: other load does not count
   const Traffic traffic = run_layer(*counting, c);
-  EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), 2.0);
+  EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 2.0);
   EXPECT_LT(traffic.forward_bytes, 2 * 12 * 64 * 2048 * 4);
   EXPECT_GT(traffic.forward_bytes, 0);
 }

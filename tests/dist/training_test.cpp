@@ -37,13 +37,15 @@ TEST(Training, FollowsTheGoldenTrajectory) {
 std::pair<std::vector<double>, std::vector<float>> run_mesh(int64_t sequence_ranks,
                                                             int64_t data_ranks,
                                                             int64_t accumulation,
-                                                            const std::string& optimizer) {
+                                                            const std::string& optimizer,
+                                                            const std::string& recompute = "none") {
   const SafetensorsFile file(golden_path(kGolden));
   Config config = training_config(file);
   const int64_t all = config.train.batch_size;  // 2 sequences a step
   config.train.batch_size = all / data_ranks / accumulation;
   config.train.accumulation = accumulation;
   config.optimizer.name = optimizer;
+  config.train.recompute = recompute;
   Mesh mesh = make_mesh(make_mpi_communicator(), sequence_ranks, data_ranks);
   Context context;
   Learner learner(context, config, mesh);
@@ -86,6 +88,12 @@ TEST(Training, RepeatsBitForBitAndRanksAgree) {
   std::array<double, 2> extremes{sum, -sum};
   world->all_reduce_max(extremes);
   EXPECT_EQ(extremes[0], -extremes[1]);
+}
+
+TEST(Training, RecomputationChangesNoBit) {
+  const auto kept = run_mesh(0, 1, 2, "adamw"), again = run_mesh(0, 1, 2, "adamw", "layer");
+  EXPECT_EQ(kept.first, again.first);
+  EXPECT_EQ(kept.second, again.second);
 }
 
 TEST(Training, StopsEverywhereBeforeTheWeightsChange) {

@@ -125,6 +125,43 @@ TEST_P(ModelVariant, DirectionalDerivative) {
   EXPECT_NEAR(measured, norm, 5e-3 * norm);
 }
 
+// With one block's activations shared by all, every bit of loss, logits and gradients stays.
+TEST_P(ModelVariant, RecomputationChangesNoBit) {
+  ModelConfig config = tiny_config();
+  config.layers = 3;
+  GetParam().change(config);
+  const ParameterLayout layout(config);
+  const int64_t batch = 2, n = 37;
+  NoExchange exchange;
+  std::vector<int64_t> tokens, targets;
+  split_tokens(random_tokens(batch * (n + 1), config.vocab_size, 5), batch, 0, n, tokens, targets);
+  const std::vector<float> start = initial_parameters(layout, 3);
+  ModelOnRank kept(config, one_rank(config, n), batch, exchange, start);
+  ModelOnRank again(config, one_rank(config, n), batch, exchange, start, {.recompute = true});
+  // Twice, so that gradients also add up to what they did.
+  for (int pass = 0; pass < 2; ++pass) {
+    EXPECT_EQ(again.run(tokens, targets, 1.0).loss_sum, kept.run(tokens, targets, 1.0).loss_sum);
+    EXPECT_EQ(again.logits, kept.logits);
+    EXPECT_EQ(again.gradients, kept.gradients);
+  }
+  // A second backward of the same forward finds the last block's activations gone.
+  const TensorView target_view(targets.data(), DType::kI64, {batch, n});
+  kept.model.loss_and_backward(target_view, 0.5);
+  again.model.loss_and_backward(target_view, 0.5);
+  EXPECT_EQ(again.gradients, kept.gradients);
+  // What is computed twice counts apart: two of three blocks in each step, all three in the last
+  // backward; at most a forward's third of all work, less what only feeds outputs.
+  const Work once = kept.context.work(), twice = again.context.work();
+  EXPECT_EQ(twice.matmul_flops, once.matmul_flops);
+  EXPECT_EQ(twice.attention_flops, once.attention_flops);
+  EXPECT_EQ(once.recomputed_flops, 0);
+  EXPECT_GT(twice.recomputed_flops, 0);
+  EXPECT_LT(twice.recomputed_flops, (once.matmul_flops + once.attention_flops) / 3);
+  EXPECT_LT(again.activations.bytes(), 2 * kept.activations.bytes() / 3);
+  EXPECT_LE(again.workspace.bytes(), kept.workspace.bytes());
+  EXPECT_THROW(again.model.attended_inputs(0), Error);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Options, ModelVariant,
     ::testing::Values(Variant{"sub_ln_xpos", [](ModelConfig&) {}},

@@ -64,7 +64,8 @@ inline TensorView flat_view(std::vector<float>& values) {
 /// One rank's model with memory of its own.
 struct ModelOnRank {
   ModelOnRank(const ModelConfig& config, const SequencePlan& plan, int64_t batch,
-              KeyValueExchange& exchange, std::vector<float> flat_parameters)
+              KeyValueExchange& exchange, std::vector<float> flat_parameters,
+              const LongNetOptions& options = {})
       : config(config),
         batch(batch),
         local(plan.local_tokens()),
@@ -74,7 +75,7 @@ struct ModelOnRank {
         activations("activations"),
         workspace("workspace"),
         model(context, config, plan, batch, layout, flat_view(parameters), flat_view(gradients),
-              exchange, {activations, workspace}) {}
+              exchange, {activations, workspace}, options) {}
 
   /// Forward and backward; scale: 1 / targets of all ranks. Ranges must arrive front to back,
   /// whole.

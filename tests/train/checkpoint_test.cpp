@@ -2,6 +2,7 @@
 #include "train/checkpoint.h"
 
 #include <gtest/gtest.h>
+#include <zlib.h>
 
 #include <cstring>
 #include <filesystem>
@@ -119,10 +120,13 @@ void write(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
 }
 
-/// Rewrites state.json after `change`, so that only what it says is wrong.
+/// Rewrites state.json after `change`, its checksum too, so that only what it says is wrong.
 void edit_state(const std::string& path, const std::function<void(nlohmann::json&)>& change) {
   auto json = nlohmann::json::parse(read_whole_file(path + "/state.json"));
   change(json);
+  json.erase("crc32");
+  const std::string text = json.dump();
+  json["crc32"] = crc32(0, reinterpret_cast<const Bytef*>(text.data()), uInt(text.size()));
   write(path + "/state.json", json.dump());
 }
 
@@ -147,8 +151,8 @@ TEST(Checkpoint, DamagedOrForeignOnesAreRefusedWithTheReason) {
        [](const std::string& p) { edit_state(p, [](auto& j) { j["step"] = "seven"; }); },
        "damaged or of another program"},
       {"newer format",
-       [](const std::string& p) { edit_state(p, [](auto& j) { j["format_version"] = 2; }); },
-       "format version 2, this program reads 1"},
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["format_version"] = 3; }); },
+       "format version 3, this program reads 1 to 2"},
       {"no checksum",
        [](const std::string& p) {
          edit_state(p, [](auto& j) { j["files"].erase("config.yaml"); });
@@ -211,6 +215,43 @@ std::string message_of(const std::function<void()>& work) {
     return error.what();
   }
   return "no error";
+}
+
+TEST(Checkpoint, EveryChangedCharacterOfTheStateIsNoticed) {
+  Saved saved;
+  saved.state = {7, 123456, {3, 41}};
+  const std::string path = saved.save(), file = path + "/state.json";
+  const std::string good = read_whole_file(file);
+  const auto content = [&](const std::string& text) {
+    return nlohmann::json::parse(text, nullptr, false);
+  };
+  int changed = 0;
+  for (size_t i = 0; i < good.size(); ++i)
+    for (int mask : {1, 2, 4, 8, 16, 32, 64}) {
+      std::string bad = good;
+      bad[i] = static_cast<char>(bad[i] ^ mask);
+      if (content(bad) == content(good)) continue;  // white space
+      write(file, bad);
+      ++changed;
+      EXPECT_NE(message_of([&] { open_checkpoint(path); }).find("checkpoint refused"),
+                std::string::npos)
+          << bad;
+    }
+  EXPECT_GT(changed, 1000);
+  write(file, good);
+  EXPECT_EQ(open_checkpoint(path).state.data.next_sample, 41);
+}
+
+TEST(Checkpoint, AStateWithoutChecksumOfTheFirstFormatIsRead) {
+  Saved saved;
+  const std::string path = saved.save();
+  auto json = nlohmann::json::parse(read_whole_file(path + "/state.json"));
+  json.erase("crc32");
+  write(path + "/state.json", json.dump());
+  EXPECT_NE(message_of([&] { open_checkpoint(path); }).find("damaged"), std::string::npos);
+  json["format_version"] = 1;
+  write(path + "/state.json", json.dump());
+  EXPECT_EQ(open_checkpoint(path).state.step, saved.state.step);
 }
 
 TEST(Checkpoint, PathsThatAreNoCheckpoint) {

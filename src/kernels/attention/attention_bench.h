@@ -27,7 +27,9 @@ struct AttentionBenchTiming {
 };
 
 struct AttentionBenchResult {
-  double fma_gflops = 0;  // measured limit of the threads in use
+  double fma_gflops = 0;     // measured limit of the threads in use
+  double begin_seconds = 0;  // median of attention_begin (o = 0), not part of forward: once for all
+                             // branches of a layer
   AttentionBenchTiming forward, backward;
 };
 

@@ -172,11 +172,30 @@ class Piece {
     end = std::max(begin, end);
   }
 
+  /// Queries see the keys from the first one on, later queries at least as many.
+  bool seen_grows() const {
+    return !options_.first_visible.defined() && !options_.last_visible.defined();
+  }
+
   /// Mask of up to 64 queries from i0 on against keys [chunk_begin, chunk_begin + chunk_count).
   /// False: none of them sees any.
   bool mask(int64_t i0, int64_t count, int64_t chunk_begin, int64_t chunk_count,
             const Scratch& scratch, TileMask& mask) const {
     int64_t lowest = INT64_MAX, highest = -1, low_full = 0, high_full = INT64_MAX;
+    if (seen_grows()) {
+      // The common case: later queries see more, from the first key on.
+      int64_t begin, least, most;
+      visible(i0, begin, least);
+      visible(i0 + count - 1, begin, most);
+      if (least - chunk_begin >= chunk_count || (least == most && least > chunk_begin)) {
+        const int32_t end = static_cast<int32_t>(std::min(least - chunk_begin, chunk_count));
+        std::fill_n(scratch.first, kTileQueries, 0);
+        std::fill_n(scratch.last, kTileQueries, end - 1);
+        mask = {scratch.first, scratch.last, 0, end, 0, end};
+        return true;
+      }
+      if (most <= chunk_begin) return false;
+    }
     for (int64_t i = 0; i < count; ++i) {
       int64_t begin, end;
       visible(i0 + i, begin, end);
@@ -294,9 +313,25 @@ class Piece {
     std::fill(rows + count * padded_, rows + kTileQueries * padded_, 0.0f);
   }
 
-  /// Asks for rows i0 .. of a tensor that will be needed a little later.
-  void prefetch_rows(const TensorView& x, int64_t i0, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) prefetch_row(row(x, query_slot(i0 + i)), head_dim_);
+  /// Asks for rows [i0, i1) of a tensor that will be needed a little later.
+  void prefetch_rows(const TensorView& x, int64_t i0, int64_t i1) const {
+    for (int64_t i = i0; i < i1; ++i) prefetch_row(row(x, query_slot(i)), head_dim_);
+  }
+
+  /// The same for the tile after this one, while this one is computed: rows [i0, i1), 64 at most.
+  AheadRows ahead(const TensorView& query, const TensorView& out, int64_t i0, int64_t i1) const {
+    const int64_t rows = std::min<int64_t>(i1 - i0, kTileQueries);
+    if (rows <= 0) return {};
+    const auto first = [&](const TensorView& x) {
+      return reinterpret_cast<const char*>(row(x, query_slot(i0)));
+    };
+    const auto step = [&](const TensorView& x) {
+      return task_.queries.step * x.stride[1] * static_cast<int64_t>(sizeof(float));
+    };
+    return {{first(query), first(out)},
+            {step(query), step(out)},
+            static_cast<int32_t>(rows),
+            static_cast<int32_t>(head_dim_ * sizeof(float))};
   }
 
   /// grad_query rows i0 .. += rotated back factor * rows [64, Dp], which is overwritten.
@@ -352,7 +387,7 @@ class Piece {
 bool key_range(const Piece& piece, int64_t i0, int64_t i1, int64_t& begin, int64_t& end) {
   begin = INT64_MAX;
   end = 0;
-  for (int64_t i = i0; i < i1; ++i) {
+  for (int64_t i = piece.seen_grows() ? i1 - 1 : i0; i < i1; ++i) {
     int64_t from, to;
     piece.visible(i, from, to);
     if (from >= to) continue;
@@ -364,11 +399,11 @@ bool key_range(const Piece& piece, int64_t i0, int64_t i1, int64_t& begin, int64
 
 /// Queries [i0, i0 + count) of a piece against one packed chunk: reads and writes (out, lse).
 void forward_tile(const Piece& piece, const AttentionForward& tensors, float scale, int64_t i0,
-                  int64_t count, const TileMask& mask, const TileFunctions& functions,
-                  const Scratch& scratch, RotaryTable::Cursor& cursor) {
+                  int64_t count, const TileMask& mask, const AheadRows& ahead,
+                  const TileFunctions& functions, const Scratch& scratch,
+                  RotaryTable::Cursor& cursor) {
   const int padded = static_cast<int>(piece.padded());
   const int64_t head_dim = piece.head_dim();
-  piece.prefetch_rows(tensors.out, i0, count);
   piece.pack_queries(scratch.query_rows, tensors.query, i0, count,
                      static_cast<float>(scale * kLog2E), scratch, cursor);
   functions.transpose(scratch.query_lanes, scratch.query_rows, kTileQueries, padded);
@@ -396,7 +431,7 @@ void forward_tile(const Piece& piece, const AttentionForward& tensors, float sca
   else
     std::fill_n(scratch.out_lanes, kTileQueries * piece.padded(), 0.0f);
   functions.forward({scratch.query_lanes, scratch.key, scratch.value, scratch.out_lanes,
-                     scratch.peak, scratch.sum, scratch.score, mask});
+                     scratch.peak, scratch.sum, scratch.score, mask, ahead});
   functions.transpose(scratch.rows, scratch.out_lanes, padded, kTileQueries);
   for (int64_t i = 0; i < count; ++i) {
     if (scratch.sum[i] == 0) continue;  // saw no key: o and lse stay
@@ -456,12 +491,15 @@ void cpu_forward(Context& context, const AttentionForward& tensors, const Attent
       for (int64_t chunk = key_begin / chunk_rows * chunk_rows; chunk < key_end;
            chunk += chunk_rows) {
         const int64_t count = std::min(chunk_rows, key_end - chunk);
+        piece.prefetch_rows(tensors.query, i_begin, std::min(kTileQueries + i_begin, i_end));
         piece.pack_keys(chunk, count, scratch, cursor);
         for (int64_t i = i_begin; i < i_end; i += kTileQueries) {
           const int64_t tile = std::min<int64_t>(kTileQueries, i_end - i);
           TileMask mask;
           if (!piece.mask(i, tile, chunk, count, scratch, mask)) continue;
-          forward_tile(piece, tensors, options.scale, i, tile, mask, functions, scratch, cursor);
+          forward_tile(piece, tensors, options.scale, i, tile, mask,
+                       piece.ahead(tensors.query, tensors.out, i + tile, i_end), functions, scratch,
+                       cursor);
           if (thread == 0) context.progress();
         }
       }
@@ -507,7 +545,7 @@ void backward_tile(const Piece& piece, const AttentionBackward& tensors, float s
                    float* grad_query_lanes, const Scratch& scratch, RotaryTable::Cursor& cursor) {
   const int padded = static_cast<int>(piece.padded());
   const int64_t head_dim = piece.head_dim();
-  piece.prefetch_rows(tensors.grad_out, i0, count);
+  piece.prefetch_rows(tensors.grad_out, i0, i0 + count);
   piece.pack_queries(scratch.query_rows, tensors.query, i0, count,
                      static_cast<float>(scale * kLog2E), scratch, cursor);
   functions.transpose(scratch.query_lanes, scratch.query_rows, kTileQueries, padded);

@@ -26,6 +26,15 @@ struct TileMask {
   int32_t full_end;
 };
 
+/// Rows that the next tile will read: asked for between key blocks, a few at a time, so that their
+/// way from memory hides behind the arithmetic.
+struct AheadRows {
+  const char* first[2];  // first row of the queries and of the outputs
+  int64_t step[2];       // bytes from row to row
+  int32_t rows;          // 0: none
+  int32_t row_bytes;
+};
+
 struct ForwardTile {
   const float* query;  // lanes
   const float* key;    // rows
@@ -35,6 +44,7 @@ struct ForwardTile {
   float* sum;          // [64] sum of weights in units of 2^peak
   float* score;        // [48, 64] scratch
   TileMask mask;
+  AheadRows ahead;
 };
 
 struct BackwardTile {

@@ -1,26 +1,43 @@
-// CPU twin of fill: one memset-like loop per row, rows divided among threads.
+// CPU twin of fill: runs without gaps are as long as the strides allow, and are divided among threads.
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 #include "kernels/fill/fill.h"
 
 namespace longnet {
+namespace {
+
+constexpr int64_t kPieceElements = 64 * 1024;  // 256 KiB: one thread's turn in a long run
+
+void fill_run(float* out, int64_t count, float value) {
+  if (std::bit_cast<uint32_t>(value) == 0)
+    std::memset(out, 0, static_cast<size_t>(count) * sizeof(float));  // need not read the lines first
+  else
+    std::fill_n(out, count, value);
+}
+
+}  // namespace
 
 void fill(Context& context, const TensorView& values, float value) {
   if (context.counting() || values.elements() == 0) return;
-  LN_CHECK(values.rank >= 1 && values.stride[values.rank - 1] == 1,
-           "fill needs a contiguous last axis, got {}", values.describe());
-  const int last = values.rank - 1;
-  const int64_t width = values.shape[last];
+  int last = values.rank - 1;
+  LN_CHECK(last >= 0 && values.stride[last] == 1, "fill needs a contiguous last axis, got {}",
+           values.describe());
+  int64_t width = values.shape[last];
+  for (; last > 0 && values.stride[last - 1] == width; --last) width *= values.shape[last - 1];
   const int64_t rows = values.elements() / width;
+  const int64_t pieces = (width + kPieceElements - 1) / kPieceElements;
   float* base = values.f32();
-#pragma omp parallel for schedule(static) if (rows * width > 65536)
-  for (int64_t row = 0; row < rows; ++row) {
-    int64_t rest = row, offset = 0;
+#pragma omp parallel for schedule(static) if (rows * width > kPieceElements)
+  for (int64_t item = 0; item < rows * pieces; ++item) {
+    int64_t rest = item / pieces, offset = item % pieces * kPieceElements;
+    const int64_t count = std::min(kPieceElements, width - offset);
     for (int axis = last - 1; axis >= 0; --axis) {
       offset += rest % values.shape[axis] * values.stride[axis];
       rest /= values.shape[axis];
     }
-    std::fill_n(base + offset, width, value);
+    fill_run(base + offset, count, value);
   }
 }
 

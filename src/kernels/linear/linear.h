@@ -1,15 +1,18 @@
-// Linear layers: y = x W^T + b and their gradients; the matrix products are oneDNN's (_onednn
-// twin).
+// Linear layers: y = x W^T + b and their gradients; the matrix products are oneDNN's on the CPU
+// (_onednn twin) and cuBLASLt's on a GPU (_cublaslt twin), by context.device().
 //
 // W is [O, I] row-major (PyTorch). Rows of x and y may be strided (last axis contiguous). Adds
-// 2 T O I FLOPs to Context::work() per product. oneDNN primitives are created once per shape and
-// cached; scratch is the caller's.
+// 2 T O I FLOPs to Context::work() per product. What a library prepares for a shape is kept and
+// used again; scratch is the caller's (on a GPU Context::set_library_workspace).
 #pragma once
 
 #include "core/context.h"
 #include "core/tensor.h"
 
 namespace longnet {
+
+/// Bytes to offer with Context::set_library_workspace(); 0 on the CPU, whose library needs none.
+int64_t linear_workspace_bytes(const Context& context);
 
 /// out [T, O] = x [T, I] weight^T (+ bias [O] if defined) (+ out if accumulate).
 void linear_forward(Context& context, const TensorView& out, const TensorView& x,

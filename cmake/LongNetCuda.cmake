@@ -1,0 +1,52 @@
+# The CUDA backend: sets LN_HAVE_CUDA, and with it the CUDA language, CUDA::cudart, CUDA::cublasLt and
+# NCCL::NCCL. Where LN_CUDA is on and something is missing, one line says what, and the CPU build goes
+# on with the stubs. The driver's own library is never linked: programs must start without a driver.
+set(LN_HAVE_CUDA OFF)
+if(LN_CUDA)
+  # 80: A100; 90a: H100 and H200; PTX of compute_90 for newer ones. Another list:
+  # -DCMAKE_CUDA_ARCHITECTURES=...
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real;90-virtual" CACHE STRING "CUDA architectures")
+  endif()
+  if(NOT DEFINED CUDAToolkit_ROOT AND DEFINED ENV{CUDA_HOME})
+    set(CUDAToolkit_ROOT $ENV{CUDA_HOME})
+  endif()
+  find_program(LN_NVCC nvcc HINTS ${CUDAToolkit_ROOT}/bin /usr/local/cuda/bin)
+  set(ln_missing "")
+  if(NOT LN_NVCC)
+    set(ln_missing "nvcc")
+  else()
+    find_package(CUDAToolkit QUIET)
+    find_package(NCCL 2.18 QUIET)  # ncclCommSplit
+    if(NOT CUDAToolkit_FOUND OR NOT TARGET CUDA::cudart)
+      set(ln_missing "the CUDA runtime library")
+    elseif(NOT TARGET CUDA::cublasLt)
+      set(ln_missing "cuBLASLt")
+    elseif(NOT NCCL_FOUND)
+      set(ln_missing "NCCL 2.18 or newer")
+    endif()
+  endif()
+  if(ln_missing)
+    message(STATUS "LN_CUDA: ${ln_missing} not found (set CUDA_HOME or CUDAToolkit_ROOT): "
+                   "building without CUDA")
+  else()
+    set(CMAKE_CUDA_COMPILER ${LN_NVCC} CACHE FILEPATH "CUDA compiler")
+    enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know nvcc's C++20 yet
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_EXTENSIONS OFF)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
+    set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
+    if(LN_CCACHE)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER ${LN_CCACHE})
+    endif()
+    set(CMAKE_INSTALL_RPATH_USE_LINK_PATH ON)
+    set(LN_HAVE_CUDA ON)
+    message(STATUS "LN_CUDA: CUDA ${CUDAToolkit_VERSION}, NCCL ${NCCL_VERSION}, "
+                   "architectures ${CMAKE_CUDA_ARCHITECTURES}")
+  endif()
+endif()

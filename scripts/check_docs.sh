@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Holds README.md and docs/*.md against the tree they describe.
+#   scripts/check_docs.sh [ROOT]     default: the project this script is in
+# Fails, with file and line, where a relative link names no file or no heading of a Markdown file, or
+# where a code block after a line <!-- quote: PATH --> is not in that file: its lines must stand there
+# one after the other (indentation aside), and a line "..." in the block skips some. External links are
+# not followed.
+set -euo pipefail
+cd "${1:-$(dirname "$0")/..}"
+exec python3 - README.md docs/*.md <<'PYTHON'
+import os
+import re
+import sys
+
+problems = []
+links = quotes = 0
+
+
+def fence_of(line):
+    """The fence that a line opens or closes a code block with, or nothing."""
+    match = re.match(r'\s*(```+|~~~+)', line)
+    return match.group(1) if match else None
+
+
+def split(path):
+    """Lines outside of code blocks, as (number, text), and the blocks, as (number, quoted file, lines)."""
+    prose, blocks = [], []
+    fence = source = None
+    with open(path, encoding='utf-8') as file:
+        for number, line in enumerate(file.read().splitlines(), 1):
+            mark = fence_of(line)
+            if fence is None and mark:
+                fence = mark
+                blocks.append((number, source, []))
+                source = None
+            elif fence is not None:
+                if mark and mark.startswith(fence):
+                    fence = None
+                else:
+                    blocks[-1][2].append(line.strip())
+            else:
+                quote = re.fullmatch(r'\s*<!-- quote: (\S+) -->\s*', line)
+                if quote:
+                    source = quote.group(1)
+                elif line.strip():
+                    if source is not None:
+                        problems.append(f'{path}:{number}: a code block must follow "quote: {source}"')
+                    source = None
+                prose.append((number, line))
+    if fence is not None:
+        problems.append(f'{path}: a code block is not closed')
+    if source is not None:
+        problems.append(f'{path}: no code block follows "quote: {source}"')
+    return prose, blocks
+
+
+def anchors(path):
+    """What "#..." may name in a Markdown file."""
+    found = set()
+    for _, line in split_quietly(path):
+        heading = re.match(r'#+\s+(.*)', line)
+        if heading:
+            text = re.sub(r'[^\w\- ]', '', heading.group(1).lower())
+            found.add(text.strip().replace(' ', '-'))
+    return found
+
+
+def split_quietly(path):
+    kept = len(problems)
+    prose, _ = split(path)
+    del problems[kept:]
+    return prose
+
+
+def check_link(path, number, target):
+    file, _, anchor = target.partition('#')
+    place = os.path.normpath(os.path.join(os.path.dirname(path), file)) if file else path
+    if not os.path.exists(place):
+        problems.append(f'{path}:{number}: link to {target}: there is no {place}')
+    elif anchor and place.endswith('.md') and anchor not in anchors(place):
+        problems.append(f'{path}:{number}: link to {target}: no heading #{anchor} in {place}')
+
+
+def find(lines, wanted, begin):
+    """The end of the first run of `wanted` in lines[begin:], or -1."""
+    for at in range(begin, len(lines) - len(wanted) + 1):
+        if lines[at:at + len(wanted)] == wanted:
+            return at + len(wanted)
+    return -1
+
+
+def check_quote(path, number, source, block):
+    if not os.path.isfile(source):
+        problems.append(f'{path}:{number}: quotes {source}, which is no file')
+        return
+    with open(source, encoding='utf-8') as file:
+        lines = [line.strip() for line in file.read().splitlines()]
+    runs, place = [[]], 0
+    for line in block:
+        if line == '...':
+            runs.append([])
+        else:
+            runs[-1].append(line)
+    runs = [run for run in runs if run]
+    if not runs:
+        problems.append(f'{path}:{number}: the quote of {source} is empty')
+    for run in runs:
+        place = find(lines, run, place)
+        if place < 0:
+            alone = [line for line in run if line not in lines]
+            what = f'"{alone[0]}"' if alone else f'the lines from "{run[0]}" on, in this order'
+            problems.append(f'{path}:{number}: {source} does not hold {what}')
+            return
+
+
+for path in sys.argv[1:]:
+    prose, blocks = split(path)
+    for number, line in prose:
+        line = re.sub(r'`[^`]*`', '', line)
+        for target in re.findall(r'\]\(([^()\s]+)\)', line):
+            if not re.match(r'[a-z]+:', target):
+                links += 1
+                check_link(path, number, target)
+    for number, source, block in blocks:
+        if source is not None:
+            quotes += 1
+            check_quote(path, number, source, block)
+
+for problem in problems:
+    print(problem, file=sys.stderr)
+if not links:
+    sys.exit('no relative link found: is this the right folder?')
+print(f'{len(sys.argv) - 1} documents: {links} links, {quotes} quotes, {len(problems)} problems')
+sys.exit(1 if problems else 0)
+PYTHON

@@ -1,0 +1,90 @@
+// The seam to the GPU runtime: memory, copies, streams, events, profiler ranges.
+//
+// Everything outside of CUDA sources touches a GPU through these functions only. Twins:
+// device_runtime_cuda.cpp over the CUDA runtime; device_runtime_cuda_stub.cpp, where every function
+// that needs a GPU throws one line (those marked "any build" do not). It owns no memory, hides no
+// wait, and starts no kernels. Errors of the runtime are Error with statement, device and host.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+struct CUstream_st;  // what CUDA's cudaStream_t and cudaEvent_t point to
+struct CUevent_st;
+
+namespace longnet::device_runtime {
+
+using Stream = CUstream_st*;
+using Event = CUevent_st*;
+
+/// What this process can see. Any build.
+struct Availability {
+  std::vector<std::string> devices;  // one unique id per visible GPU, in index order; may be empty
+  std::string reason;                // why there is none; empty if there is one
+};
+/// True in a build with CUDA; says nothing about drivers or GPUs. Any build.
+bool built_with_cuda();
+/// Asks the driver; never throws for its absence. Any build.
+Availability availability();
+
+/// Makes `device` the calling thread's device: everything below acts on it.
+void select(Device device);
+
+/// Free and whole memory of the selected device, bytes.
+struct MemoryInfo {
+  int64_t free = 0, total = 0;
+};
+MemoryInfo memory_info();
+
+/// `bytes` > 0 of uninitialised device memory, aligned to kAlignment; null if there is not enough.
+void* allocate(int64_t bytes);
+/// Waits for the device's work first. Null is allowed. Never throws.
+void free(void* data) noexcept;
+/// Page-locked host memory, for copies that run beside the host; null if there is not enough.
+void* allocate_host(int64_t bytes);
+void free_host(void* data) noexcept;
+
+/// Copies and fills are ordered on the stream and return early; memory must stay until the stream
+/// has reached them. From or to pageable host memory CUDA may wait for the copy.
+void copy_to_device(void* device_data, const void* host_data, int64_t bytes, Stream stream);
+void copy_to_host(void* host_data, const void* device_data, int64_t bytes, Stream stream);
+void copy_on_device(void* out, const void* in, int64_t bytes, Stream stream);
+void fill_bytes(void* device_data, uint8_t value, int64_t bytes, Stream stream);
+
+/// Streams never wait for the legacy default stream. urgent: its kernels are placed before others'.
+Stream make_stream(bool urgent = false);
+void destroy_stream(Stream stream) noexcept;
+/// True when everything started on the stream has finished. Throws what its work failed with.
+bool finished(Stream stream);
+/// Blocks the host until then.
+void wait(Stream stream);
+
+/// Events carry order, not times.
+Event make_event();
+void destroy_event(Event event) noexcept;
+/// The event now stands for all work started on the stream so far.
+void record(Event event, Stream stream);
+/// Later work of the stream runs after the event; the host goes on.
+void wait_for(Stream stream, Event event);
+bool finished(Event event);
+void wait(Event event);
+
+/// Named range of the host thread in profiler time lines (NVTX). Any build: nothing without CUDA.
+void range_push(const char* name) noexcept;
+void range_pop() noexcept;
+
+/// Owners of the above.
+struct StreamDeleter {
+  void operator()(Stream stream) const noexcept { destroy_stream(stream); }
+};
+struct EventDeleter {
+  void operator()(Event event) const noexcept { destroy_event(event); }
+};
+using OwnedStream = std::unique_ptr<CUstream_st, StreamDeleter>;
+using OwnedEvent = std::unique_ptr<CUevent_st, EventDeleter>;
+
+}  // namespace longnet::device_runtime

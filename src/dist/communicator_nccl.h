@@ -1,0 +1,40 @@
+// The NCCL transport: the three start_* operations on GPU memory. Twins: communicator_nccl.cpp, and
+// communicator_nccl_stub.cpp in a build without CUDA.
+//
+// Everything small and on the host (barrier, broadcast, sums of doubles, strings) goes over the
+// communicator that it was made from. Each communicator has a stream of its own: an operation runs
+// after all work that the compute stream had when it started, and wait() makes later work of the
+// compute stream run after it. So wait() does not block the host, and the host may read the result
+// only after Context::wait(). Sums: equal chunks and all-reduce are added in NCCL's order, so their
+// bits need not equal the mpi transport's; ragged chunks are added in rank order in float32.
+// None of it has been run on a GPU.
+#pragma once
+
+#include <memory>
+
+#include "core/device_runtime.h"
+#include "dist/communicator.h"
+
+namespace longnet {
+
+struct NcclOptions {
+  device_runtime::Stream compute = nullptr;  // Context::stream(); outlives the communicator
+  double timeout_seconds = 600;              // parallel.timeout_s; 0: never
+};
+
+/// The same group as `host`, which it takes over, with the selected device of each rank.
+/// Collective; gives up after the timeout, as every operation does: then all NCCL communicators of
+/// this process are aborted, so that nothing on the GPU waits any more, and the next call throws
+/// one line with rank, host and operation. Errors that NCCL finds by itself (a lost peer) end the
+/// same way. Communicators must be destroyed before the MpiSession.
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host,
+                                                     const NcclOptions& options);
+
+namespace internal {
+/// values [n] += or = sums in rank order: values is member `rank`'s part, staging [size - 1][n] has
+/// the others'. In rank_order_sum_cuda.cu.
+void add_in_rank_order(device_runtime::Stream stream, float* values, const float* staging, int rank,
+                       int size, int64_t n);
+}  // namespace internal
+
+}  // namespace longnet

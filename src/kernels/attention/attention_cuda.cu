@@ -1,0 +1,859 @@
+// CUDA twin of attention.h: float32, any head dimension from 8 to 256, forward and backward.
+//
+// The plain kernels: tiles of 32 query and 32 key rows in shared memory, four threads per row,
+// float multiply-adds. Rows are read where they lie (dilated, strided, gathered) and rotated while
+// they are read, from tables of double-precision angles of p = 256 a + b. A block owns the rows it
+// writes, so there are no atomics and results do not depend on timing. It does not use tensor
+// cores.
+#include <cmath>
+#include <vector>
+
+#include "kernels/attention/attention_cuda.h"
+#include "kernels/cuda/simt.h"
+#include "kernels/cuda/stream.h"
+#include "kernels/fill/fill_cuda.h"
+
+namespace longnet::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kTile = 32;                // rows of a tile, of queries and of keys
+constexpr int kQuad = kThreads / kTile;  // threads per row, neighbours in one warp
+constexpr int kPerThread = kTile / kQuad;
+constexpr int kFine = 256;  // positions in the fine table
+constexpr int kMaxPairs = 128;
+constexpr int kPackHeads = 32;  // heads per launch of pack and unpack
+
+// --- 1. what kernels are told
+// ---------------------------------------------------------------------
+
+/// The query rows of one head of one segment; row i is global token `token` + (first + i) dilation.
+struct TaskHead {
+  int64_t slot, step, first, count;
+  int64_t token, position;  // of row number 0: global, and measured from the segment's origin
+  int32_t source_begin, source_end;
+  int32_t head;
+};
+
+/// The key rows of one head of one source; pointers and strides lead to row i of sequence b.
+struct SourceHead {
+  const float *key, *value;
+  float *grad_key, *grad_value;
+  int64_t key_batch, value_batch, grad_key_batch, grad_value_batch;
+  int64_t key_row, value_row, grad_key_row, grad_value_row;
+  int64_t first, count;
+  int32_t task;
+  int32_t rotate;
+};
+
+struct Item {
+  int32_t index, tile;  // of TaskHead or SourceHead; rows [kTile tile, + kTile)
+};
+
+struct RotaryParts {
+  const double2 *coarse, *fine;  // [2, coarse_count, pairs], [2, kFine, pairs]; axis 0: query, key
+  int64_t coarse_first;
+  int32_t coarse_count, pairs;  // pairs 0: no positions
+};
+
+struct Frequencies {
+  double angle[kMaxPairs];  // radians per token
+  double log_z[kMaxPairs];  // xPos: log of a query's factor per token; 0 without
+};
+
+/// One [B, L, H, D] tensor.
+struct Rows {
+  float* data;
+  int64_t batch, token, head;  // strides
+};
+
+struct Common {
+  const TaskHead* tasks;
+  const SourceHead* sources;
+  const Item* items;
+  RotaryParts rotary;
+  Rows query, out, grad_out, grad_query;
+  float *lse, *delta;
+  int64_t lse_batch, lse_head, lse_token, delta_batch, delta_head, delta_token;
+  const int64_t *first_visible, *last_visible;
+  int64_t first_batch, first_token, last_batch, last_token;
+  int64_t dilation;
+  float scale;
+  int32_t head_dim;
+  bool causal;
+};
+
+// --- 2. rows
+// ---------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float2 turn_of(const RotaryParts& r, int set, int64_t position,
+                                          int pair) {
+  const int64_t a = (position >> 8) - r.coarse_first, b = position & (kFine - 1);
+  const double2 x = r.coarse[(int64_t{set} * r.coarse_count + a) * r.pairs + pair];
+  const double2 y = r.fine[(int64_t{set} * kFine + b) * r.pairs + pair];
+  return make_float2(static_cast<float>(x.x * y.x - x.y * y.y),
+                     static_cast<float>(x.y * y.x + x.x * y.y));
+}
+
+/// tile[row] = rows [0, count) of `rows`, rotated if `rotate`; zeros behind head_dim and count. Row
+/// i has position `position` + i dilation.
+template <int kD>
+__device__ __forceinline__ void load_tile(float (*tile)[kD + 4], const float* rows, int64_t stride,
+                                          int count, int head_dim, const RotaryParts& rotary,
+                                          bool rotate, int set, int64_t position,
+                                          int64_t dilation) {
+  constexpr int kPairs = kD / 2;
+  for (int i = threadIdx.x; i < kTile * kPairs; i += kThreads) {
+    const int row = i / kPairs, pair = i % kPairs, d = 2 * pair;
+    float a = 0, b = 0;
+    if (row < count && d < head_dim) {
+      const float* from = rows + row * stride + d;
+      a = from[0];
+      if (d + 1 < head_dim) b = from[1];
+      if (rotate) {
+        const float2 t = turn_of(rotary, set, position + row * dilation, pair);
+        const float c = a;
+        a = c * t.x - b * t.y;
+        b = b * t.x + c * t.y;
+      }
+    }
+    *reinterpret_cast<float2*>(&tile[row][d]) = make_float2(a, b);
+  }
+}
+
+/// sum[k] = <a, b[quad + kQuad k]> of padded rows.
+template <int kD>
+__device__ __forceinline__ void dot_rows(float (&sum)[kPerThread], const float* a,
+                                         const float (*b)[kD + 4], int quad) {
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) sum[k] = 0;
+#pragma unroll 2
+  for (int d = 0; d < kD; d += 4) {
+    const float4 x = *reinterpret_cast<const float4*>(a + d);
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) {
+      const float4 y = *reinterpret_cast<const float4*>(&b[quad + kQuad * k][d]);
+      sum[k] += x.x * y.x;
+      sum[k] += x.y * y.y;
+      sum[k] += x.z * y.z;
+      sum[k] += x.w * y.w;
+    }
+  }
+}
+
+/// accumulator += weight[i] row_i, i in [0, count); a thread holds elements 8 k + 2 quad + {0, 1}.
+template <int kD>
+__device__ __forceinline__ void add_rows(float (&accumulator)[kD / 4], const float* weight,
+                                         const float (*rows)[kD + 4], int count, int quad) {
+  for (int i = 0; i < count; ++i) {
+    const float w = weight[i];
+#pragma unroll
+    for (int k = 0; k < kD / 8; ++k) {
+      const float2 v = *reinterpret_cast<const float2*>(&rows[i][8 * k + 2 * quad]);
+      accumulator[2 * k] += w * v.x;
+      accumulator[2 * k + 1] += w * v.y;
+    }
+  }
+}
+
+/// to[0, head_dim) += factor accumulator, rotated back if `rotate`.
+template <int kD>
+__device__ __forceinline__ void add_gradient(float* to, const float (&accumulator)[kD / 4],
+                                             float factor, int head_dim, int quad,
+                                             const RotaryParts& rotary, bool rotate, int set,
+                                             int64_t position) {
+#pragma unroll
+  for (int k = 0; k < kD / 8; ++k) {
+    const int d = 8 * k + 2 * quad;
+    if (d >= head_dim) continue;
+    float a = factor * accumulator[2 * k], b = factor * accumulator[2 * k + 1];
+    if (rotate) {
+      const float2 t = turn_of(rotary, set, position, d / 2);
+      const float c = a;
+      a = c * t.x + b * t.y;
+      b = b * t.x - c * t.y;
+    }
+    to[d] += a;
+    if (d + 1 < head_dim) to[d + 1] += b;
+  }
+}
+
+/// What a query row may see, beside causality.
+struct Window {
+  int64_t first, last;  // global tokens, inclusive
+};
+__device__ __forceinline__ Window window_of(const Common& p, int64_t b, int64_t slot) {
+  Window w{INT64_MIN, INT64_MAX};
+  if (p.first_visible != nullptr)
+    w.first = p.first_visible[b * p.first_batch + slot * p.first_token];
+  if (p.last_visible != nullptr) w.last = p.last_visible[b * p.last_batch + slot * p.last_token];
+  return w;
+}
+
+__device__ __forceinline__ bool sees(const Common& p, const TaskHead& task, const Window& window,
+                                     int64_t query_row, int64_t key_row) {
+  const int64_t token = task.token + key_row * p.dilation;
+  const bool behind = LN_BUG == 4 ? key_row < query_row : key_row <= query_row;
+  return (!p.causal || behind) && window.first <= token && token <= window.last;
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(kFullWarp, x, 1);
+  return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+
+// --- 3. forward
+// ------------------------------------------------------------------------------------
+
+template <int kD>
+struct ForwardShared {
+  float query[kTile][kD + 4], key[kTile][kD + 4], value[kTile][kD + 4];
+  float weight[kTile][kTile + 4];
+};
+
+/// Grid: (items, B). A block owns 32 query rows of one head and goes through all their keys.
+template <int kD>
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(Common p) {
+  auto& sm = shared<ForwardShared<kD>>();
+  const Item item = p.items[blockIdx.x];
+  const TaskHead& task = p.tasks[item.index];
+  const int64_t b = blockIdx.y, begin = int64_t{item.tile} * kTile;
+  const int rows = static_cast<int>(task.count - begin < kTile ? task.count - begin : kTile);
+  const int row = threadIdx.x / kQuad, quad = threadIdx.x % kQuad;
+  const int64_t query_row = task.first + begin + row;
+  const int64_t slot = task.slot + (begin + row) * task.step;
+  const bool valid = row < rows;
+  const bool turned = p.rotary.pairs > 0;
+
+  load_tile<kD>(sm.query,
+                p.query.data + b * p.query.batch + task.head * p.query.head +
+                    (task.slot + begin * task.step) * p.query.token,
+                task.step * p.query.token, rows, p.head_dim, p.rotary, turned, 0,
+                task.position + (task.first + begin) * p.dilation, p.dilation);
+  // The state so far: weights are exp(s - peak), sum is that of this thread's keys.
+  float* lse = p.lse + b * p.lse_batch + task.head * p.lse_head + slot * p.lse_token;
+  float* out = p.out.data + b * p.out.batch + slot * p.out.token + task.head * p.out.head;
+  float peak = valid ? *lse : -INFINITY;
+  const bool begun = !(peak == -INFINITY);
+  float sum = begun && quad == 0 ? 1.0f : 0.0f;
+  float accumulator[kD / 4];
+#pragma unroll
+  for (int k = 0; k < kD / 4; ++k) {
+    const int d = 8 * (k / 2) + 2 * quad + k % 2;
+    accumulator[k] = begun && d < p.head_dim ? out[d] : 0.0f;
+  }
+  const Window window = valid ? window_of(p, b, slot) : Window{0, -1};
+  const int64_t last_row = task.first + begin + rows - 1;
+
+  for (int s = task.source_begin; s < task.source_end; ++s) {
+    const SourceHead& source = p.sources[s];
+    int64_t end = source.count;
+    if (p.causal && last_row - source.first + 1 < end) end = last_row - source.first + 1;
+    for (int64_t j0 = 0; j0 < end; j0 += kTile) {
+      const int keys = static_cast<int>(end - j0 < kTile ? end - j0 : kTile);
+      if (LN_BUG != 1) __syncthreads();  // the tiles before have been used
+      load_tile<kD>(sm.key, source.key + b * source.key_batch + j0 * source.key_row, source.key_row,
+                    keys, p.head_dim, p.rotary, source.rotate != 0, LN_BUG == 6 ? 0 : 1,
+                    task.position + (source.first + j0) * p.dilation, p.dilation);
+      load_tile<kD>(sm.value, source.value + b * source.value_batch + j0 * source.value_row,
+                    source.value_row, keys, p.head_dim, p.rotary, false, 0, 0, 0);
+      if (LN_BUG != 2) __syncthreads();
+      float score[kPerThread];
+      dot_rows<kD>(score, sm.query[row], sm.key, quad);
+      float highest = -INFINITY;
+#pragma unroll
+      for (int k = 0; k < kPerThread; ++k) {
+        const int j = quad + kQuad * k;
+        const bool visible = j < keys && sees(p, task, window, query_row, source.first + j0 + j);
+        score[k] = visible ? score[k] * p.scale : -INFINITY;
+        highest = fmaxf(highest, score[k]);
+      }
+      const float risen = fmaxf(peak, quad_max(highest));
+      const float base = risen == -INFINITY ? 0.0f : risen;  // nothing seen yet: all weights are 0
+      const float kept = expf(peak - base);
+      peak = risen;
+      sum *= kept;
+#pragma unroll
+      for (int k = 0; k < kPerThread; ++k) {
+        const float weight = expf(score[k] - base);
+        sum += weight;
+        sm.weight[row][quad + kQuad * k] = weight;
+      }
+#pragma unroll
+      for (int k = 0; k < kD / 4; ++k) accumulator[k] *= kept;
+      if (LN_BUG != 3) __syncwarp();  // a row's weights are written and read by one warp
+      add_rows<kD>(accumulator, sm.weight[row], sm.value, keys, quad);
+    }
+  }
+  sum = quad_sum(sum);
+  if (!valid || sum == 0.0f) return;
+#pragma unroll
+  for (int k = 0; k < kD / 4; ++k) {
+    const int d = 8 * (k / 2) + 2 * quad + k % 2;
+    if (d < p.head_dim) out[d] = accumulator[k] / sum;
+  }
+  if (quad == 0) *lse = peak + logf(sum);
+}
+
+// --- 4. backward: queries
+// --------------------------------------------------------------------------
+
+template <int kD>
+struct QueryShared {
+  float query[kTile][kD + 4], grad_out[kTile][kD + 4], key[kTile][kD + 4], value[kTile][kD + 4];
+  float weight[kTile][kTile + 4];
+};
+
+/// Grid: (items, B). As the forward, but gathers grad_query.
+template <int kD>
+__global__ void __launch_bounds__(kThreads, 1) grad_query_kernel(Common p) {
+  auto& sm = shared<QueryShared<kD>>();
+  const Item item = p.items[blockIdx.x];
+  const TaskHead& task = p.tasks[item.index];
+  const int64_t b = blockIdx.y, begin = int64_t{item.tile} * kTile;
+  const int rows = static_cast<int>(task.count - begin < kTile ? task.count - begin : kTile);
+  const int row = threadIdx.x / kQuad, quad = threadIdx.x % kQuad;
+  const int64_t query_row = task.first + begin + row;
+  const int64_t slot = task.slot + (begin + row) * task.step;
+  const bool valid = row < rows;
+  const bool turned = p.rotary.pairs > 0;
+  const int64_t first_slot = task.slot + begin * task.step;
+
+  load_tile<kD>(
+      sm.query,
+      p.query.data + b * p.query.batch + task.head * p.query.head + first_slot * p.query.token,
+      task.step * p.query.token, rows, p.head_dim, p.rotary, turned, 0,
+      task.position + (task.first + begin) * p.dilation, p.dilation);
+  load_tile<kD>(sm.grad_out,
+                p.grad_out.data + b * p.grad_out.batch + task.head * p.grad_out.head +
+                    first_slot * p.grad_out.token,
+                task.step * p.grad_out.token, rows, p.head_dim, p.rotary, false, 0, 0, 0);
+  float lse = 0, delta = 0;
+  if (valid) {
+    lse = p.lse[b * p.lse_batch + task.head * p.lse_head + slot * p.lse_token];
+    delta = p.delta[b * p.delta_batch + task.head * p.delta_head + slot * p.delta_token];
+  }
+  const Window window = valid ? window_of(p, b, slot) : Window{0, -1};
+  const int64_t last_row = task.first + begin + rows - 1;
+  float accumulator[kD / 4];
+#pragma unroll
+  for (int k = 0; k < kD / 4; ++k) accumulator[k] = 0;
+
+  for (int s = task.source_begin; s < task.source_end; ++s) {
+    const SourceHead& source = p.sources[s];
+    int64_t end = source.count;
+    if (p.causal && last_row - source.first + 1 < end) end = last_row - source.first + 1;
+    for (int64_t j0 = 0; j0 < end; j0 += kTile) {
+      const int keys = static_cast<int>(end - j0 < kTile ? end - j0 : kTile);
+      __syncthreads();
+      load_tile<kD>(sm.key, source.key + b * source.key_batch + j0 * source.key_row, source.key_row,
+                    keys, p.head_dim, p.rotary, source.rotate != 0, 1,
+                    task.position + (source.first + j0) * p.dilation, p.dilation);
+      load_tile<kD>(sm.value, source.value + b * source.value_batch + j0 * source.value_row,
+                    source.value_row, keys, p.head_dim, p.rotary, false, 0, 0, 0);
+      if (LN_BUG == 7) {  // half the block at another barrier
+        if (row < kTile / 2)
+          __syncthreads();
+        else
+          __syncthreads();
+      } else {
+        __syncthreads();
+      }
+      float score[kPerThread], grad_weight[kPerThread];
+      dot_rows<kD>(score, sm.query[row], sm.key, quad);
+      dot_rows<kD>(grad_weight, sm.grad_out[row], sm.value, quad);
+#pragma unroll
+      for (int k = 0; k < kPerThread; ++k) {
+        const int j = quad + kQuad * k;
+        const bool visible = j < keys && sees(p, task, window, query_row, source.first + j0 + j);
+        sm.weight[row][j] =
+            visible ? expf(score[k] * p.scale - lse) * (grad_weight[k] - delta) : 0.0f;
+      }
+      __syncwarp();
+      add_rows<kD>(accumulator, sm.weight[row], sm.key, keys, quad);
+    }
+  }
+  if (!valid) return;
+  add_gradient<kD>(p.grad_query.data + b * p.grad_query.batch + slot * p.grad_query.token +
+                       task.head * p.grad_query.head,
+                   accumulator, p.scale, p.head_dim, quad, p.rotary, turned, 0,
+                   task.position + query_row * p.dilation);
+}
+
+// --- 5. backward: keys and values
+// ------------------------------------------------------------------
+
+template <int kD>
+struct KeyShared {
+  float key[kTile][kD + 4], value[kTile][kD + 4], query[kTile][kD + 4], grad_out[kTile][kD + 4];
+  float weight[kTile][kTile + 4], grad_score[kTile][kTile + 4];
+  float lse[kTile], delta[kTile];
+  Window window[kTile];
+};
+
+/// Grid: (items, B). A block owns 32 key rows of one head of one source; a thread's row is a key.
+template <int kD>
+__global__ void __launch_bounds__(kThreads, 1) grad_key_kernel(Common p) {
+  auto& sm = shared<KeyShared<kD>>();
+  const Item item = p.items[blockIdx.x];
+  const SourceHead& source = p.sources[item.index];
+  const TaskHead& task = p.tasks[source.task];
+  const int64_t b = blockIdx.y, begin = int64_t{item.tile} * kTile;
+  const int keys = static_cast<int>(source.count - begin < kTile ? source.count - begin : kTile);
+  const int row = threadIdx.x / kQuad, quad = threadIdx.x % kQuad;
+  const int64_t key_row = source.first + begin + row;
+  const bool turned = p.rotary.pairs > 0;
+
+  load_tile<kD>(sm.key, source.key + b * source.key_batch + begin * source.key_row, source.key_row,
+                keys, p.head_dim, p.rotary, source.rotate != 0, 1,
+                task.position + (source.first + begin) * p.dilation, p.dilation);
+  load_tile<kD>(sm.value, source.value + b * source.value_batch + begin * source.value_row,
+                source.value_row, keys, p.head_dim, p.rotary, false, 0, 0, 0);
+  float grad_key[kD / 4], grad_value[kD / 4];
+#pragma unroll
+  for (int k = 0; k < kD / 4; ++k) grad_key[k] = grad_value[k] = 0;
+
+  // Causal queries before the tile's first key see none of it.
+  int64_t i0 = 0;
+  if (p.causal && source.first + begin > task.first) i0 = source.first + begin - task.first;
+  for (; i0 < task.count; i0 += kTile) {
+    const int rows = static_cast<int>(task.count - i0 < kTile ? task.count - i0 : kTile);
+    const int64_t first_slot = task.slot + i0 * task.step;
+    __syncthreads();
+    load_tile<kD>(
+        sm.query,
+        p.query.data + b * p.query.batch + task.head * p.query.head + first_slot * p.query.token,
+        task.step * p.query.token, rows, p.head_dim, p.rotary, turned, 0,
+        task.position + (task.first + i0) * p.dilation, p.dilation);
+    load_tile<kD>(sm.grad_out,
+                  p.grad_out.data + b * p.grad_out.batch + task.head * p.grad_out.head +
+                      first_slot * p.grad_out.token,
+                  task.step * p.grad_out.token, rows, p.head_dim, p.rotary, false, 0, 0, 0);
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < rows) {
+      const int64_t slot = first_slot + i * task.step;
+      sm.lse[i] = p.lse[b * p.lse_batch + task.head * p.lse_head + slot * p.lse_token];
+      sm.delta[i] = p.delta[b * p.delta_batch + task.head * p.delta_head + slot * p.delta_token];
+      sm.window[i] = window_of(p, b, slot);
+    }
+    __syncthreads();
+    float score[kPerThread], grad_weight[kPerThread];
+    dot_rows<kD>(score, sm.key[row], sm.query, quad);
+    dot_rows<kD>(grad_weight, sm.value[row], sm.grad_out, quad);
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) {
+      const int i = quad + kQuad * k;
+      const bool visible = row < keys && i < rows &&
+                           sees(p, task, sm.window[i < rows ? i : 0], task.first + i0 + i, key_row);
+      float weight = 0, grad_score = 0;
+      if (visible) {
+        weight = expf(score[k] * p.scale - sm.lse[i]);
+        grad_score = weight * (grad_weight[k] - (LN_BUG == 8 ? 0.0f : sm.delta[i]));
+      }
+      sm.weight[row][i] = weight;
+      sm.grad_score[row][i] = grad_score;
+    }
+    __syncwarp();
+    add_rows<kD>(grad_value, sm.weight[row], sm.grad_out, rows, quad);
+    add_rows<kD>(grad_key, sm.grad_score[row], sm.query, rows, quad);
+  }
+  if (row >= keys) return;
+  const int64_t i = begin + row;
+  add_gradient<kD>(source.grad_key + b * source.grad_key_batch + i * source.grad_key_row, grad_key,
+                   p.scale, p.head_dim, quad, p.rotary, source.rotate != 0, 1,
+                   task.position + key_row * p.dilation);
+  add_gradient<kD>(source.grad_value + b * source.grad_value_batch + i * source.grad_value_row,
+                   grad_value, 1.0f, p.head_dim, quad, p.rotary, false, 0, 0);
+}
+
+// --- 6. the small ones
+// -----------------------------------------------------------------------------
+
+__device__ __forceinline__ double2 turn_in_double(const Frequencies& f, int pair, int64_t position,
+                                                  bool key) {
+  double sine, cosine;
+  sincos(static_cast<double>(position) * f.angle[pair], &sine, &cosine);
+  const double factor = exp((key ? -1.0 : 1.0) * static_cast<double>(position) * f.log_z[pair]);
+  return make_double2(cosine * factor, sine * factor);
+}
+
+/// Grid: (coarse_count + kFine, 2 sets).
+__global__ void __launch_bounds__(kThreads)
+    rotary_table_kernel(double2* coarse, double2* fine, int64_t coarse_first, int coarse_count,
+                        int pairs, Frequencies f) {
+  const int set = blockIdx.y, i = blockIdx.x;
+  for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
+    if (i < coarse_count)
+      coarse[(int64_t{set} * coarse_count + i) * pairs + pair] =
+          turn_in_double(f, pair, (coarse_first + i) * kFine, set == 1);
+    else
+      fine[(int64_t{set} * kFine + i - coarse_count) * pairs + pair] =
+          turn_in_double(f, pair, i - coarse_count, set == 1);
+  }
+}
+
+/// One warp per row of [B, L, H].
+__global__ void __launch_bounds__(kThreads)
+    delta_kernel(float* delta, int64_t delta_batch, int64_t delta_head, int64_t delta_token,
+                 Rows grad_out, Rows out, int64_t count, int64_t tokens, int64_t heads,
+                 int head_dim) {
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (row >= count) return;
+  const int64_t h = row % heads, t = row / heads % tokens, b = row / heads / tokens;
+  const float* x = grad_out.data + b * grad_out.batch + t * grad_out.token + h * grad_out.head;
+  const float* y = out.data + b * out.batch + t * out.token + h * out.head;
+  float sum = 0;
+  for (int d = lane; d < head_dim; d += 32) sum += x[d] * y[d];
+  sum = warp_sum(sum);
+  if (lane == 0) delta[b * delta_batch + h * delta_head + t * delta_token] = sum;
+}
+
+struct PackedHeads {
+  int64_t slot[kPackHeads], count[kPackHeads], chunk_slot[kPackHeads];
+  int64_t position[kPackHeads];  // of the first row
+};
+struct ChunkRows {
+  float* data;
+  int64_t batch, row;  // strides
+};
+
+/// Grid: (rows, heads, B). Rotates with angles computed here: every row is read once.
+/// unpack false: chunk = rows; true: rows += chunk, keys rotated back.
+template <bool unpack>
+__global__ void __launch_bounds__(kThreads)
+    pack_kernel(ChunkRows chunk_key, ChunkRows chunk_value, Rows key, Rows value, PackedHeads heads,
+                int first_head, int64_t step, int64_t dilation, int head_dim, bool rotate,
+                Frequencies f) {
+  const int head = blockIdx.y;
+  const int64_t i = blockIdx.x, b = blockIdx.z;
+  if (i >= heads.count[head] + (LN_BUG == 9 ? 1 : 0)) return;
+  const int64_t token = heads.slot[head] + i * step, h = first_head + head;
+  float* key_row = key.data + b * key.batch + token * key.token + h * key.head;
+  float* value_row = value.data + b * value.batch + token * value.token + h * value.head;
+  const int64_t chunk_row = heads.chunk_slot[head] + i;
+  float* chunk_key_row = chunk_key.data + b * chunk_key.batch + chunk_row * chunk_key.row;
+  float* chunk_value_row = chunk_value.data + b * chunk_value.batch + chunk_row * chunk_value.row;
+  for (int d = 2 * threadIdx.x; d < head_dim; d += 2 * kThreads) {
+    const bool both = d + 1 < head_dim;
+    const float* from = unpack ? chunk_key_row : key_row;
+    float x = from[d], y = both ? from[d + 1] : 0.0f;
+    if (rotate) {
+      const double2 turn = turn_in_double(f, d / 2, heads.position[head] + i * dilation, true);
+      const float c = static_cast<float>(turn.x), s = static_cast<float>(turn.y), z = x;
+      x = unpack ? z * c + y * s : z * c - y * s;
+      y = unpack ? y * c - z * s : y * c + z * s;
+    }
+    if (unpack) {
+      key_row[d] += x;
+      value_row[d] += chunk_value_row[d];
+      if (both) key_row[d + 1] += y;
+      if (both) value_row[d + 1] += chunk_value_row[d + 1];
+    } else {
+      chunk_key_row[d] = x;
+      chunk_value_row[d] = value_row[d];
+      if (both) chunk_key_row[d + 1] = y;
+      if (both) chunk_value_row[d + 1] = value_row[d + 1];
+    }
+  }
+}
+
+// --- 7. the host's side
+// ----------------------------------------------------------------------------
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+int64_t tiles(int64_t rows) { return (rows + kTile - 1) / kTile; }
+
+/// Where things lie in the workspace.
+struct Layout {
+  int64_t tasks = 0, sources = 0, query_items = 0, key_items = 0;  // counts
+  int64_t coarse_first = 0, coarse_count = 0;
+  int64_t source_at, query_item_at, key_item_at, coarse_at, fine_at, bytes;
+
+  Layout(int64_t head_dim, std::span<const SegmentTask> segments, bool backward) {
+    int64_t lowest = INT64_MAX, highest = INT64_MIN;
+    for (const SegmentTask& task : segments) {
+      tasks += static_cast<int64_t>(task.queries.count.size());
+      for (int64_t count : task.queries.count) query_items += tiles(count);
+      for (const KeySource& source : task.keys) {
+        sources += static_cast<int64_t>(source.rows.count.size());
+        if (backward)
+          for (int64_t count : source.rows.count) key_items += tiles(count);
+      }
+      lowest = std::min(lowest, task.segment.begin - task.origin);
+      highest = std::max(highest, task.segment.end - 1 - task.origin);
+    }
+    if (lowest <= highest) {
+      coarse_first = lowest >> 8;
+      coarse_count = (highest >> 8) - coarse_first + 1;
+    }
+    const int64_t pair_bytes = 2 * (head_dim / 2) * static_cast<int64_t>(sizeof(double2));
+    source_at = aligned(tasks * static_cast<int64_t>(sizeof(TaskHead)));
+    query_item_at = source_at + aligned(sources * static_cast<int64_t>(sizeof(SourceHead)));
+    key_item_at = query_item_at + aligned(query_items * static_cast<int64_t>(sizeof(Item)));
+    coarse_at = key_item_at + aligned(key_items * static_cast<int64_t>(sizeof(Item)));
+    fine_at = coarse_at + aligned(coarse_count * pair_bytes);
+    bytes = fine_at + aligned(kFine * pair_bytes);
+  }
+};
+
+Frequencies frequencies_of(const AttentionOptions& options, int64_t head_dim) {
+  Frequencies f{};
+  if (options.rotary == nullptr || !options.rotary->enabled()) return f;
+  const RotaryOptions& o = options.rotary->options();
+  const double width = static_cast<double>(head_dim);
+  for (int64_t i = 0; i < head_dim / 2; ++i) {
+    f.angle[i] = std::pow(o.base, -2.0 * static_cast<double>(i) / width);
+    if (o.position == Position::kXpos)
+      f.log_z[i] = std::log((2.0 * static_cast<double>(i) + 0.4 * width) / (1.4 * width)) /
+                   o.xpos_scale_base;
+  }
+  return f;
+}
+
+float* floats(const TensorView& view) { return static_cast<float*>(view.data); }
+Rows rows_of(const TensorView& view) {
+  return {floats(view), view.stride[0], view.stride[1], view.stride[2]};
+}
+
+/// Writes the descriptions into the workspace and fills what all kernels share.
+struct Prepared {
+  Common common{};
+  const Item *query_items = nullptr, *key_items = nullptr;
+  int64_t query_item_count = 0, key_item_count = 0;
+
+  Prepared(Context& context, const TensorView& query, std::span<const SegmentTask> segments,
+           const AttentionOptions& options, void* workspace, bool backward) {
+    void* stream = context_stream(context);
+    const int64_t heads = query.shape[2], head_dim = query.shape[3];
+    const Layout layout(head_dim, segments, backward);
+    char* base = static_cast<char*>(workspace);
+    std::vector<TaskHead> tasks;
+    std::vector<SourceHead> sources;
+    std::vector<Item> items, key_list;
+    const bool turned = options.rotary != nullptr && options.rotary->enabled();
+    for (const SegmentTask& task : segments)
+      for (int64_t h = 0; h < heads; ++h) {
+        const int32_t index = static_cast<int32_t>(tasks.size());
+        TaskHead t{};
+        t.slot = task.queries.slot[h];
+        t.step = task.queries.step;
+        t.first = task.queries.first[h];
+        t.count = task.queries.count[h];
+        t.token = task.segment.begin + options.head_offset[h];
+        t.position = t.token - task.origin;
+        t.head = static_cast<int32_t>(h);
+        t.source_begin = static_cast<int32_t>(sources.size());
+        for (const KeySource& k : task.keys) {
+          const auto at = [&](const TensorView& view) {
+            return view.defined()
+                       ? floats(view) + h * view.stride[2] + k.rows.slot[h] * view.stride[1]
+                       : nullptr;
+          };
+          SourceHead s{};
+          s.key = at(k.key);
+          s.value = at(k.value);
+          s.key_batch = k.key.stride[0];
+          s.value_batch = k.value.stride[0];
+          s.key_row = k.rows.step * k.key.stride[1];
+          s.value_row = k.rows.step * k.value.stride[1];
+          if (backward) {
+            s.grad_key = at(k.grad_key);
+            s.grad_value = at(k.grad_value);
+            s.grad_key_batch = k.grad_key.stride[0];
+            s.grad_value_batch = k.grad_value.stride[0];
+            s.grad_key_row = k.rows.step * k.grad_key.stride[1];
+            s.grad_value_row = k.rows.step * k.grad_value.stride[1];
+          }
+          s.first = k.rows.first[h];
+          s.count = k.rows.count[h];
+          s.task = index;
+          s.rotate = turned && !k.positions_applied;
+          if (backward && t.count > 0)
+            for (int32_t tile = 0; tile < tiles(s.count); ++tile)
+              key_list.push_back({static_cast<int32_t>(sources.size()), tile});
+          sources.push_back(s);
+        }
+        t.source_end = static_cast<int32_t>(sources.size());
+        // Later tiles of a causal segment take longer: they go first.
+        for (int32_t tile = static_cast<int32_t>(tiles(t.count)) - 1; tile >= 0; --tile)
+          items.push_back({index, tile});
+        tasks.push_back(t);
+      }
+    query_item_count = static_cast<int64_t>(items.size());
+    key_item_count = static_cast<int64_t>(key_list.size());
+    const auto upload = [&](int64_t offset, const auto& list) {
+      copy_to_device(base + offset, list.data(), list.size() * sizeof(list[0]), stream);
+    };
+    upload(0, tasks);
+    upload(layout.source_at, sources);
+    upload(layout.query_item_at, items);
+    upload(layout.key_item_at, key_list);
+    common.tasks = reinterpret_cast<const TaskHead*>(base);
+    common.sources = reinterpret_cast<const SourceHead*>(base + layout.source_at);
+    query_items = reinterpret_cast<const Item*>(base + layout.query_item_at);
+    key_items = reinterpret_cast<const Item*>(base + layout.key_item_at);
+    if (turned) {
+      auto* coarse = reinterpret_cast<double2*>(base + layout.coarse_at);
+      auto* fine = reinterpret_cast<double2*>(base + layout.fine_at);
+      common.rotary = {coarse, fine, layout.coarse_first, static_cast<int32_t>(layout.coarse_count),
+                       static_cast<int32_t>(head_dim / 2)};
+      launch(rotary_table_kernel, dim3(static_cast<unsigned>(layout.coarse_count + kFine), 2),
+             kThreads, 0, stream, coarse, fine, layout.coarse_first,
+             static_cast<int>(layout.coarse_count), static_cast<int>(head_dim / 2),
+             frequencies_of(options, head_dim));
+    }
+    common.query = rows_of(query);
+    const TensorView &first = options.first_visible, &last = options.last_visible;
+    common.first_visible = static_cast<const int64_t*>(first.data);
+    common.last_visible = static_cast<const int64_t*>(last.data);
+    common.first_batch = first.stride[0];
+    common.first_token = first.stride[1];
+    common.last_batch = last.stride[0];
+    common.last_token = last.stride[1];
+    common.dilation = options.dilation;
+    common.scale = options.scale;
+    common.head_dim = static_cast<int32_t>(head_dim);
+    common.causal = options.causal;
+  }
+
+  void set_lse(const TensorView& lse) {
+    common.lse = floats(lse);
+    common.lse_batch = lse.stride[0];
+    common.lse_head = lse.stride[1];
+    common.lse_token = lse.stride[2];
+  }
+};
+
+dim3 grid_of(int64_t items, int64_t batch) {
+  LN_CHECK(items <= INT32_MAX && batch <= 65535, "{} tiles of {} sequences in one launch", items,
+           batch);
+  return dim3(static_cast<unsigned>(items), static_cast<unsigned>(batch));
+}
+
+/// Calls f with the smallest compiled width that holds head_dim.
+template <typename F>
+void with_width(int64_t head_dim, F f) {
+  if (head_dim <= 32)
+    f(std::integral_constant<int, 32>{});
+  else if (head_dim <= 64)
+    f(std::integral_constant<int, 64>{});
+  else if (head_dim <= 96)
+    f(std::integral_constant<int, 96>{});
+  else if (head_dim <= 128)
+    f(std::integral_constant<int, 128>{});
+  else
+    f(std::integral_constant<int, 256>{});
+}
+
+template <bool unpack>
+void pack(Context& context, const TensorView& chunk_key, const TensorView& chunk_value,
+          const TensorView& key, const TensorView& value, const HeadRows& rows,
+          std::span<const int64_t> chunk_slot, const SegmentTask& task,
+          const AttentionOptions& options) {
+  const int64_t heads = key.shape[2], head_dim = key.shape[3];
+  const bool rotate = options.rotary != nullptr && options.rotary->enabled();
+  const Frequencies frequencies = frequencies_of(options, head_dim);
+  for (int64_t first = 0; first < heads; first += kPackHeads) {
+    PackedHeads packed{};
+    const int64_t group = std::min<int64_t>(kPackHeads, heads - first);
+    int64_t most = 0;
+    for (int64_t i = 0; i < group; ++i) {
+      const int64_t h = first + i;
+      packed.slot[i] = rows.slot[h];
+      packed.count[i] = rows.count[h];
+      packed.chunk_slot[i] = chunk_slot[h];
+      packed.position[i] = task.segment.begin + options.head_offset[h] +
+                           rows.first[h] * options.dilation - task.origin;
+      most = std::max(most, rows.count[h]);
+    }
+    launch(pack_kernel<unpack>,
+           dim3(static_cast<unsigned>(most), static_cast<unsigned>(group),
+                static_cast<unsigned>(key.shape[0])),
+           kThreads, 0, context_stream(context),
+           ChunkRows{floats(chunk_key), chunk_key.stride[0], chunk_key.stride[1]},
+           ChunkRows{floats(chunk_value), chunk_value.stride[0], chunk_value.stride[1]},
+           rows_of(key), rows_of(value), packed, static_cast<int>(first), rows.step,
+           options.dilation, static_cast<int>(head_dim), rotate, frequencies);
+  }
+}
+
+}  // namespace
+
+int64_t attention_workspace_bytes(const Context&, int64_t head_dim,
+                                  std::span<const SegmentTask> segments, bool backward) {
+  return Layout(head_dim, segments, backward).bytes;
+}
+
+void attention_begin(Context& context, const TensorView& out, const TensorView& lse) {
+  fill(context, out, 0.0f);
+  fill(context, lse, -INFINITY);
+}
+
+void attention_forward(Context& context, const AttentionForward& tensors,
+                       const AttentionOptions& options, void* workspace) {
+  Prepared prepared(context, tensors.query, tensors.segments, options, workspace, false);
+  Common& common = prepared.common;
+  common.out = rows_of(tensors.out);
+  prepared.set_lse(tensors.lse);
+  common.items = prepared.query_items;
+  with_width(tensors.query.shape[3], [&](auto width) {
+    launch(forward_kernel<width>, grid_of(prepared.query_item_count, tensors.query.shape[0]),
+           kThreads, sizeof(ForwardShared<width>), context_stream(context), common);
+  });
+}
+
+void attention_delta(Context& context, const TensorView& delta, const TensorView& grad_out,
+                     const TensorView& out) {
+  const int64_t count = out.shape[0] * out.shape[1] * out.shape[2];
+  const int64_t blocks = (count + kThreads / 32 - 1) / (kThreads / 32);
+  launch(delta_kernel, grid_of(blocks, 1), kThreads, 0, context_stream(context), floats(delta),
+         delta.stride[0], delta.stride[1], delta.stride[2], rows_of(grad_out), rows_of(out), count,
+         out.shape[1], out.shape[2], static_cast<int>(out.shape[3]));
+}
+
+void attention_backward(Context& context, const AttentionBackward& tensors,
+                        const AttentionOptions& options, void* workspace) {
+  Prepared prepared(context, tensors.query, tensors.segments, options, workspace, true);
+  Common& common = prepared.common;
+  common.grad_query = rows_of(tensors.grad_query);
+  common.grad_out = rows_of(tensors.grad_out);
+  prepared.set_lse(tensors.lse);
+  common.delta = floats(tensors.delta);
+  common.delta_batch = tensors.delta.stride[0];
+  common.delta_head = tensors.delta.stride[1];
+  common.delta_token = tensors.delta.stride[2];
+  const int64_t batch = tensors.query.shape[0];
+  void* stream = context_stream(context);
+  with_width(tensors.query.shape[3], [&](auto width) {
+    common.items = prepared.query_items;
+    launch(grad_query_kernel<width>, grid_of(prepared.query_item_count, batch), kThreads,
+           sizeof(QueryShared<width>), stream, common);
+    common.items = prepared.key_items;
+    launch(grad_key_kernel<width>, grid_of(prepared.key_item_count, batch), kThreads,
+           sizeof(KeyShared<width>), stream, common);
+  });
+}
+
+void attention_pack_rows(Context& context, const TensorView& chunk_key,
+                         const TensorView& chunk_value, const TensorView& key,
+                         const TensorView& value, const HeadRows& rows,
+                         std::span<const int64_t> chunk_slot, const SegmentTask& task,
+                         const AttentionOptions& options) {
+  pack<false>(context, chunk_key, chunk_value, key, value, rows, chunk_slot, task, options);
+}
+
+void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
+                               const TensorView& grad_value, const TensorView& chunk_grad_key,
+                               const TensorView& chunk_grad_value, const HeadRows& rows,
+                               std::span<const int64_t> chunk_slot, const SegmentTask& task,
+                               const AttentionOptions& options) {
+  pack<true>(context, chunk_grad_key, chunk_grad_value, grad_key, grad_value, rows, chunk_slot,
+             task, options);
+}
+
+}  // namespace longnet::cuda

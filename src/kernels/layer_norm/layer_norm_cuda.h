@@ -1,0 +1,18 @@
+// What layer_norm.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already and
+// lie in the GPU's memory. Meaning and shapes as in layer_norm.h; x, residual, sum, out, grad_x and
+// grad_out are all f32 or all bf16, everything else f32. Not public.
+//
+// Every function throws Error in a build without CUDA. Sums have a fixed order: same bits every
+// time.
+#pragma once
+
+#include "kernels/layer_norm/layer_norm.h"
+
+namespace longnet::cuda {
+
+/// Bytes of device memory.
+int64_t layer_norm_backward_workspace_bytes(const Context& context, int64_t width);
+void layer_norm_forward(Context& context, const LayerNormForward& args);
+void layer_norm_backward(Context& context, const LayerNormBackward& args, void* workspace);
+
+}  // namespace longnet::cuda

@@ -1,0 +1,60 @@
+// The three products of linear.h in the terms of a BLAS library: column-major, transposes, leading
+// dimensions. Pure bookkeeping on the host: it reads no element and calls no library.
+//
+// A row-major matrix [rows, columns] with distance `stride` between rows is, column-major, its
+// transpose [columns, rows] with leading dimension `stride`. So every product below computes the
+// transpose of what linear.h says, which in memory is the same.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace longnet::internal {
+
+/// D [m, n] = op(A) [m, k] op(B) [k, n] (+ bias [m], the same for every column) (+ D if
+/// accumulate). Everything that the choice of an algorithm depends on; leading dimensions in
+/// elements.
+struct ProductShape {
+  int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false, transpose_b = false;
+  int64_t lda = 0, ldb = 0, ldd = 0;
+  DType in = DType::kF32;    // of A and B
+  DType out = DType::kF32;   // of D
+  DType bias = DType::kF32;  // read only if has_bias
+  bool has_bias = false;
+  bool accumulate = false;
+  int alignment_a = 0, alignment_b = 0, alignment_d = 0;  // bytes, of the first element
+  auto operator<=>(const ProductShape&) const = default;
+};
+
+struct Product {
+  ProductShape shape;
+  const void* a = nullptr;
+  const void* b = nullptr;
+  const void* bias = nullptr;
+  void* d = nullptr;
+};
+
+/// Largest power of two, at most 256, that divides the address.
+int alignment_of(const void* data);
+
+/// out [T, O] = x [T, I] weight^T (+ bias [O]) (+ out): D = out^T [O, T].
+/// Throws Error for types that no library offers: x and weight must be alike, f32 or bf16; out the
+/// same or f32; the bias as out.
+Product forward_product(const TensorView& out, const TensorView& x, const TensorView& weight,
+                        const TensorView& bias, bool accumulate);
+/// grad_x [T, I] = grad_out [T, O] weight (+ grad_x): D = grad_x^T [I, T].
+Product backward_input_product(const TensorView& grad_x, const TensorView& grad_out,
+                               const TensorView& weight, bool accumulate);
+/// grad_weight [O, I] += grad_out^T x: D = grad_weight^T [I, O], f32.
+Product backward_weight_product(const TensorView& grad_weight, const TensorView& grad_out,
+                                const TensorView& x);
+
+/// In how many runs of rows the column sums of a [rows, columns] matrix are added first, each by a
+/// block of its own; depends on the shape and the scratch only, so results are the same every time.
+/// workspace_bytes: room for [splits, columns] floats if there is more than one.
+int64_t column_sum_splits(int64_t rows, int64_t columns, int64_t workspace_bytes);
+
+}  // namespace longnet::internal

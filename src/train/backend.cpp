@@ -1,0 +1,85 @@
+// See backend.h.
+#include "train/backend.h"
+
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/device_runtime.h"
+#include "dist/communicator_nccl.h"
+#include "train/agreement.h"
+
+namespace longnet {
+namespace {
+
+VisibleGpus visible_gpus(const Communicator& world) {
+  VisibleGpus gpus;
+  char host[256] = {};
+  gpus.host = gethostname(host, sizeof host - 1) == 0 ? host : "unknown host";
+  gpus.local_size = world.local_size();
+  const device_runtime::Availability found = device_runtime::availability();
+  gpus.ids = found.devices;
+  gpus.reason = found.reason;
+  return gpus;
+}
+
+}  // namespace
+
+std::optional<int> gpu_of_rank(const std::vector<VisibleGpus>& ranks, int rank) {
+  std::set<std::string> taken;
+  for (int r = 0; r <= rank; ++r) {
+    const std::vector<std::string>& ids = ranks[r].ids;
+    size_t index = 0;
+    while (index < ids.size() && taken.count(ids[index])) ++index;
+    if (r == rank) return index < ids.size() ? std::optional<int>(index) : std::nullopt;
+    if (index < ids.size()) taken.insert(ids[index]);
+  }
+  return std::nullopt;
+}
+
+std::string no_gpu_message(const VisibleGpus& gpus, int local_rank) {
+  if (gpus.ids.empty())
+    return fmt::format(
+        "run.backend=cuda: no GPU on {}: {}; set run.backend=cpu or use a node with a GPU",
+        gpus.host, gpus.reason);
+  return fmt::format(
+      "run.backend=cuda: {} ranks on {} see {} GPU{} together, none is left for rank {} of the "
+      "node; start at most {} there, or show it more (CUDA_VISIBLE_DEVICES)",
+      gpus.local_size, gpus.host, gpus.ids.size(), gpus.ids.size() == 1 ? "" : "s", local_rank,
+      gpus.ids.size());
+}
+
+Device device_of_rank(Communicator& world, const std::string& backend) {
+  if (backend != "cuda") return {};
+  VisibleGpus own;
+  run_on_all(world, [&] {
+    if (!device_runtime::built_with_cuda())
+      throw Error(
+          "run.backend=cuda: this program was built without CUDA; set run.backend=cpu, or build "
+          "it with scripts/build.sh cuda where the CUDA toolkit is installed");
+    own = visible_gpus(world);
+  });
+  const std::vector<std::string> gathered =
+      world.all_gather_strings(nlohmann::json(own.ids).dump());
+  Device device{DeviceType::kCUDA, 0};
+  run_on_all(world, [&] {
+    std::vector<VisibleGpus> ranks(gathered.size());
+    for (size_t r = 0; r < gathered.size(); ++r)
+      ranks[r].ids = nlohmann::json::parse(gathered[r]).get<std::vector<std::string>>();
+    const std::optional<int> index = gpu_of_rank(ranks, world.rank());
+    if (!index) throw Error(no_gpu_message(own, world.local_rank()));
+    device.index = *index;
+  });
+  return device;
+}
+
+std::unique_ptr<Communicator> transport_of(const Context& context,
+                                           std::unique_ptr<Communicator> world,
+                                           const ParallelConfig& parallel) {
+  if (context.device().type == DeviceType::kCPU) return world;
+  return make_nccl_communicator(
+      std::move(world), {.compute = context.stream(), .timeout_seconds = parallel.timeout_s});
+}
+
+}  // namespace longnet

@@ -1,0 +1,75 @@
+// Signals to a training run: SIGUSR1 saves and goes on, SIGTERM saves and ends, from the moment the
+// Trainer exists. Sent to itself, so that each arrives at a known place.
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <filesystem>
+
+#include "support/temporary_folder.h"
+#include "train/checkpoint.h"
+#include "train/trainer.h"
+
+namespace longnet::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Signal : public ::testing::Test {
+ protected:
+  Signal() {
+    std::string text;
+    while (text.size() < 4000) text += "the cat sat on the mat and the dog lay by the log. ";
+    config_.model.dim = 32;
+    config_.model.layers = 1;
+    config_.model.heads = 2;
+    config_.model.ffn_dim = 32;
+    config_.model.branches = {{16, 1}, {64, 4}};
+    config_.data.train = {folder_.write("text.txt", text)};
+    config_.data.cache = folder_.file("cache");
+    config_.train.sequence_length = 64;
+    config_.train.steps = 3;
+    config_.train.evaluate_every = 0;
+    config_.optimizer.warmup_steps = 1;
+    config_.checkpoint.every = 0;
+    config_.checkpoint.keep_last = 0;
+    config_.run.folder = folder_.file("run");
+    config_.run.progress = "off";
+  }
+  bool saved(int step) const {
+    return fs::exists(config_.run.folder + "/step-0000000" + std::to_string(step));
+  }
+  /// Trains with a signal sent between set-up and the first step (0: none).
+  void train(int signal) {
+    Trainer trainer(config_, make_single_communicator());
+    if (signal != 0) std::raise(signal);
+    trainer.run();
+  }
+
+  TemporaryFolder folder_;
+  Config config_;
+};
+
+TEST_F(Signal, Usr1DuringSetUpSavesOnceAndGoesOn) {
+  train(SIGUSR1);
+  EXPECT_TRUE(saved(1));
+  EXPECT_FALSE(saved(2));
+  EXPECT_TRUE(saved(3));
+}
+
+TEST_F(Signal, TermDuringSetUpSavesAndEndsAndTheNextRunGoesOn) {
+  train(SIGTERM);
+  EXPECT_TRUE(saved(1));
+  EXPECT_FALSE(saved(3));
+  train(0);
+  EXPECT_FALSE(saved(2));
+  EXPECT_TRUE(saved(3));
+}
+
+TEST_F(Signal, HandlersAreGivenBack) {
+  const auto before = std::signal(SIGUSR1, SIG_IGN);
+  train(0);
+  EXPECT_EQ(std::signal(SIGUSR1, before), SIG_IGN);
+}
+
+}  // namespace
+}  // namespace longnet::test
