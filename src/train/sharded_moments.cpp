@@ -30,12 +30,14 @@ const TensorView& ShardedMoments::moment(Which which) const {
 void ShardedMoments::run_on_root(const std::function<void()>& work) {
   run_on_all(world_, [&] {
     if (world_.rank() != 0) return serve();
+    holds_ = Holds::kNothing;
     try {
       work();
     } catch (...) {
       command(kEnd, 0, 0, 0);
       throw;
     }
+    flush();
     command(kEnd, 0, 0, 0);
   });
 }
@@ -59,23 +61,60 @@ void ShardedMoments::serve() {
   }
 }
 
+void ShardedMoments::fetch(Which which, int64_t begin) {
+  const int64_t count = std::min(kPieceElements, begin_.back() - begin);
+  command(kGet, which, begin, count);
+  piece_.resize(static_cast<size_t>(count));
+  collect(which, begin, piece_);
+  holds_ = Holds::kFetched;
+  piece_which_ = which;
+  piece_begin_ = begin;
+}
+
 void ShardedMoments::get(Which which, int64_t begin, std::span<float> values) {
-  const auto n = static_cast<int64_t>(values.size());
-  for (int64_t at = 0; at < n; at += kPieceElements) {
-    const int64_t count = std::min(kPieceElements, n - at);
-    command(kGet, which, begin + at, count);
-    collect(which, begin + at, values.subspan(at, count));
+  flush();
+  const int64_t end = begin + static_cast<int64_t>(values.size());
+  LN_CHECK(begin >= 0 && end <= begin_.back(), "moments [{}, {}) of {}", begin, end, begin_.back());
+  for (int64_t at = begin; at < end;) {
+    const auto held_end = piece_begin_ + static_cast<int64_t>(piece_.size());
+    if (holds_ != Holds::kFetched || piece_which_ != which || at < piece_begin_ || at >= held_end) {
+      fetch(which, at);
+      continue;
+    }
+    const int64_t count = std::min(end, held_end) - at;
+    std::copy_n(piece_.begin() + (at - piece_begin_), count, values.begin() + (at - begin));
+    at += count;
   }
 }
 
 void ShardedMoments::set(Which which, int64_t begin, std::span<const float> values) {
-  const auto n = static_cast<int64_t>(values.size());
-  for (int64_t at = 0; at < n; at += kPieceElements) {
-    const int64_t count = std::min(kPieceElements, n - at);
-    command(kSet, which, begin + at, count);
-    piece_.assign(values.begin() + at, values.begin() + at + count);
-    deliver(which, begin + at, piece_);
+  const int64_t end = begin + static_cast<int64_t>(values.size());
+  LN_CHECK(begin >= 0 && end <= begin_.back(), "moments [{}, {}) of {}", begin, end, begin_.back());
+  for (int64_t at = begin; at < end;) {
+    const auto held_end = piece_begin_ + static_cast<int64_t>(piece_.size());
+    // Between tensors lies only padding, less than a unit of 64 and always zero.
+    const bool follows = holds_ == Holds::kToSend && piece_which_ == which && at >= held_end &&
+                         at < held_end + kSumCell && at < piece_begin_ + kPieceElements;
+    if (!follows) {
+      flush();
+      holds_ = Holds::kToSend;
+      piece_which_ = which;
+      piece_begin_ = at;
+      piece_.clear();
+    }
+    piece_.resize(static_cast<size_t>(at - piece_begin_), 0.0f);
+    const int64_t count = std::min(end, piece_begin_ + kPieceElements) - at;
+    piece_.insert(piece_.end(), values.begin() + (at - begin),
+                  values.begin() + (at - begin + count));
+    at += count;
   }
+}
+
+void ShardedMoments::flush() {
+  if (holds_ != Holds::kToSend) return;
+  holds_ = Holds::kNothing;
+  command(kSet, piece_which_, piece_begin_, static_cast<int64_t>(piece_.size()));
+  deliver(piece_which_, piece_begin_, piece_);
 }
 
 /// Every owner's part of [begin, begin + values.size()) to all ranks: the transport has no transfer

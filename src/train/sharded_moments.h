@@ -2,7 +2,8 @@
 // code wants them: piece after piece, under their place in the flat buffer.
 //
 // Rank 0 works and asks; the others serve until it says that it is done. No rank holds more of
-// another's moments than one piece. It reads and writes no file.
+// another's moments than one piece of 16 MiB, which spans as many tensors as fit, so that small
+// tensors do not cost a transfer each. It reads and writes no file.
 #pragma once
 
 #include <functional>
@@ -23,13 +24,16 @@ class ShardedMoments final : public MomentPieces {
   /// error ends all ranks as run_on_root does (train/agreement.h). Collective.
   void run_on_root(const std::function<void()>& work);
 
-  /// Inside of work only.
+  /// Inside of work only. Fast where places rise from call to call. What set() was given has
+  /// arrived when run_on_root() returns.
   void get(Which which, int64_t begin, std::span<float> values) override;
   void set(Which which, int64_t begin, std::span<const float> values) override;
 
  private:
   enum Task : int64_t { kGet, kSet, kEnd };
   void serve();
+  void fetch(Which which, int64_t begin);
+  void flush();
   void command(Task task, int64_t which, int64_t begin, int64_t count);
   void collect(Which which, int64_t begin, std::span<float> values);
   void deliver(Which which, int64_t begin, std::span<const float> values);
@@ -39,6 +43,11 @@ class ShardedMoments final : public MomentPieces {
   const Optimizer& optimizer_;
   std::vector<int64_t> begin_;
   std::vector<float> piece_;
+  // Rank 0: what piece_ holds, elements [piece_begin_, piece_begin_ + piece_.size()) of
+  // piece_which_.
+  enum class Holds { kNothing, kFetched, kToSend } holds_ = Holds::kNothing;
+  Which piece_which_ = kFirst;
+  int64_t piece_begin_ = 0;
 };
 
 }  // namespace longnet
