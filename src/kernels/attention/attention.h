@@ -10,8 +10,8 @@
 //   backward, with the *merged* final o, lse and delta_i = <grad_o_i, o_i>:
 //     p_ij = exp(s_ij - lse_i), grad_v_j += p_ij grad_o_i, ds_ij = p_ij (<grad_o_i, v_j> - delta_i),
 //     grad_q_i += scale sum_j ds_ij k_j, grad_k_j += scale sum_j ds_ij q_i (then rotated back)
-// A query without any key keeps o = 0, lse = -inf and passes no gradient. All sums, o, lse and
-// gradients are float32. Twins: attention_reference.cpp (double sums), attention_cpu.cpp (+ one
+// A query without any key keeps o = 0, lse = -inf and passes no gradient. query, key, value and
+// grad_out are each f32 or bf16 by their view; all sums, o, lse and gradients are float32. Twins: attention_reference.cpp (double sums), attention_cpu.cpp (+ one
 // source per instruction set). It never allocates: workspace_bytes() says what it needs. Results do
 // not depend on the order in which threads run.
 #pragma once
@@ -38,7 +38,7 @@ struct HeadRows {
 /// Keys and values of one segment from one place. Gathered chunks are [B, R, H, D] views whose
 /// head stride is 0 (each head's rows begin at its own slot).
 struct KeySource {
-  TensorView key, value;            // [B, S, H, D] f32 (bf16 later), last axis contiguous
+  TensorView key, value;            // [B, S, H, D] f32 or bf16, last axis contiguous
   TensorView grad_key, grad_value;  // [B, S, H, D] f32, added to; backward only
   HeadRows rows;
   bool positions_applied = false;  // true: keys came rotated, and grad_key stays in rotated space
@@ -65,16 +65,16 @@ struct AttentionOptions {
 struct AttentionForward {
   TensorView out;    // [B, L, H, D] f32, running output, read and written
   TensorView lse;    // [B, H, L] f32, running log-sum-exp in nats, read and written
-  TensorView query;  // [B, L, H, D] f32
+  TensorView query;  // [B, L, H, D] f32 or bf16
   std::span<const SegmentTask> segments;
 };
 
 struct AttentionBackward {
   TensorView grad_query;  // [B, L, H, D] f32, added to
-  TensorView grad_out;    // [B, L, H, D] f32
+  TensorView grad_out;    // [B, L, H, D] f32 or bf16
   TensorView lse;         // [B, H, L] f32, of all branches
   TensorView delta;       // [B, H, L] f32, from attention_delta
-  TensorView query;       // [B, L, H, D] f32
+  TensorView query;       // [B, L, H, D] f32 or bf16
   std::span<const SegmentTask> segments;  // their KeySource::grad_* are added to
 };
 
@@ -95,7 +95,8 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
 void attention_backward(Context& context, const AttentionBackward& tensors,
                         const AttentionOptions& options, void* workspace);
 
-/// Copies this rank's kept rows into its chunk of a gathered segment, keys rotated.
+/// Copies this rank's kept rows into its chunk of a gathered segment, keys rotated (in float32,
+/// then rounded to the chunk's type).
 /// chunk_key, chunk_value: [B, R, D]; key, value: [B, L, H, D]; rows: local tokens;
 /// chunk_slot: [H] first row of each head in the chunk.
 void attention_pack_rows(Context& context, const TensorView& chunk_key,

@@ -1,9 +1,10 @@
 // Linear layers: y = x W^T + b and their gradients; the matrix products are oneDNN's (_onednn
 // twin).
 //
-// W is [O, I] row-major (PyTorch). Rows of x and y may be strided (last axis contiguous). Adds
-// 2 T O I FLOPs to Context::work() per product. oneDNN primitives are created once per shape and
-// cached; scratch is the caller's.
+// W is [O, I] row-major (PyTorch). Rows of x and y may be strided (last axis contiguous). The two
+// operands of a product are both f32 or both bf16 (a forward's bias likewise), its result is f32 or
+// bf16 whatever they are; sums are float32. Adds 2 T O I FLOPs to Context::work() per product.
+// oneDNN primitives are created once per shape and cached; their scratch is the library's.
 #pragma once
 
 #include "core/context.h"
