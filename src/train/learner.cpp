@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 
+#include "kernels/cast/cast.h"
 #include "kernels/fill/fill.h"
 #include "kernels/optimizer/optimizer.h"
 #include "train/schedule.h"
@@ -25,14 +26,18 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
       workspace_arena_("workspace", context.counting()) {
   parameters_ = parameter_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   gradients_ = gradient_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
+  if (float_type(config.run.dtype) == DType::kBF16)
+    matrices_ = parameter_arena_.allocate_zeroed(DType::kBF16, {layout_.elements()});
   exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
                                                  config.model.head_dim());
   gradient_sum_ =
       std::make_unique<GradientSum>(*mesh.world, gradients_, config.parallel.bucket_mib << 20);
-  model_ = std::make_unique<LongNet>(
-      context, config.model, plan_, config.train.batch_size, layout_, parameters_, gradients_,
-      *exchange_, ModelArenas{activation_arena_, workspace_arena_},
-      LongNetOptions{.attention = nullptr, .recompute = config.train.recompute == "layer"});
+  model_ = std::make_unique<LongNet>(context, config.model, plan_, config.train.batch_size, layout_,
+                                     parameters_, gradients_, *exchange_,
+                                     ModelArenas{activation_arena_, workspace_arena_},
+                                     LongNetOptions{.attention = nullptr,
+                                                    .recompute = config.train.recompute == "layer",
+                                                    .matrices = matrices_});
   optimizer_ = std::make_unique<Optimizer>(context, config.optimizer, layout_, parameters_,
                                            gradients_, optimizer_arena_);
 }
@@ -41,6 +46,11 @@ Learner::~Learner() = default;
 
 void Learner::initialise() {
   initialise_parameters(context_, layout_, parameters_, static_cast<uint64_t>(config_.train.seed));
+  parameters_changed();
+}
+
+void Learner::parameters_changed() {
+  if (matrices_.defined()) cast(context_, matrices_, parameters_);
 }
 
 StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step) {
@@ -61,6 +71,7 @@ StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step
   stop_if_not_finite(step, result.loss, result.gradient_norm);
   result.learning_rate = learning_rate_at(config_.optimizer, step, config_.train.steps);
   optimizer_->update(step, result.learning_rate, clip_scale(result.gradient_norm));
+  parameters_changed();
   return result;
 }
 

@@ -56,6 +56,9 @@ class Learner {
   LossSum evaluate(const MicroBatch& batch);
   /// Parameters from the seed.
   void initialise();
+  /// To be called after parameters() were written from outside (a checkpoint): renews their bf16
+  /// copy, if there is one.
+  void parameters_changed();
   /// Named in NonFiniteError; empty: none yet.
   void set_last_checkpoint(const std::string& path) { last_checkpoint_ = path; }
 
@@ -86,6 +89,7 @@ class Learner {
   ParameterLayout layout_;
   Arena parameter_arena_, gradient_arena_, optimizer_arena_, activation_arena_, workspace_arena_;
   TensorView parameters_, gradients_;
+  TensorView matrices_;  // bf16 copy of the parameters; not defined with f32
   std::unique_ptr<SequenceExchange> exchange_;
   std::unique_ptr<GradientSum> gradient_sum_;
   std::unique_ptr<LongNet> model_;

@@ -178,7 +178,7 @@ Config changed_config() {
                  2.5};
   c.parallel = {3, 2, 5, 1};
   c.checkpoint = {0, 0, "runs/x/step=3"};
-  c.run = {"runs/ä", "cpu", "f32", "debug", "off", 10};
+  c.run = {"runs/ä", "cpu", "bf16", "debug", "off", 10};
   return c;
 }
 
@@ -536,8 +536,7 @@ const BadCase kBadYaml[] = {
      "parallel.sequence_ranks"},
     {"train:\n  fp16: true\n", "configs/x.yaml:2: train.fp16: fp16 is not offered", "train.fp16"},
     {"run:\n  dtype: float16\n", "configs/x.yaml:2: run.dtype: fp16 is not offered", "run.dtype"},
-    {"run:\n  dtype: bf16\n", "configs/x.yaml:2: run.dtype: bf16 is not in this version; use f32",
-     "run.dtype"},
+    {"run:\n  dtype: bfloat16\n", "configs/x.yaml:2: run.dtype: this is called bf16", "run.dtype"},
     {"run:\n  backend: cuda\n", "configs/x.yaml:2: run.backend: cuda is not in this build; use cpu",
      "run.backend"},
 };
