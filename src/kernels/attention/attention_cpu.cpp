@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/clones.h"
 #include "kernels/attention/attention_tile.h"
 #include "kernels/cast/cast_cpu.h"
 
@@ -32,8 +33,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 /// Dilated rows lie too far apart for the hardware to foresee: ask for one kPrefetchRows ahead.
+/// Inlined by force: a function that only prefetches has no effect that the compiler knows of, and
+/// calls of it are dropped.
 constexpr int64_t kPrefetchRows = 12;
-inline void prefetch_bytes(const void* row, int64_t bytes) {
+LN_INLINE void prefetch_bytes(const void* row, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(row) + at);
 }
 
@@ -159,7 +162,7 @@ class Piece {
   const float* read(const TensorView& x, int64_t slot, float* buffer) const {
     return cpu::read_row(x, offset(x, slot), head_dim_, buffer);
   }
-  void prefetch_row(const TensorView& x, int64_t slot) const {
+  LN_INLINE void prefetch_row(const TensorView& x, int64_t slot) const {
     const int64_t size = dtype_size(x.dtype);
     prefetch_bytes(static_cast<const char*>(x.data) + offset(x, slot) * size, head_dim_ * size);
   }
