@@ -48,8 +48,9 @@ one "build" scripts/build.sh cpu -DLN_WERROR=ON
 say "tests"
 tests build
 say "unit and kernel tests under address and undefined-behaviour sanitizers"
-one "sanitizer build" scripts/build.sh cpu-sanitize -DLN_WERROR=ON
-if [ -x build-sanitize/longnet ]; then
+one "sanitizer build" env LN_TARGETS="core_test kernels_test data_test model_test" \
+  scripts/build.sh cpu-sanitize -DLN_WERROR=ON
+if [ -x build-sanitize/tests/model_test ]; then
   # Open MPI's own leaks are not ours; OpenMP's pool is never joined.
   export ASAN_OPTIONS=detect_leaks=0
   tests build-sanitize -L 'unit|kernel' --timeout 900

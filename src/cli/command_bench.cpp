@@ -109,7 +109,8 @@ int bench_step(const StepArguments& arguments) {
   learner.initialise();
   const auto peak_of_all = [&] {
     mesh.world->barrier();
-    std::array<double, 1> gflops{measure_machine(context).matmul_gflops_f32};
+    std::array<double, 1> gflops{
+        measure_machine(context, 0.3, float_type(config.run.dtype)).matmul_gflops};
     mesh.world->all_reduce_sum(gflops);
     return gflops[0];
   };
@@ -148,6 +149,7 @@ int bench_step(const StepArguments& arguments) {
   json["threads"] = context.threads();
   json["isa"] = isa_name(context.isa());
   json["config"] = arguments.config;
+  json["dtype"] = config.run.dtype;
   json["parameters"] = learner.layout().parameter_count();
   json["tokens_per_step"] = result.targets;
   json["median_seconds"] = median;

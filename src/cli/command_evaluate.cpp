@@ -51,6 +51,7 @@ int evaluate(const Arguments& arguments) {
                  {learner.parameters(), {}, {}});
   });
   mesh.world->broadcast(learner.parameters().data, learner.parameters().bytes(), 0);
+  learner.parameters_changed();
   const LossSum loss = evaluate_dataset(learner, mesh, config, *dataset, arguments.samples);
   if (mesh.world->rank() != 0) return 0;
   const double bits = bits_per_byte(loss.mean(), dataset->bytes_per_token());

@@ -102,7 +102,7 @@ struct CheckpointConfig {
 struct RunConfig {
   std::string folder = "runs/default";  // log, metrics.jsonl, checkpoints
   std::string backend = "cpu";          // cpu | cuda
-  std::string dtype = "f32";            // f32 (bf16: not in this version)
+  std::string dtype = "f32";            // f32 | bf16 (mixed: see config_keys.cpp)
   std::string log_level = "info";       // debug | info | warn | error
   std::string progress = "auto";        // auto (on a terminal) | on | off
   int64_t log_every = 1;                // steps between lines

@@ -37,9 +37,9 @@ std::optional<std::string> word_refusal(const Key& key, const std::string& word)
                        [&](const char* name) { return edit_distance(word, name) == 0; });
   };
   if (key.name == "run.dtype") {
-    if (is({"bf16", "bfloat16"})) return "bf16 is not in this version; use f32";
+    if (is({"bfloat16"})) return "this is called bf16";
     if (is({"fp16", "f16", "float16", "half"}))
-      return "fp16 is not offered: its range needs loss scaling; use f32";
+      return "fp16 is not offered: its range needs loss scaling; use bf16 or f32";
     if (is({"fp32", "float32", "float"})) return "this is called f32";
   }
   if (key.name == "run.backend" && is({"gpu"})) return "this is called cuda";
@@ -221,7 +221,7 @@ std::optional<std::string> refusal(const std::string& name) {
     return "pipeline parallelism is not offered: every rank holds all layers; use "
            "parallel.sequence_ranks or parallel.data_ranks";
   if (word == "fp16" || word == "half" || word == "loss_scale")
-    return "fp16 is not offered: its range needs loss scaling; use run.dtype f32";
+    return "fp16 is not offered: its range needs loss scaling; use run.dtype bf16 or f32";
   return std::nullopt;
 }
 

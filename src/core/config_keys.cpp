@@ -153,7 +153,9 @@ std::vector<Key> make_keys() {
       other(KEY(run.folder), "", "where log, metrics.jsonl and checkpoints go"),
       word(KEY(run.backend), {"cpu", "cuda"},
            "what computes: the processor, or one GPU per rank (a build with CUDA)"),
-      word(KEY(run.dtype), {"f32"}, "number type of the model; bf16: not in this version"),
+      word(KEY(run.dtype), {"f32", "bf16"},
+           "bf16: matrix products, activations and exchanged keys and values; sums, the residual "
+           "stream, weights that are trained and the optimizer stay f32"),
       word(KEY(run.log_level), {"debug", "info", "warn", "error"},
            "least important lines that are logged"),
       word(KEY(run.progress), {"auto", "on", "off"}, "progress bar; auto: on a terminal"),

@@ -18,6 +18,12 @@ std::string device_name(Device device) {
   return device.type == DeviceType::kCPU ? "cpu" : fmt::format("cuda:{}", device.index);
 }
 
+DType float_type(const std::string& name) {
+  for (const DType dtype : {DType::kF32, DType::kBF16})
+    if (name == dtype_name(dtype)) return dtype;
+  throw Error("number type {}; allowed: f32, bf16", name);
+}
+
 TensorView::TensorView(void* data_in, DType dtype_in, std::initializer_list<int64_t> shape_in,
                        Device device_in)
     : data(data_in), dtype(dtype_in), device(device_in), rank(static_cast<int>(shape_in.size())) {

@@ -34,6 +34,8 @@ inline int64_t dtype_size(DType dtype) {
   return dtype == DType::kF32 ? 4 : dtype == DType::kBF16 ? 2 : 8;
 }
 const char* dtype_name(DType dtype);  // "f32", "bf16", "i64"
+/// "f32" or "bf16" (run.dtype); throws Error for another word.
+DType float_type(const std::string& name);
 
 template <typename T>
 struct dtype_of;

@@ -70,11 +70,14 @@ struct DilatedAttention::Impl {
                                                .causal = model.causal,
                                                .rotary = rotary_options(model),
                                                .scale = 0,
-                                               .training = true},
+                                               .training = true,
+                                               .dtype = DType::kF32},
                       exchange != nullptr ? *exchange : no_exchange, *workspace);
-    scratch.emplace(context, model, batch * tokens, true, *workspace);
-    layer.emplace(model, layout, kPrefix, parameters, gradients, *attention, batch, tokens,
-                  AttentionActivations(model, batch, tokens, *activations), *activations);
+    scratch.emplace(context, model, batch * tokens, DType::kF32, true, *workspace);
+    layer.emplace(model, layout, kPrefix, FlatBuffers{parameters, parameters, gradients},
+                  *attention, batch, tokens,
+                  AttentionActivations(model, batch, tokens, DType::kF32, *activations),
+                  *activations);
     input = activations->allocate(DType::kF32, {batch * tokens, model.dim});
   }
 

@@ -60,7 +60,7 @@ AttentionOperator::Saved DilatedAttentionOperator::make_saved(Arena& activations
   Saved saved;
   saved.layer = layers_++;
   for (const GatheredWork& work : gathered_)
-    saved.gathered.push_back(activations.allocate(DType::kF32, {work.layout.elements()}));
+    saved.gathered.push_back(activations.allocate(settings_.dtype, {work.layout.elements()}));
   return saved;
 }
 

@@ -23,11 +23,13 @@ struct DilatedAttentionSettings {
   int64_t head_dim = 64;  // D
   bool causal = true;
   RotaryOptions rotary;
-  double scale = 0;      // of q k^T; 0: D^-1/2
-  bool training = true;  // memory for the backward is taken
+  double scale = 0;           // of q k^T; 0: D^-1/2
+  bool training = true;       // memory for the backward is taken
+  DType dtype = DType::kF32;  // of gathered keys and values, f32 or bf16; their gradients are f32
 };
 
-/// q, k, v or their gradients: [B, L, H, D] each, rows may be strided (views into a fused buffer).
+/// q, k, v (f32 or bf16) or their gradients (f32): [B, L, H, D] each, rows may be strided (views
+/// into a fused buffer).
 struct QueryKeyValue {
   TensorView query, key, value;
 };
@@ -44,7 +46,7 @@ class AttentionOperator {
   /// What one layer keeps between calls.
   struct Saved {
     int64_t layer = 0;                 // which make_saved call it came from, from 0
-    std::vector<TensorView> gathered;  // per gathered segment, GatherLayout::elements() f32
+    std::vector<TensorView> gathered;  // per gathered segment, GatherLayout::elements()
   };
   virtual ~AttentionOperator() = default;
 
@@ -56,7 +58,7 @@ class AttentionOperator {
   /// The forward once more, same bits, without communication: saved holds every rank's rows.
   virtual void recompute(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                          const Saved& saved, const Visibility& visibility) = 0;
-  /// Writes the gradients. out, lse, inputs, saved: of the forward.
+  /// Writes the gradients. grad_out: f32 or bf16. out, lse, inputs, saved: of the forward.
   virtual void backward(const QueryKeyValue& gradients, const TensorView& grad_out,
                         const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                         Saved& saved, const Visibility& visibility) = 0;

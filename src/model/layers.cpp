@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cast/cast.h"
 #include "kernels/layer_norm/layer_norm.h"
 #include "kernels/linear/linear.h"
 
@@ -18,28 +19,29 @@ RotaryOptions rotary_options(const ModelConfig& config) {
   return options;
 }
 
-LayerScratch::LayerScratch(Context& context, const ModelConfig& config, int64_t rows, bool training,
-                           Arena& workspace) {
+LayerScratch::LayerScratch(Context& context, const ModelConfig& config, int64_t rows, DType dtype,
+                           bool training, Arena& workspace) {
   const int64_t c = config.dim, f = config.ffn_dim;
   const int64_t hidden = config.activation == "swiglu" ? 2 * f : f;
   if (training) {
-    grad_hidden = workspace.allocate(DType::kF32, {rows, hidden});
-    grad_activated = workspace.allocate(DType::kF32, {rows, f});
+    grad_hidden = workspace.allocate(dtype, {rows, hidden});
+    grad_activated = workspace.allocate(dtype, {rows, f});
     grad_qkv = workspace.allocate(DType::kF32, {rows, 3 * c});
-    grad_attended = workspace.allocate(DType::kF32, {rows, c});
+    if (dtype != DType::kF32) rounded_grad_qkv = workspace.allocate(dtype, {rows, 3 * c});
+    grad_attended = workspace.allocate(dtype, {rows, c});
   }
   reduction = workspace.allocate_bytes(
       std::max(layer_norm_backward_workspace_bytes(context, std::max(c, f)),
-               activation_workspace_bytes(context, f)));
+               activation_workspace_bytes(context, f, dtype)));
 }
 
 AttentionActivations::AttentionActivations(const ModelConfig& config, int64_t batch,
-                                           int64_t local_tokens, Arena& activations) {
+                                           int64_t local_tokens, DType dtype, Arena& activations) {
   const int64_t rows = batch * local_tokens, c = config.dim, h = config.heads;
   const auto take = [&](std::initializer_list<int64_t> shape) {
     return activations.allocate(DType::kF32, shape);
   };
-  qkv = take({rows, 3 * c});
+  qkv = activations.allocate(dtype, {rows, 3 * c});
   attended = take({rows, c});
   lse = take({batch, h, local_tokens});
   if (config.qk_norm) {
@@ -47,20 +49,21 @@ AttentionActivations::AttentionActivations(const ModelConfig& config, int64_t ba
     query_rstd = take({rows, h});
     key_mean = take({rows, h});
     key_rstd = take({rows, h});
-    normed_qk = take({rows, 2 * c});
+    normed_qk = activations.allocate(dtype, {rows, 2 * c});
   }
   if (config.norm == "sub_ln") {
     attended_mean = take({rows});
     attended_rstd = take({rows});
-    normed_attended = take({rows, c});
   }
+  if (config.norm == "sub_ln" || dtype != DType::kF32)
+    out_input = activations.allocate(dtype, {rows, c});
 }
 
-FeedForwardActivations::FeedForwardActivations(const ModelConfig& config, int64_t rows,
+FeedForwardActivations::FeedForwardActivations(const ModelConfig& config, int64_t rows, DType dtype,
                                                Arena& activations) {
   const int64_t f = config.ffn_dim;
-  hidden = activations.allocate(DType::kF32, {rows, config.activation == "swiglu" ? 2 * f : f});
-  activated = activations.allocate(DType::kF32, {rows, f});
+  hidden = activations.allocate(dtype, {rows, config.activation == "swiglu" ? 2 * f : f});
+  activated = activations.allocate(dtype, {rows, f});
   if (config.norm == "sub_ln") {
     mean = activations.allocate(DType::kF32, {rows});
     rstd = activations.allocate(DType::kF32, {rows});
@@ -70,9 +73,8 @@ FeedForwardActivations::FeedForwardActivations(const ModelConfig& config, int64_
 // ------------------------------------------------------------------------------ AttentionLayer
 
 AttentionLayer::AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
-                               const std::string& prefix, const TensorView& parameters,
-                               const TensorView& gradients, AttentionOperator& attention,
-                               int64_t batch, int64_t local_tokens,
+                               const std::string& prefix, const FlatBuffers& buffers,
+                               AttentionOperator& attention, int64_t batch, int64_t local_tokens,
                                const AttentionActivations& activations, Arena& gathered_rows)
     : attention_(attention),
       batch_(batch),
@@ -85,10 +87,11 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, const ParameterLayout&
       sub_ln_(config.norm == "sub_ln"),
       qk_norm_(config.qk_norm),
       kept_(activations) {
-  qkv_weight_ = layout.fused_view(parameters, prefix + "q_proj.weight", 3);
-  qkv_bias_ = layout.fused_view(parameters, prefix + "q_proj.bias", 3);
-  out_weight_ = layout.view(parameters, prefix + "out_proj.weight");
-  out_bias_ = layout.view(parameters, prefix + "out_proj.bias");
+  const TensorView &matrices = buffers.matrices, &gradients = buffers.gradients;
+  qkv_weight_ = layout.fused_view(matrices, prefix + "q_proj.weight", 3);
+  qkv_bias_ = layout.fused_view(matrices, prefix + "q_proj.bias", 3);
+  out_weight_ = layout.view(matrices, prefix + "out_proj.weight");
+  out_bias_ = layout.view(matrices, prefix + "out_proj.bias");
   if (gradients.defined()) {
     grad_qkv_weight_ = layout.fused_view(gradients, prefix + "q_proj.weight", 3);
     grad_qkv_bias_ = layout.fused_view(gradients, prefix + "q_proj.bias", 3);
@@ -96,8 +99,8 @@ AttentionLayer::AttentionLayer(const ModelConfig& config, const ParameterLayout&
     grad_out_bias_ = layout.view(gradients, prefix + "out_proj.bias");
   }
   const auto norm = [&](const std::string& name, const TensorView& mean, const TensorView& rstd) {
-    Norm norm{layout.view(parameters, prefix + name + ".weight"),
-              layout.view(parameters, prefix + name + ".bias"),
+    Norm norm{layout.view(buffers.parameters, prefix + name + ".weight"),
+              layout.view(buffers.parameters, prefix + name + ".bias"),
               {},
               {},
               mean,
@@ -122,7 +125,7 @@ namespace {
 TensorView heads_view(const TensorView& matrix, int64_t begin, int64_t batch, int64_t local_tokens,
                       int64_t heads, int64_t head_dim) {
   const int64_t row_stride = matrix.stride[0];
-  TensorView view(static_cast<float*>(matrix.data) + begin, DType::kF32,
+  TensorView view(static_cast<char*>(matrix.data) + begin * dtype_size(matrix.dtype), matrix.dtype,
                   {batch, local_tokens, heads, head_dim}, matrix.device);
   view.stride = {local_tokens * row_stride, row_stride, head_dim, 1};
   return view;
@@ -185,9 +188,16 @@ void AttentionLayer::project(Context& context, const TensorView& x) {
   normalise(key_norm_, inputs.key, raw.key);
 }
 
-void AttentionLayer::normalise_attended(Context& context) {
-  if (!sub_ln_) return;
-  layer_norm_forward(context, {.out = norm_rows(kept_.normed_attended),
+const TensorView& AttentionLayer::out_input() const {
+  return kept_.out_input.defined() ? kept_.out_input : kept_.attended;
+}
+
+void AttentionLayer::make_out_input(Context& context) {
+  if (!sub_ln_) {
+    if (kept_.out_input.defined()) cast(context, kept_.out_input, kept_.attended);
+    return;
+  }
+  layer_norm_forward(context, {.out = norm_rows(kept_.out_input),
                                .sum = {},
                                .mean = inner_norm_.mean,
                                .rstd = inner_norm_.rstd,
@@ -203,9 +213,8 @@ void AttentionLayer::forward(Context& context, const TensorView& out, const Tens
   project(context, x);
   attention_.forward(attended_heads(), kept_.lse, attended_inputs(), saved_, visibility);
   Range range(context, "out");
-  normalise_attended(context);
-  linear_forward(context, out, sub_ln_ ? kept_.normed_attended : kept_.attended, out_weight_,
-                 out_bias_, accumulate);
+  make_out_input(context);
+  linear_forward(context, out, out_input(), out_weight_, out_bias_, accumulate);
 }
 
 void AttentionLayer::recompute(Context& context, const TensorView& out, const TensorView& x,
@@ -213,10 +222,8 @@ void AttentionLayer::recompute(Context& context, const TensorView& out, const Te
   project(context, x);
   attention_.recompute(attended_heads(), kept_.lse, attended_inputs(), saved_, visibility);
   Range range(context, "out");
-  normalise_attended(context);
-  if (out.defined())
-    linear_forward(context, out, sub_ln_ ? kept_.normed_attended : kept_.attended, out_weight_,
-                   out_bias_);
+  make_out_input(context);
+  if (out.defined()) linear_forward(context, out, out_input(), out_weight_, out_bias_);
 }
 
 void AttentionLayer::backward(Context& context, const TensorView& grad_x,
@@ -225,11 +232,10 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
   const TensorView& grad_attended = scratch.grad_attended;  // [T, C]
   {
     Range range(context, "out");
-    // out = normed_attended W_out^T + b
-    linear_backward_weight(context, grad_out_weight_, grad_out_bias_, grad_out,
-                           sub_ln_ ? kept_.normed_attended : kept_.attended);
+    // out = out_input W_out^T + b
+    linear_backward_weight(context, grad_out_weight_, grad_out_bias_, grad_out, out_input());
     linear_backward_input(context, grad_attended, grad_out, out_weight_);
-    // normed_attended = LayerNorm(attended)
+    // out_input = LayerNorm(attended), or attended
     if (sub_ln_)
       layer_norm_backward(context,
                           {.grad_x = norm_rows(grad_attended),
@@ -267,27 +273,32 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
     backward(key_norm_, grads.key, raw.key);
   }
   // qkv = x W_qkv^T + b
-  linear_backward_weight(context, grad_qkv_weight_, grad_qkv_bias_, scratch.grad_qkv, x);
-  linear_backward_input(context, grad_x, scratch.grad_qkv, qkv_weight_, accumulate);
+  TensorView grad_qkv = scratch.grad_qkv;  // sums over branches and queries: float32 until here
+  if (scratch.rounded_grad_qkv.defined()) {
+    cast(context, scratch.rounded_grad_qkv, grad_qkv);
+    grad_qkv = scratch.rounded_grad_qkv;
+  }
+  linear_backward_weight(context, grad_qkv_weight_, grad_qkv_bias_, grad_qkv, x);
+  linear_backward_input(context, grad_x, grad_qkv, qkv_weight_, accumulate);
 }
 
 // ---------------------------------------------------------------------------- FeedForwardLayer
 
 FeedForwardLayer::FeedForwardLayer(const ModelConfig& config, const ParameterLayout& layout,
-                                   const std::string& prefix, const TensorView& parameters,
-                                   const TensorView& gradients,
+                                   const std::string& prefix, const FlatBuffers& buffers,
                                    const FeedForwardActivations& activations)
     : ffn_dim_(config.ffn_dim),
       eps_(static_cast<float>(config.layer_norm_eps)),
       activation_(config.activation == "swiglu" ? Activation::kSwiglu : Activation::kGelu),
       kept_(activations) {
   const int64_t parts = activation_ == Activation::kSwiglu ? 2 : 1;
-  fc1_weight_ = layout.fused_view(parameters, prefix + "fc1.weight", parts);
-  fc1_bias_ = layout.fused_view(parameters, prefix + "fc1.bias", parts);
-  fc2_weight_ = layout.view(parameters, prefix + "fc2.weight");
-  fc2_bias_ = layout.view(parameters, prefix + "fc2.bias");
-  norm_weight_ = layout.view(parameters, prefix + "ffn_layernorm.weight");
-  norm_bias_ = layout.view(parameters, prefix + "ffn_layernorm.bias");
+  const TensorView &matrices = buffers.matrices, &gradients = buffers.gradients;
+  fc1_weight_ = layout.fused_view(matrices, prefix + "fc1.weight", parts);
+  fc1_bias_ = layout.fused_view(matrices, prefix + "fc1.bias", parts);
+  fc2_weight_ = layout.view(matrices, prefix + "fc2.weight");
+  fc2_bias_ = layout.view(matrices, prefix + "fc2.bias");
+  norm_weight_ = layout.view(buffers.parameters, prefix + "ffn_layernorm.weight");
+  norm_bias_ = layout.view(buffers.parameters, prefix + "ffn_layernorm.bias");
   if (gradients.defined()) {
     grad_fc1_weight_ = layout.fused_view(gradients, prefix + "fc1.weight", parts);
     grad_fc1_bias_ = layout.fused_view(gradients, prefix + "fc1.bias", parts);

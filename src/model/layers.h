@@ -5,7 +5,8 @@
 // T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and no
 // activations: the caller gives it a place for them, its own or one that layers share, of which
 // each backward then begins with recompute(). The norm before a layer and the residual after it are
-// the caller's.
+// the caller's. With bf16 matrices the operands of every product are bf16; the merged attention,
+// statistics, sums of gradients and what a layer adds to the residual stream are f32.
 #pragma once
 
 #include <string>
@@ -21,29 +22,40 @@ namespace longnet {
 /// The position settings of a model.
 RotaryOptions rotary_options(const ModelConfig& config);
 
-/// Scratch shared by all layers of a model, big enough for the widest.
-struct LayerScratch {
-  TensorView grad_hidden;     // [T, F or 2 F] feed-forward; not defined without training
-  TensorView grad_activated;  // [T, F]
-  TensorView grad_qkv;        // [T, 3 C]
-  TensorView grad_attended;   // [T, C]
-  void* reduction = nullptr;  // weight gradients of norms
-  /// Takes it from `workspace`; training: with the backward's part.
-  LayerScratch(Context& context, const ModelConfig& config, int64_t rows, bool training,
-               Arena& workspace);
+/// A model's flat buffers, all laid out by one ParameterLayout.
+struct FlatBuffers {
+  TensorView parameters;  // f32; norms read these
+  TensorView matrices;  // the same numbers, f32 or bf16: what linear layers and the embedding read,
+                        // biases included; its type is the activations'
+  TensorView gradients;  // f32; not defined: no backward
 };
 
-/// What an AttentionLayer's forward leaves for its backward, besides the gathered rows.
+/// Scratch shared by all layers of a model, big enough for the widest.
+struct LayerScratch {
+  TensorView grad_hidden;       // [T, F or 2 F] feed-forward; not defined without training
+  TensorView grad_activated;    // [T, F]
+  TensorView grad_qkv;          // [T, 3 C] f32
+  TensorView rounded_grad_qkv;  // [T, 3 C] bf16; not defined with f32
+  TensorView grad_attended;     // [T, C]
+  void* reduction = nullptr;    // weight gradients of norms
+  /// Takes it from `workspace`; dtype: of activations; training: with the backward's part.
+  LayerScratch(Context& context, const ModelConfig& config, int64_t rows, DType dtype,
+               bool training, Arena& workspace);
+};
+
+/// What an AttentionLayer's forward leaves for its backward, besides the gathered rows. Of the type
+/// that is given, but for the f32 statistics and merged attention.
 struct AttentionActivations {
   TensorView qkv;                           // [T, 3 C]
-  TensorView query_mean, query_rstd;        // [T, H], with qk_norm
-  TensorView key_mean, key_rstd;            // [T, H], with qk_norm
+  TensorView query_mean, query_rstd;        // [T, H] f32, with qk_norm
+  TensorView key_mean, key_rstd;            // [T, H] f32, with qk_norm
   TensorView normed_qk;                     // [T, 2 C], with qk_norm
-  TensorView attended;                      // [T, C]
-  TensorView lse;                           // [B, H, L]
-  TensorView attended_mean, attended_rstd;  // [T], with sub_ln
-  TensorView normed_attended;               // [T, C], with sub_ln
-  AttentionActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens,
+  TensorView attended;                      // [T, C] f32
+  TensorView lse;                           // [B, H, L] f32
+  TensorView attended_mean, attended_rstd;  // [T] f32, with sub_ln
+  TensorView out_input;  // [T, C] of out_proj: with sub_ln the norm's output; else with bf16
+                         // attended rounded; else not defined (attended itself)
+  AttentionActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens, DType dtype,
                        Arena& activations);
 };
 
@@ -51,8 +63,8 @@ struct AttentionActivations {
 struct FeedForwardActivations {
   TensorView hidden;      // [T, F] or [T, 2 F]: fc1 (and gate) outputs
   TensorView activated;   // [T, F]
-  TensorView mean, rstd;  // [T], with sub_ln
-  FeedForwardActivations(const ModelConfig& config, int64_t rows, Arena& activations);
+  TensorView mean, rstd;  // [T] f32, with sub_ln
+  FeedForwardActivations(const ModelConfig& config, int64_t rows, DType dtype, Arena& activations);
 };
 
 class AttentionLayer {
@@ -60,10 +72,9 @@ class AttentionLayer {
   /// prefix: "layers.0.self_attn.". activations: of B L rows. gathered_rows: what the operator
   /// keeps for the backward is taken from it.
   AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
-                 const std::string& prefix, const TensorView& parameters,
-                 const TensorView& gradients, AttentionOperator& attention, int64_t batch,
-                 int64_t local_tokens, const AttentionActivations& activations,
-                 Arena& gathered_rows);
+                 const std::string& prefix, const FlatBuffers& buffers,
+                 AttentionOperator& attention, int64_t batch, int64_t local_tokens,
+                 const AttentionActivations& activations, Arena& gathered_rows);
 
   /// out [T, C] = attention part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
@@ -88,7 +99,8 @@ class AttentionLayer {
   QueryKeyValue split(const TensorView& qkv) const;
   void project(Context& context, const TensorView& x);
   TensorView attended_heads() const;
-  void normalise_attended(Context& context);
+  void make_out_input(Context& context);
+  const TensorView& out_input() const;
 
   AttentionOperator& attention_;
   int64_t batch_, local_tokens_, rows_, heads_, head_dim_, dim_;
@@ -105,8 +117,8 @@ class FeedForwardLayer {
  public:
   /// prefix: "layers.0.ffn.".
   FeedForwardLayer(const ModelConfig& config, const ParameterLayout& layout,
-                   const std::string& prefix, const TensorView& parameters,
-                   const TensorView& gradients, const FeedForwardActivations& activations);
+                   const std::string& prefix, const FlatBuffers& buffers,
+                   const FeedForwardActivations& activations);
   /// out [T, C] = feed-forward part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
                LayerScratch& scratch);

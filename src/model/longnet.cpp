@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cast/cast.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/fill/fill.h"
 #include "kernels/layer_norm/layer_norm.h"
@@ -26,14 +27,14 @@ TensorView as_stat(const TensorView& vector) {  // [T] -> [T, 1]
 }  // namespace
 
 LongNet::BlockActivations::BlockActivations(const ModelConfig& config, int64_t batch,
-                                            int64_t local_tokens, Arena& activations)
-    : attention(config, batch, local_tokens, activations),
-      feed_forward(config, batch * local_tokens, activations) {
+                                            int64_t local_tokens, DType dtype, Arena& activations)
+    : attention(config, batch, local_tokens, dtype, activations),
+      feed_forward(config, batch * local_tokens, dtype, activations) {
   const int64_t rows = batch * local_tokens;
   const auto norm = [&](TensorView& mean, TensorView& rstd, TensorView& normed) {
     mean = activations.allocate(DType::kF32, {rows});
     rstd = activations.allocate(DType::kF32, {rows});
-    normed = activations.allocate(DType::kF32, {rows, config.dim});
+    normed = activations.allocate(dtype, {rows, config.dim});
   };
   norm(input_mean, input_rstd, normed_input);
   if (config.block != "sequential") return;
@@ -53,9 +54,14 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
       sequential_(config.block == "sequential"),
       recompute_(options.recompute && gradients.defined()),
       eps_(static_cast<float>(config.layer_norm_eps)),
+      dtype_(options.matrices.defined() ? options.matrices.dtype : parameters.dtype),
       exchange_(exchange) {
   LN_CHECK(parameters.elements() == layout.elements(), "parameters {}, layout has {}",
            parameters.describe(), layout.elements());
+  const FlatBuffers buffers{parameters, options.matrices.defined() ? options.matrices : parameters,
+                            gradients};
+  LN_CHECK(buffers.matrices.elements() == layout.elements(), "matrices {}, layout has {}",
+           buffers.matrices.describe(), layout.elements());
   const bool training = gradients.defined();
   Arena& activations = arenas.activations;
   Arena& workspace = arenas.workspace;
@@ -74,11 +80,12 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
                                  .causal = config.causal,
                                  .rotary = rotary_options(config),
                                  .scale = 0,
-                                 .training = training},
+                                 .training = training,
+                                 .dtype = dtype_},
         exchange, workspace);
     attention = own_attention_.get();
   }
-  scratch_ = std::make_unique<LayerScratch>(context, config, rows_, training, workspace);
+  scratch_ = std::make_unique<LayerScratch>(context, config, rows_, dtype_, training, workspace);
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     Block block;
@@ -89,18 +96,18 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
     block.input = matrix(activations);
     block.kept = recompute_ && layer > 0 ? blocks_[0].kept
                                          : std::make_shared<BlockActivations>(
-                                               config, batch, local_tokens_, activations);
+                                               config, batch, local_tokens_, dtype_, activations);
     if (sequential_) {
       block.ffn_norm_weight = layout.view(parameters, prefix + "final_layer_norm.weight");
       block.ffn_norm_bias = layout.view(parameters, prefix + "final_layer_norm.bias");
       block.grad_ffn_norm_weight = grad(prefix + "final_layer_norm.weight");
       block.grad_ffn_norm_bias = grad(prefix + "final_layer_norm.bias");
     }
-    block.attention = std::make_unique<AttentionLayer>(
-        config, layout, prefix + "self_attn.", parameters, gradients, *attention, batch,
-        local_tokens_, block.kept->attention, activations);
-    block.feed_forward = std::make_unique<FeedForwardLayer>(
-        config, layout, prefix + "ffn.", parameters, gradients, block.kept->feed_forward);
+    block.attention =
+        std::make_unique<AttentionLayer>(config, layout, prefix + "self_attn.", buffers, *attention,
+                                         batch, local_tokens_, block.kept->attention, activations);
+    block.feed_forward = std::make_unique<FeedForwardLayer>(config, layout, prefix + "ffn.",
+                                                            buffers, block.kept->feed_forward);
     blocks_.push_back(std::move(block));
     layer_ranges_.push_back(layout.layer_range(layer));
   }
@@ -109,9 +116,9 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
 
   const std::string output =
       config.tie_embeddings ? "embed_tokens.weight" : "output_projection.weight";
-  embedding_ = layout.view(parameters, "embed_tokens.weight");
+  embedding_ = layout.view(buffers.matrices, "embed_tokens.weight");
   grad_embedding_ = grad("embed_tokens.weight");
-  output_weight_ = layout.view(parameters, output);
+  output_weight_ = layout.view(buffers.matrices, output);
   grad_output_weight_ = grad(output);
   final_weight_ = layout.view(parameters, "layer_norm.weight");
   final_bias_ = layout.view(parameters, "layer_norm.bias");
@@ -122,7 +129,7 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
   final_sum_ = matrix(activations);
   final_mean_ = column();
   final_rstd_ = column();
-  hidden_ = matrix(activations);
+  hidden_ = activations.allocate(dtype_, {rows_, c});
   branch_out_ = matrix(workspace);
   if (training) {
     grad_stream_ = matrix(workspace);
@@ -132,6 +139,10 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
       kLogitChunkBytes / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1,
       std::max<int64_t>(rows_, 1));
   chunk_logits_ = workspace.allocate(DType::kF32, {chunk, config.vocab_size});
+  if (training && dtype_ != DType::kF32) {
+    rounded_grad_stream_ = workspace.allocate(dtype_, {rows_, c});
+    rounded_chunk_grad_ = workspace.allocate(dtype_, {chunk, config.vocab_size});
+  }
 }
 
 // The Context may outlive this; it must not call back into it.
@@ -249,8 +260,13 @@ CrossEntropyResult LongNet::chunked_loss(const TensorView& targets, double scale
     total.loss_sum += result.loss_sum;
     total.count += result.count;
     if (!with_gradient) continue;
-    linear_backward_weight(context_, grad_output_weight_, {}, chunk_logits, chunk_hidden);
-    linear_backward_input(context_, grad_normed_.slice(0, begin, count), chunk_logits,
+    TensorView chunk_grad = chunk_logits;  // [c, V], which the loss has overwritten
+    if (rounded_chunk_grad_.defined()) {
+      chunk_grad = rounded_chunk_grad_.slice(0, 0, count);
+      cast(context_, chunk_grad, chunk_logits);
+    }
+    linear_backward_weight(context_, grad_output_weight_, {}, chunk_grad, chunk_hidden);
+    linear_backward_input(context_, grad_normed_.slice(0, begin, count), chunk_grad,
                           output_weight_);
     context_.progress();
   }
@@ -278,6 +294,13 @@ void LongNet::backward_hidden(const TensorView& grad_hidden, const GradientsRead
   if (!context_.counting())
     std::memcpy(grad_normed_.f32(), grad_hidden.f32(), static_cast<size_t>(grad_hidden.bytes()));
   backward_blocks(ready, grad_vectors);
+}
+
+/// The stream's gradient as an operand of products.
+const TensorView& LongNet::stream_gradient() {
+  if (!rounded_grad_stream_.defined()) return grad_stream_;
+  cast(context_, rounded_grad_stream_, grad_stream_);
+  return rounded_grad_stream_;
 }
 
 void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& grad_vectors) {
@@ -312,18 +335,19 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
     BlockActivations& kept = *block.kept;
     if (sequential_) {
       // stream = middle + feed_forward(LayerNorm(middle))
-      block.feed_forward->backward(context_, grad_normed_, grad_stream_, kept.normed_middle, false,
-                                   *scratch_);
+      block.feed_forward->backward(context_, grad_normed_, stream_gradient(), kept.normed_middle,
+                                   false, *scratch_);
       norm(block.grad_ffn_norm_weight, block.grad_ffn_norm_bias, kept.middle, kept.middle_mean,
            kept.middle_rstd, block.ffn_norm_weight, true);
       // middle = input + attention(LayerNorm(input))
-      block.attention->backward(context_, grad_normed_, grad_stream_, kept.normed_input, false,
+      block.attention->backward(context_, grad_normed_, stream_gradient(), kept.normed_input, false,
                                 visibility_, *scratch_);
     } else {
       // stream = input + attention(n) + feed_forward(n), n = LayerNorm(input)
-      block.feed_forward->backward(context_, grad_normed_, grad_stream_, kept.normed_input, false,
+      const TensorView& grad_out = stream_gradient();
+      block.feed_forward->backward(context_, grad_normed_, grad_out, kept.normed_input, false,
                                    *scratch_);
-      block.attention->backward(context_, grad_normed_, grad_stream_, kept.normed_input, true,
+      block.attention->backward(context_, grad_normed_, grad_out, kept.normed_input, true,
                                 visibility_, *scratch_);
     }
     norm(block.grad_attention_norm_weight, block.grad_attention_norm_bias, block.input,

@@ -1,9 +1,11 @@
 // LongNet on one rank's tokens: embedding, blocks, final norm, loss; forward and exact backward.
 //
 // Single-rank mathematics: what other ranks hold comes in only through the KeyValueExchange. T = B
-// L local tokens. Parameters and gradients are flat float32 buffers (ParameterLayout). All memory
-// is taken at construction; a call allocates nothing. Built with a counting Context and counting
-// arenas it computes nothing and measures memory, FLOPs and traffic (`longnet plan`).
+// L local tokens. Parameters and gradients are flat float32 buffers (ParameterLayout); with a bf16
+// copy of the parameters the matrix products and activations are bf16, the residual stream, logits
+// and every sum stay float32. All memory is taken at construction; a call allocates nothing. Built
+// with a counting Context and counting arenas it computes nothing and measures memory, FLOPs and
+// traffic (`longnet plan`).
 #pragma once
 
 #include <functional>
@@ -33,6 +35,9 @@ struct LongNetOptions {
   /// Keeps only each block's input and the gathered rows; the backward runs each block's forward
   /// again, without communication. Same bits. Nothing without gradients.
   bool recompute = false;
+  /// bf16 copy of the parameters, which the caller keeps up to date: linear layers and the
+  /// embedding read it, and activations are bf16. Not defined: the parameters themselves, all f32.
+  TensorView matrices{};
 };
 
 class LongNet {
@@ -63,11 +68,11 @@ class LongNet {
   CrossEntropyResult loss_and_backward(const TensorView& targets, double scale,
                                        const GradientsReady& ready = {},
                                        const TensorView& grad_vectors = {});
-  /// The backward from a given gradient of hidden() [T, C] (overwritten), for other losses.
+  /// The backward from a given gradient of hidden() [T, C] f32, for other losses.
   void backward_hidden(const TensorView& grad_hidden, const GradientsReady& ready = {},
                        const TensorView& grad_vectors = {});
 
-  /// [T, C] output of the final norm after forward.
+  /// [T, C] output of the final norm after forward, of the activations' type.
   const TensorView& hidden() const { return hidden_; }
   /// logits [c, V] of hidden rows [begin, begin + c).
   void logits(const TensorView& out, int64_t begin);
@@ -82,18 +87,18 @@ class LongNet {
   /// model that recomputes.
   struct BlockActivations {
     TensorView input_mean, input_rstd, normed_input;     // [T], [T], [T, C]
-    TensorView middle;                                   // [T, C] after attention (sequential)
+    TensorView middle;                                   // [T, C] f32 after attention (sequential)
     TensorView middle_mean, middle_rstd, normed_middle;  // [T], [T], [T, C] (sequential)
     AttentionActivations attention;
     FeedForwardActivations feed_forward;
-    BlockActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens,
+    BlockActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens, DType dtype,
                      Arena& activations);
   };
   struct Block {
     TensorView attention_norm_weight, attention_norm_bias, grad_attention_norm_weight,
         grad_attention_norm_bias;
     TensorView ffn_norm_weight, ffn_norm_bias, grad_ffn_norm_weight, grad_ffn_norm_bias;
-    TensorView input;  // [T, C] residual stream at the block's start
+    TensorView input;  // [T, C] f32 residual stream at the block's start
     std::shared_ptr<BlockActivations> kept;
     std::unique_ptr<AttentionLayer> attention;
     std::unique_ptr<FeedForwardLayer> feed_forward;
@@ -104,6 +109,7 @@ class LongNet {
                     const TensorView& rstd, const TensorView& x, const TensorView& residual,
                     const TensorView& weight, const TensorView& bias);
   void recompute_block(int64_t layer);
+  const TensorView& stream_gradient();
   void backward_blocks(const GradientsReady& ready, const TensorView& grad_vectors);
   CrossEntropyResult chunked_loss(const TensorView& targets, double scale, bool with_gradient);
 
@@ -112,6 +118,7 @@ class LongNet {
   int64_t batch_, local_tokens_, rows_;
   bool sequential_, recompute_;
   float eps_;
+  DType dtype_;  // of activations
   KeyValueExchange& exchange_;
   std::unique_ptr<AttentionOperator> own_attention_;
   std::unique_ptr<LayerScratch> scratch_;
@@ -122,13 +129,16 @@ class LongNet {
   TensorView embedding_, grad_embedding_;          // [V, C]
   TensorView output_weight_, grad_output_weight_;  // [V, C]; the embedding when tied
   TensorView final_weight_, final_bias_, grad_final_weight_, grad_final_bias_;
+  // f32, but hidden_ and those that say so.
   TensorView embedded_;                             // [T, C] the stream's start
   TensorView branch_out_;                           // [T, C] what a half adds to the stream
   TensorView final_sum_, final_mean_, final_rstd_;  // [T, C], [T], [T]
-  TensorView hidden_;                               // [T, C]
+  TensorView hidden_;                               // [T, C] of the activations' type
   TensorView grad_stream_;                          // [T, C]
   TensorView grad_normed_;                          // [T, C]
+  TensorView rounded_grad_stream_;                  // [T, C] bf16; not defined with f32
   TensorView chunk_logits_;                         // [c, V]
+  TensorView rounded_chunk_grad_;                   // [c, V] bf16; not defined with f32
   TensorView tokens_;                               // of the last forward; not defined for vectors
   Visibility visibility_;                           // of the last forward
 };

@@ -103,9 +103,10 @@ TensorView ParameterLayout::fused_view(const TensorView& flat, const std::string
                                        int64_t count) const {
   if (!contains(first_name)) return {};
   const ParameterInfo& first = find(first_name);
-  float* data = static_cast<float*>(flat.data) + first.offset;
-  if (first.shape.size() == 1) return TensorView(data, DType::kF32, {count * first.shape[0]});
-  return TensorView(data, DType::kF32, {count * first.shape[0], first.shape[1]});
+  char* data = static_cast<char*>(flat.data) + first.offset * dtype_size(flat.dtype);
+  if (first.shape.size() == 1)
+    return TensorView(data, flat.dtype, {count * first.shape[0]}, flat.device);
+  return TensorView(data, flat.dtype, {count * first.shape[0], first.shape[1]}, flat.device);
 }
 
 ParameterRange ParameterLayout::layer_range(int64_t layer) const {

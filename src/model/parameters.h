@@ -50,8 +50,8 @@ class ParameterLayout {
   const ParameterInfo& find(const std::string& name) const;
   bool contains(const std::string& name) const { return index_.count(name) != 0; }
 
-  /// View of one parameter in a flat buffer with this layout; not defined if there is none (an
-  /// absent bias).
+  /// View of one parameter in a flat buffer with this layout, f32 or a bf16 copy; not defined if
+  /// there is none (an absent bias).
   TensorView view(const TensorView& flat, const std::string& name) const;
   /// View of `count` adjoining tensors of equal width as one matrix (or vector), from the first's
   /// name.

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 
+#include "kernels/cast/cast.h"
 #include "kernels/fill/fill.h"
 #include "kernels/linear/linear.h"
 #include "train/agreement.h"
@@ -30,6 +31,8 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
     context.set_library_workspace(workspace_arena_.allocate_bytes(scratch), scratch);
   parameters_ = parameter_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   gradients_ = gradient_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
+  if (float_type(config.run.dtype) == DType::kBF16)
+    matrices_ = parameter_arena_.allocate_zeroed(DType::kBF16, {layout_.elements()});
   exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
                                                  config.model.head_dim());
   OptimizerShards shards;
@@ -43,10 +46,12 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
   }
   gradient_sum_ =
       std::make_unique<GradientSum>(*mesh.world, gradients_, bucket_bytes, shards.begin);
-  model_ = std::make_unique<LongNet>(
-      context, config.model, plan_, config.train.batch_size, layout_, parameters_, gradients_,
-      *exchange_, ModelArenas{activation_arena_, workspace_arena_},
-      LongNetOptions{.attention = nullptr, .recompute = config.train.recompute == "layer"});
+  model_ = std::make_unique<LongNet>(context, config.model, plan_, config.train.batch_size, layout_,
+                                     parameters_, gradients_, *exchange_,
+                                     ModelArenas{activation_arena_, workspace_arena_},
+                                     LongNetOptions{.attention = nullptr,
+                                                    .recompute = config.train.recompute == "layer",
+                                                    .matrices = matrices_});
   optimizer_ = std::make_unique<Optimizer>(context, config.optimizer, layout_, parameters_,
                                            gradients_, optimizer_arena_, shards);
 }
@@ -70,6 +75,15 @@ void Learner::reserve_memory() {
 
 void Learner::initialise() {
   initialise_parameters(context_, layout_, parameters(), static_cast<uint64_t>(config_.train.seed));
+  parameters_changed();
+}
+
+void Learner::parameters_changed() { matrices_current_ = false; }
+
+void Learner::prepare_forward() {
+  const TensorView& all = parameters();  // of the last step, all here
+  if (matrices_.defined() && !matrices_current_) cast(context_, matrices_, all);
+  matrices_current_ = true;
 }
 
 StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step) {
@@ -94,6 +108,7 @@ StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step
                      [&](int64_t end) {
                        if (parameter_gather_) parameter_gather_->ready(end);
                      });
+  parameters_changed();
   return result;
 }
 
@@ -145,7 +160,7 @@ int64_t Learner::parameter_bytes_sent() const {
 }
 
 double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, bool last) {
-  parameters();  // of the last step, all here
+  prepare_forward();
   model_->forward(tokens_view(batch.tokens));
   // The gradients of earlier micro-steps are not final: only the last one's ranges may travel.
   const LongNet::GradientsReady ready = [&](const ParameterRange& range) {
@@ -165,7 +180,7 @@ LossSum Learner::sum_over_ranks(LossSum local) {
 }
 
 LossSum Learner::evaluate(const MicroBatch& batch) {
-  parameters();  // of the last step, all here
+  prepare_forward();
   model_->forward(tokens_view(batch.tokens));
   const CrossEntropyResult result = model_->loss(tokens_view(batch.targets));
   return sum_over_ranks({result.loss_sum, result.count});

@@ -58,6 +58,9 @@ class Learner {
   LossSum evaluate(const MicroBatch& batch);
   /// Parameters from the seed.
   void initialise();
+  /// To be called after parameters() were written from outside (a checkpoint): renews their bf16
+  /// copy, if there is one.
+  void parameters_changed();
   /// Named in NonFiniteError; empty: none yet.
   void set_last_checkpoint(const std::string& path) { last_checkpoint_ = path; }
 
@@ -84,6 +87,8 @@ class Learner {
   int64_t local_rows() const { return config_.train.batch_size * plan_.local_tokens(); }
 
  private:
+  /// Waits for the parameters of the last step and renews their bf16 copy where it is old.
+  void prepare_forward();
   /// One block of GPU memory per purpose, as large as a counting twin of this learner finds.
   void reserve_memory();
   int64_t count_targets(std::span<const MicroBatch> batches);
@@ -100,6 +105,8 @@ class Learner {
   ParameterLayout layout_;
   Arena parameter_arena_, gradient_arena_, optimizer_arena_, activation_arena_, workspace_arena_;
   TensorView parameters_, gradients_;
+  TensorView matrices_;  // bf16 copy of the parameters; not defined with f32
+  bool matrices_current_ = false;
   std::unique_ptr<SequenceExchange> exchange_;
   std::unique_ptr<GradientSum> gradient_sum_;
   std::unique_ptr<ParameterGather> parameter_gather_;  // with parallel.shard_optimizer

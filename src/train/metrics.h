@@ -19,7 +19,7 @@ struct StepMetrics {
   double learning_rate = 0;
   double seconds = 0;
   double tokens_per_second = 0;
-  double share_of_peak = 0;     // FLOP/s of the step / measured f32 matmul FLOP/s of all ranks
+  double share_of_peak = 0;     // FLOP/s of the step / measured matmul FLOP/s of all ranks
   int64_t exchanged_bytes = 0;  // keys, values and their gradients, sent by all ranks in this step
   int64_t needed_bytes = 0;     // of the forward's part, what a causal query uses
   int64_t gradient_bytes = 0;   // parameter gradients, likewise

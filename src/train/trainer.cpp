@@ -172,7 +172,8 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   learner = std::make_unique<Learner>(context, config, mesh);
   resume();
   mesh.world->barrier();  // all ranks measure at once: each its share of a common host
-  std::array<double, 1> gflops{measure_machine(context).matmul_gflops_f32};
+  std::array<double, 1> gflops{
+      measure_machine(context, 0.3, float_type(config.run.dtype)).matmul_gflops};
   mesh.world->all_reduce_sum(gflops);
   matmul_gflops = gflops[0];
   run_on_root(*mesh.world, [&] {
@@ -220,6 +221,7 @@ void Trainer::Impl::resume() {
   }
   state = {numbers[0], numbers[1], {numbers[2], numbers[3]}};
   learner->broadcast_tensors();
+  learner->parameters_changed();
   learner->set_last_checkpoint(path);
   saved_step = state.step;
   if (root()) spdlog::info("resumed from {} at step {}", path, state.step);
@@ -253,7 +255,8 @@ void Trainer::Impl::describe() {
     total += bytes;
   }
   spdlog::info("memory of rank 0: {}; in all {}", memory, bytes_text(total));
-  spdlog::info("measured f32 matmul peak of all ranks: {:.0f} GFLOP/s", matmul_gflops);
+  spdlog::info("measured {} matmul peak of all ranks: {:.0f} GFLOP/s", config.run.dtype,
+               matmul_gflops);
 }
 
 std::vector<MicroBatch> Trainer::Impl::read_step() {

@@ -154,17 +154,9 @@ Config changed_config() {
             "sequential",
             "/tmp/c: d",
             ".py,.c"};
-  c.train = {4097,
-             3,
-             5,
-             1234567890123,
-             77,
-             "layer",
-             11,
-             0,
-             0,
-             " tab\t nl\n \x01 'quote' \"two\" \\ é: # ",
-             9};
+  c.train = {
+      4097, 3, 5, 1234567890123, 77, "layer", 11, 0, 0, " tab\t nl\n \x01 'quote' \"two\" \\ é: # ",
+      9};
   c.optimizer = {"stable_adamw",
                  6.02e-4,
                  0.0,
@@ -178,7 +170,7 @@ Config changed_config() {
                  2.5};
   c.parallel = {3, 2, 5, 1, 0.5, true};
   c.checkpoint = {0, 0, "runs/x/step=3"};
-  c.run = {"runs/ä", "cuda", "f32", "debug", "off", 10};
+  c.run = {"runs/ä", "cuda", "bf16", "debug", "off", 10};
   return c;
 }
 
@@ -536,8 +528,7 @@ const BadCase kBadYaml[] = {
      "parallel.sequence_ranks"},
     {"train:\n  fp16: true\n", "configs/x.yaml:2: train.fp16: fp16 is not offered", "train.fp16"},
     {"run:\n  dtype: float16\n", "configs/x.yaml:2: run.dtype: fp16 is not offered", "run.dtype"},
-    {"run:\n  dtype: bf16\n", "configs/x.yaml:2: run.dtype: bf16 is not in this version; use f32",
-     "run.dtype"},
+    {"run:\n  dtype: bfloat16\n", "configs/x.yaml:2: run.dtype: this is called bf16", "run.dtype"},
     {"run:\n  backend: gpu\n", "configs/x.yaml:2: run.backend: this is called cuda", "run.backend"},
 };
 INSTANTIATE_TEST_SUITE_P(Config, BadYaml, testing::ValuesIn(kBadYaml));

@@ -7,6 +7,7 @@
 
 #include "kernels/activation/activation_math.h"
 #include "support/compare.h"
+#include "support/floats.h"
 
 namespace longnet::test {
 namespace {
@@ -135,6 +136,66 @@ TEST_P(ActivationTwin, ForwardAndBackwardAgreeWithReference) {
     minus[i] -= static_cast<float>(1e-2 * b[0].grad_hidden[i] / length);
   }
   EXPECT_NEAR((loss(plus) - loss(minus)) / 2e-2, length, 2e-3 * length);
+}
+
+TEST_P(ActivationTwin, Bf16AgreesWithReference) {
+  const auto [rows, width, activation, norm] = GetParam();
+  const bool gated = activation == Activation::kSwiglu;
+  const int64_t columns = gated ? 2 * width : width;
+  constexpr DType kLow = DType::kBF16;
+  Floats hidden(kLow, random_values(rows * columns, 1));
+  std::vector<float> weight = random_values(width, 2), bias = random_values(width, 3);
+  Floats grad_out(kLow, random_values(rows * width, 4));
+  Context context({.device = {}, .threads = 2, .counting = false});
+  const int64_t bytes = activation_workspace_bytes(context, width, kLow);
+  std::vector<float> workspace(bytes / 4, NAN);
+  const auto part = [&](Floats& buffer, int64_t index) {
+    return buffer.view({rows, columns}).slice(1, index * width, width);
+  };
+  const auto vector = [](std::vector<float>& v) {
+    return TensorView(v.data(), DType::kF32, {static_cast<int64_t>(v.size())});
+  };
+  Buffers b[2];
+  for (int twin = 0; twin < 2; ++twin) {
+    Buffers& t = b[twin];
+    Floats out(kLow, std::vector<float>(rows * width));
+    Floats grad_hidden(kLow, std::vector<float>(rows * columns));
+    t.mean.resize(rows);
+    t.rstd.resize(rows);
+    t.grad_weight = random_values(width, 5);
+    t.grad_bias = random_values(width, 6);
+    const ActivationForward forward{.out = out.view({rows, width}),
+                                    .mean = norm ? vector(t.mean) : TensorView{},
+                                    .rstd = norm ? vector(t.rstd) : TensorView{},
+                                    .hidden = part(hidden, 0),
+                                    .gate = gated ? part(hidden, 1) : TensorView{},
+                                    .weight = norm ? vector(weight) : TensorView{},
+                                    .bias = norm ? vector(bias) : TensorView{},
+                                    .eps = 1e-5f,
+                                    .activation = activation};
+    twin ? activation_forward(context, forward, workspace.data())
+         : reference::activation_forward(forward);
+    const ActivationBackward backward{.grad_hidden = part(grad_hidden, 0),
+                                      .grad_gate = gated ? part(grad_hidden, 1) : TensorView{},
+                                      .grad_weight = norm ? vector(t.grad_weight) : TensorView{},
+                                      .grad_bias = norm ? vector(t.grad_bias) : TensorView{},
+                                      .grad_out = grad_out.view({rows, width}),
+                                      .hidden = part(hidden, 0),
+                                      .gate = gated ? part(hidden, 1) : TensorView{},
+                                      .mean = norm ? vector(b[0].mean) : TensorView{},
+                                      .rstd = norm ? vector(b[0].rstd) : TensorView{},
+                                      .weight = norm ? vector(weight) : TensorView{},
+                                      .activation = activation};
+    twin ? activation_backward(context, backward, workspace.data())
+         : reference::activation_backward(backward);
+    t.out = out.floats();
+    t.grad_hidden = grad_hidden.floats();
+  }
+  EXPECT_LE(rounding_ratio(kLow, b[1].out, b[0].out), 1.0);
+  EXPECT_LE(rounding_ratio(kLow, b[1].grad_hidden, b[0].grad_hidden), 1.0);
+  EXPECT_LE(error_ratio(difference(b[1].mean, b[0].mean)), 1.0);
+  EXPECT_LE(error_ratio(difference(b[1].grad_weight, b[0].grad_weight)), 1.0);
+  EXPECT_LE(error_ratio(difference(b[1].grad_bias, b[0].grad_bias)), 1.0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ActivationTwin,

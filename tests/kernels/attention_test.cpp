@@ -14,6 +14,7 @@
 #include "core/arena.h"
 #include "kernels/attention/segment_tasks.h"
 #include "support/compare.h"
+#include "support/floats.h"
 #include "support/golden.h"
 
 namespace longnet {
@@ -41,6 +42,7 @@ struct Problem {
   RotaryOptions rotary;
   uint64_t seed = 1;
   int threads = 2;
+  bool bf16_inputs = false;  // query, key, value, grad_out are handed over as bf16
   std::vector<int64_t> first_visible, last_visible;  // [B, N] or empty
   Values query, key, value, grad_out;                // [B, N, H, D]; empty: random
 
@@ -102,6 +104,13 @@ Result run(Problem& p, const Isa* isa, int64_t shift = 0) {
   Result r{Values(n, NAN), Values(p.batch * p.heads * p.tokens, NAN), Values(n), Values(n),
            Values(n)};
   const auto view = [&](Values& v) { return view4(v, p.batch, p.tokens, p.heads, p.head_dim); };
+  std::vector<test::Floats> inputs;
+  for (const Values* values : {&p.query, &p.key, &p.value, &p.grad_out})
+    inputs.emplace_back(p.bf16_inputs ? DType::kBF16 : DType::kF32, *values);
+  const auto input = [&](int i) {
+    return inputs[i].view({p.batch, p.tokens, p.heads, p.head_dim});
+  };
+  const TensorView query = input(0), key = input(1), value = input(2), grad_out = input(3);
   const TensorView lse(r.lse.data(), DType::kF32, {p.batch, p.heads, p.tokens});
   attention_begin(context, view(r.out), lse);
   std::vector<std::vector<SegmentTask>> tasks;
@@ -111,15 +120,15 @@ Result run(Problem& p, const Isa* isa, int64_t shift = 0) {
     const TensorView delta(delta_values.data(), DType::kF32, {p.batch, p.heads, p.tokens});
     if (pass == 1) {
       if (isa != nullptr)
-        attention_delta(context, delta, view(p.grad_out), view(r.out));
+        attention_delta(context, delta, grad_out, view(r.out));
       else
-        reference::attention_delta(delta, view(p.grad_out), view(r.out));
+        reference::attention_delta(delta, grad_out, view(r.out));
     }
     for (int branch = 0; branch < int(p.branches.size()); ++branch) {
       const std::vector<int64_t> offsets = plan.head_offsets(branch);
       const AttentionOptions options = make_options(p, p.branches[branch], offsets, &rotary);
-      std::vector<SegmentTask> segments = local_segment_tasks(
-          plan, branch, view(p.key), view(p.value), view(r.grad_key), view(r.grad_value));
+      std::vector<SegmentTask> segments =
+          local_segment_tasks(plan, branch, key, value, view(r.grad_key), view(r.grad_value));
       for (SegmentTask& task : segments) {
         task.segment.begin += shift;
         task.segment.end += shift;
@@ -128,9 +137,8 @@ Result run(Problem& p, const Isa* isa, int64_t shift = 0) {
       const int64_t bytes = attention_workspace_bytes(context, p.head_dim, segments, pass == 1);
       void* workspace = arena.allocate_bytes(bytes);
       std::memset(workspace, 0xff, bytes);  // NaN: nothing may be read before it is written
-      const AttentionForward forward{view(r.out), lse, view(p.query), segments};
-      const AttentionBackward backward{view(r.grad_query), view(p.grad_out), lse, delta,
-                                       view(p.query),      segments};
+      const AttentionForward forward{view(r.out), lse, query, segments};
+      const AttentionBackward backward{view(r.grad_query), grad_out, lse, delta, query, segments};
       if (isa == nullptr && pass == 0) reference::attention_forward(forward, options);
       if (isa == nullptr && pass == 1) reference::attention_backward(backward, options);
       if (isa != nullptr && pass == 0) attention_forward(context, forward, options, workspace);
@@ -366,6 +374,70 @@ std::vector<Problem> problems() {
   add(1, 260, 3, 48, {{300, 1}}, false, kInterleaved, none);
   add(1, 321, 1, 64, {{321, 1}}, true, kInterleaved, xpos);  // several tiles and blocks
   return list;
+}
+
+/// Widening is exact and all arithmetic float32: bf16 inputs give every bit that the same numbers
+/// in float32 give, in the reference and in every twin.
+TEST(Attention, Bf16InputsGiveTheBitsOfTheirFloats) {
+  for (Problem p : problems()) {
+    p.fill_random();
+    for (Values* values : {&p.query, &p.key, &p.value, &p.grad_out})
+      *values = test::Floats(DType::kBF16, *values).floats();
+    Problem low = p;
+    low.bf16_inputs = true;
+    std::vector<const Isa*> twins{nullptr};
+    const std::vector<Isa> sets = instruction_sets();
+    for (const Isa& isa : sets) twins.push_back(&isa);
+    for (const Isa* isa : twins) {
+      const Result expected = run(p, isa), actual = run(low, isa);
+      for (const Named& n : pairs_of(actual, expected))
+        EXPECT_EQ(std::memcmp(n.actual.data(), n.expected.data(), n.actual.size() * 4), 0)
+            << p.name() << " " << n.name;
+    }
+  }
+}
+
+/// Rows packed from bf16 into a bf16 chunk: rotated in float32, rounded once.
+TEST(Attention, PackedBf16RowsAreRoundedOnce) {
+  const int64_t batch = 2, tokens = 40, heads = 3, head_dim = 16;
+  const SequencePlan plan(tokens, 1, 0, heads, {{40, 3}}, HeadOffset::kInterleaved);
+  const std::vector<SegmentTask> tasks = local_segment_tasks(plan, 0, {}, {}, {}, {});
+  const std::vector<int64_t> offsets = plan.head_offsets(0);
+  const HeadRows& rows = tasks[0].queries;
+  std::vector<int64_t> slots;
+  int64_t chunk_rows = 0;
+  for (int64_t h = 0; h < heads; ++h) {
+    slots.push_back(chunk_rows);
+    chunk_rows += rows.count[h];
+  }
+  Context context;
+  for (const Position position : {Position::kNone, Position::kRope}) {
+    const RotaryTable rotary(head_dim, {position, 10000, 512});
+    AttentionOptions options;
+    options.dilation = 3;
+    options.head_offset = offsets;
+    options.rotary = &rotary;
+    const int64_t n = batch * tokens * heads * head_dim;
+    std::vector<Values> packed[2];
+    for (const bool low : {false, true}) {
+      // The same numbers both times: what bf16 holds.
+      const auto make = [&](uint64_t seed) {
+        const test::Floats rounded(DType::kBF16, random_values(n, seed));
+        return test::Floats(low ? DType::kBF16 : DType::kF32, rounded.floats());
+      };
+      test::Floats key = make(1), value = make(2);
+      const Values empty(batch * chunk_rows * head_dim, 9.0f);
+      test::Floats chunk_key(low ? DType::kBF16 : DType::kF32, empty), chunk_value = chunk_key;
+      attention_pack_rows(context, chunk_key.view({batch, chunk_rows, head_dim}),
+                          chunk_value.view({batch, chunk_rows, head_dim}),
+                          key.view({batch, tokens, heads, head_dim}),
+                          value.view({batch, tokens, heads, head_dim}), rows, slots, tasks[0],
+                          options);
+      packed[low] = {chunk_key.floats(), chunk_value.floats()};
+    }
+    EXPECT_EQ(packed[1][0], test::Floats(DType::kBF16, packed[0][0]).floats());
+    EXPECT_EQ(packed[1][1], packed[0][1]);
+  }
 }
 
 TEST(Attention, ReferenceAgreesWithNaiveOracle) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "support/compare.h"
+#include "support/floats.h"
 
 namespace longnet::test {
 namespace {
@@ -96,6 +97,89 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LayerNorm,
                                            Case{37, 4, 16, false, true, false, true},
                                            Case{301, 6, 32, false, true, false, true},
                                            Case{3, 1, 8, true, true, true, false}));
+
+// Every mix of types that a bf16 model uses, and all-bf16; widths beyond one piece of a row.
+struct Types {
+  DType x, sum, out;
+};
+class LayerNormTypes : public ::testing::TestWithParam<std::tuple<Types, Case>> {};
+
+TEST_P(LayerNormTypes, AgreeWithReference) {
+  const auto [types, c] = GetParam();
+  const int64_t gap = c.strided ? 5 : 0;
+  const int64_t size = c.rows * (c.groups * c.width + gap), stats = c.rows * c.groups;
+  const auto shaped = [&](Floats& values) {
+    TensorView view = values.view({c.rows, c.groups, c.width});
+    view.stride = {c.groups * c.width + gap, c.width, 1, 0};
+    return view;
+  };
+  std::vector<float> far = random_values(size, 1);
+  for (float& v : far) v += 3.0f;
+  Floats x(types.x, far), residual(types.x, random_values(size, 2));
+  std::vector<float> weight = random_values(c.width, 3), bias = random_values(c.width, 4);
+  Context context({.device = {}, .threads = 2, .counting = false});
+  std::vector<float> out[2], sums[2], mean[2], rstd[2];
+  Floats input = x;
+  for (int twin = 0; twin < 2; ++twin) {
+    Floats out_rows(types.out, std::vector<float>(size, 7.0f));
+    Floats sum_rows(types.sum, std::vector<float>(size, 7.0f));
+    mean[twin].assign(stats, 0);
+    rstd[twin].assign(stats, 0);
+    const LayerNormForward args{.out = shaped(out_rows),
+                                .sum = c.residual ? shaped(sum_rows) : TensorView{},
+                                .mean = flat(mean[twin]),
+                                .rstd = flat(rstd[twin]),
+                                .x = shaped(x),
+                                .residual = c.residual ? shaped(residual) : TensorView{},
+                                .weight = flat(weight),
+                                .bias = flat(bias),
+                                .eps = 1e-5f};
+    twin ? layer_norm_forward(context, args) : reference::layer_norm_forward(args);
+    out[twin] = out_rows.floats();
+    sums[twin] = sum_rows.floats();
+    if (c.residual) input = sum_rows;
+  }
+  EXPECT_LE(rounding_ratio(types.out, out[1], out[0], 2), 1.0);
+  EXPECT_EQ(sums[1], sums[0]);
+  EXPECT_LE(error_ratio(difference(mean[1], mean[0]), 0, 1e-6), 1.0);
+  EXPECT_LE(error_ratio(difference(rstd[1], rstd[0]), 0, 2e-5), 1.0);
+
+  std::vector<float> grad_x[2], grad_weight[2], grad_bias[2];
+  std::vector<char> workspace(layer_norm_backward_workspace_bytes(context, c.width));
+  for (int twin = 0; twin < 2; ++twin) {
+    Floats grad_out(types.out, random_values(size, 5));
+    Floats grad(c.in_place ? types.out : types.sum, random_values(size, c.in_place ? 5 : 6));
+    grad_weight[twin] = random_values(c.width, 7);
+    grad_bias[twin] = random_values(c.width, 8);
+    LayerNormBackward args{.grad_x = shaped(grad),
+                           .grad_weight = flat(grad_weight[twin]),
+                           .grad_bias = flat(grad_bias[twin]),
+                           .grad_out = shaped(grad_out),
+                           .x = shaped(input),
+                           .mean = flat(mean[0]),
+                           .rstd = flat(rstd[0]),
+                           .weight = flat(weight),
+                           .accumulate = c.accumulate};
+    if (twin == 1 && c.in_place) args.grad_out = args.grad_x;
+    twin ? layer_norm_backward(context, args, workspace.data())
+         : reference::layer_norm_backward(args);
+    grad_x[twin] = grad.floats();
+  }
+  EXPECT_LE(rounding_ratio(c.in_place ? types.out : types.sum, grad_x[1], grad_x[0], 2), 1.0);
+  EXPECT_LE(error_ratio(difference(grad_weight[1], grad_weight[0])), 1.0);
+  EXPECT_LE(error_ratio(difference(grad_bias[1], grad_bias[0])), 1.0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Mixed, LayerNormTypes,
+    ::testing::Combine(::testing::Values(Types{DType::kF32, DType::kF32, DType::kBF16},
+                                         Types{DType::kBF16, DType::kBF16, DType::kBF16},
+                                         Types{DType::kBF16, DType::kF32, DType::kF32}),
+                       ::testing::Values(Case{1, 1, 7, false, false, false, false},
+                                         Case{5, 1, 33, true, false, true, false},
+                                         Case{40, 1, 2500, true, false, true, false},
+                                         Case{64, 1, 192, true, false, false, false},
+                                         Case{37, 4, 16, false, true, false, true})));
 
 TEST(LayerNormReference, BackwardIsTheDerivative) {
   const Case c{3, 1, 6, false, false, false, false};

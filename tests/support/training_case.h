@@ -42,9 +42,10 @@ inline MicroBatch golden_batch(const std::vector<int64_t>& tokens,
   return batch;
 }
 
-inline void set_parameters(const Learner& learner, const SafetensorsFile& file) {
+inline void set_parameters(Learner& learner, const SafetensorsFile& file) {
   const std::vector<float> flat = golden_parameters(file, learner.layout());
   std::copy(flat.begin(), flat.end(), learner.parameters().f32());
+  learner.parameters_changed();
 }
 
 }  // namespace longnet::test

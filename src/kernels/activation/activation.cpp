@@ -1,6 +1,7 @@
 // Dispatcher of activation.h: checks, then the CPU twin.
 #include "kernels/activation/activation.h"
 
+#include "core/bf16.h"
 #include "kernels/activation/activation_cpu.h"
 
 namespace longnet {
@@ -10,9 +11,7 @@ void check_rows(const TensorView& view, const TensorView& like, const char* name
   LN_CHECK(view.rank == 2 && view.shape == like.shape, "{} {} beside {}", name, view.describe(),
            like.describe());
   LN_CHECK(view.stride[1] == 1 || view.shape[1] <= 1, "{} has a strided last axis", name);
-  if (view.dtype != DType::kF32)
-    throw Error("{} is {}: activations take f32 in this version; set run.dtype=f32", name,
-                dtype_name(view.dtype));
+  LN_CHECK(is_float_type(view.dtype), "{} is {}, wanted f32 or bf16", name, view.describe());
 }
 
 void check_length(const TensorView& view, int64_t length, const char* name) {
@@ -22,8 +21,8 @@ void check_length(const TensorView& view, int64_t length, const char* name) {
 
 }  // namespace
 
-int64_t activation_workspace_bytes(const Context& context, int64_t ffn_dim) {
-  return cpu::activation_workspace_bytes(context.threads(), ffn_dim);
+int64_t activation_workspace_bytes(const Context& context, int64_t ffn_dim, DType dtype) {
+  return cpu::activation_workspace_bytes(context.threads(), ffn_dim, dtype);
 }
 
 void activation_forward(Context& context, const ActivationForward& args, void* workspace) {
@@ -36,9 +35,9 @@ void activation_forward(Context& context, const ActivationForward& args, void* w
     check_length(args.mean, args.hidden.shape[0], "mean");
     check_length(args.rstd, args.hidden.shape[0], "rstd");
   }
-  (void)workspace;
+  LN_CHECK(workspace != nullptr, "no workspace");
   if (context.counting() || args.hidden.elements() == 0) return;
-  cpu::activation_forward(context, args);
+  cpu::activation_forward(context, args, workspace);
 }
 
 void activation_backward(Context& context, const ActivationBackward& args, void* workspace) {

@@ -2,7 +2,8 @@
 //
 //   a = gelu(h) (exact, erf)  or  a = silu(gate) h
 //   y = a, or with a norm (weight defined): y = LayerNorm(a)
-// The backward recomputes a from h (and gate), so only h, gate, mean and rstd are kept.
+// The backward recomputes a from h (and gate), so only h, gate, mean and rstd are kept. Each [T, F]
+// tensor is f32 or bf16 by its view; weight, bias, mean and rstd are f32, as is the arithmetic.
 #pragma once
 
 #include "core/context.h"
@@ -36,7 +37,9 @@ struct ActivationBackward {
   Activation activation = Activation::kGelu;
 };
 
-int64_t activation_workspace_bytes(const Context& context, int64_t ffn_dim);
+/// dtype: bf16 if any [T, F] tensor of the calls is.
+int64_t activation_workspace_bytes(const Context& context, int64_t ffn_dim,
+                                   DType dtype = DType::kF32);
 void activation_forward(Context& context, const ActivationForward& args, void* workspace);
 void activation_backward(Context& context, const ActivationBackward& args, void* workspace);
 

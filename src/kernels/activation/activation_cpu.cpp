@@ -2,9 +2,12 @@
 // then the norm over it. The norm's rows and partial sums are those of layer_norm_cpu.h.
 #include "kernels/activation/activation_cpu.h"
 
+#include <omp.h>
+
 #include <algorithm>
 
 #include "kernels/activation/activation_math.h"
+#include "kernels/cast/cast_cpu.h"
 #include "kernels/layer_norm/layer_norm_cpu.h"
 
 namespace longnet::cpu {
@@ -38,30 +41,54 @@ LN_CLONES void swiglu_row_backward(float* grad_hidden, float* grad_gate, const f
   }
 }
 
-float* row_of(const TensorView& view, int64_t row) { return view.f32() + row * view.stride[0]; }
+const float* read(const TensorView& view, int64_t row, float* buffer) {
+  return read_row(view, row * view.stride[0], view.shape[1], buffer);
+}
+float* place(const TensorView& view, int64_t row, float* buffer) {
+  return place_of_row(view, row * view.stride[0], buffer);
+}
+void write(const TensorView& view, int64_t row, const float* buffer) {
+  write_row(view, row * view.stride[0], view.shape[1], buffer);
+}
 
 int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
 
-}  // namespace
+/// Scratch rows of a thread; see activation_workspace_bytes.
+int64_t scratch_rows(DType dtype) { return dtype == DType::kBF16 ? 6 : 2; }
 
-int64_t activation_workspace_bytes(int threads, int64_t ffn_dim) {
-  return layer_norm_partial_bytes(threads, ffn_dim) +
-         threads * 2 * padded(ffn_dim) * static_cast<int64_t>(sizeof(float));
+/// bf16 if any of the given tensors is.
+DType widest_need(std::initializer_list<const TensorView*> views) {
+  for (const TensorView* view : views)
+    if (view->defined() && view->dtype == DType::kBF16) return DType::kBF16;
+  return DType::kF32;
 }
 
-void activation_forward(Context& context, const ActivationForward& args) {
+}  // namespace
+
+int64_t activation_workspace_bytes(int threads, int64_t ffn_dim, DType dtype) {
+  return layer_norm_partial_bytes(threads, ffn_dim) +
+         threads * scratch_rows(dtype) * padded(ffn_dim) * static_cast<int64_t>(sizeof(float));
+}
+
+void activation_forward(Context& context, const ActivationForward& args, void* workspace) {
   const int64_t rows = args.hidden.shape[0], width = args.hidden.shape[1];
   const bool normed = args.weight.defined();
+  const int64_t stride = padded(width);
+  const DType dtype = widest_need({&args.out, &args.hidden, &args.gate});
+  float* scratch = static_cast<float*>(workspace);  // bf16: [threads][6][width]
 #pragma omp parallel for schedule(static) num_threads(context.threads()) if (rows * width > 4096)
   for (int64_t row = 0; row < rows; ++row) {
-    float* out = row_of(args.out, row);
+    float* rows_of_thread = scratch + omp_get_thread_num() * scratch_rows(dtype) * stride;
+    float* out = place(args.out, row, rows_of_thread);
+    const float* hidden = read(args.hidden, row, rows_of_thread + stride);
     if (args.activation == Activation::kSwiglu)
-      swiglu_row(out, row_of(args.hidden, row), row_of(args.gate, row), width);
+      swiglu_row(out, hidden, read(args.gate, row, rows_of_thread + 2 * stride), width);
     else
-      gelu_row(out, row_of(args.hidden, row), width);
+      gelu_row(out, hidden, width);
     if (normed)
       normalise_row(out, args.mean.f32() + row, args.rstd.f32() + row, out, args.weight.f32(),
                     args.bias.f32(), args.eps, width);
+    write(args.out, row, out);
   }
 }
 
@@ -71,17 +98,26 @@ void activation_backward(Context& context, const ActivationBackward& args, void*
   const int threads = context.threads();
   const int64_t stride = padded(width);
   float* partials = static_cast<float*>(workspace);  // [threads][2][width]
-  float* scratch = partials + threads * 2 * stride;  // [threads][2][width]
+  float* scratch = partials + threads * 2 * stride;  // [threads][2 or 6][width]
+  const DType dtype =
+      widest_need({&args.grad_hidden, &args.grad_gate, &args.grad_out, &args.hidden, &args.gate});
   std::fill_n(partials, threads * 2 * stride, 0.0f);
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (rows * width > 4096)
   for (int part = 0; part < threads; ++part) {
     float* partial = partials + part * 2 * stride;
-    float* activated = scratch + part * 2 * stride;
+    float* activated = scratch + part * scratch_rows(dtype) * stride;
     float* grad_activated = activated + stride;
+    // Float32 rows of bf16 tensors. grad_out's is free once grad_activated is known.
+    float* hidden_buffer = grad_activated + stride;
+    float* gate_buffer = hidden_buffer + stride;
+    float* grad_buffer = gate_buffer + stride;
+    float* grad_hidden_buffer = grad_buffer + stride;
+    float* grad_gate_buffer = activated;
     for (int64_t row = rows * part / threads; row < rows * (part + 1) / threads; ++row) {
-      const float* hidden = row_of(args.hidden, row);
-      const float* gate = args.activation == Activation::kSwiglu ? row_of(args.gate, row) : nullptr;
-      const float* grad = row_of(args.grad_out, row);
+      const float* hidden = read(args.hidden, row, hidden_buffer);
+      const float* gate =
+          args.activation == Activation::kSwiglu ? read(args.gate, row, gate_buffer) : nullptr;
+      const float* grad = read(args.grad_out, row, grad_buffer);
       if (normed) {
         // y = LayerNorm(a): a is computed again rather than kept
         if (gate != nullptr)
@@ -93,11 +129,15 @@ void activation_backward(Context& context, const ActivationBackward& args, void*
                                width);
         grad = grad_activated;
       }
-      if (gate != nullptr)
-        swiglu_row_backward(row_of(args.grad_hidden, row), row_of(args.grad_gate, row), grad,
-                            hidden, gate, width);
-      else
-        gelu_row_backward(row_of(args.grad_hidden, row), grad, hidden, width);
+      float* grad_hidden = place(args.grad_hidden, row, grad_hidden_buffer);
+      if (gate != nullptr) {
+        float* grad_gate = place(args.grad_gate, row, grad_gate_buffer);
+        swiglu_row_backward(grad_hidden, grad_gate, grad, hidden, gate, width);
+        write(args.grad_gate, row, grad_gate);
+      } else {
+        gelu_row_backward(grad_hidden, grad, hidden, width);
+      }
+      write(args.grad_hidden, row, grad_hidden);
     }
   }
   if (normed) add_partials(args.grad_weight.f32(), args.grad_bias.f32(), partials, threads, width);

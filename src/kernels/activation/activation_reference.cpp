@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/bf16.h"
 #include "kernels/activation/activation.h"
 
 namespace longnet::reference {
@@ -13,7 +14,10 @@ double density(double x) { return std::exp(-0.5 * x * x) / std::sqrt(2.0 * M_PI)
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 double element(const TensorView& view, int64_t row, int64_t i) {
-  return view.f32()[row * view.stride[0] + i];
+  return element_at(view, row * view.stride[0] + i);
+}
+void set(const TensorView& view, int64_t row, int64_t i, double value) {
+  set_element(view, row * view.stride[0] + i, value);
 }
 
 double activate(Activation activation, const TensorView& hidden, const TensorView& gate,
@@ -46,7 +50,7 @@ void activation_forward(const ActivationForward& args) {
       const double y = args.weight.defined()
                            ? (a[i] - mean) * rstd * args.weight.f32()[i] + args.bias.f32()[i]
                            : a[i];
-      args.out.f32()[row * args.out.stride[0] + i] = static_cast<float>(y);
+      set(args.out, row, i, y);
     }
   }
 }
@@ -78,17 +82,15 @@ void activation_backward(const ActivationBackward& args) {
     }
     for (int64_t i = 0; i < width; ++i) {
       const double h = element(args.hidden, row, i);
-      float& grad_hidden = args.grad_hidden.f32()[row * args.grad_hidden.stride[0] + i];
       if (args.activation == Activation::kGelu) {
         // a = h Phi(h)
-        grad_hidden = static_cast<float>(grad_a[i] * (cdf(h) + h * density(h)));
+        set(args.grad_hidden, row, i, grad_a[i] * (cdf(h) + h * density(h)));
         continue;
       }
       // a = silu(g) h, silu(g) = g s(g)
       const double g = element(args.gate, row, i), s = sigmoid(g);
-      grad_hidden = static_cast<float>(grad_a[i] * g * s);
-      args.grad_gate.f32()[row * args.grad_gate.stride[0] + i] =
-          static_cast<float>(grad_a[i] * h * s * (1.0 + g * (1.0 - s)));
+      set(args.grad_hidden, row, i, grad_a[i] * g * s);
+      set(args.grad_gate, row, i, grad_a[i] * h * s * (1.0 + g * (1.0 - s)));
     }
   }
   if (!args.weight.defined()) return;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/bf16.h"
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/fill/fill.h"
 
@@ -22,6 +23,12 @@ void check_shape(const char* name, const TensorView& x, DType dtype,
            name);
 }
 
+/// The same for tensors that may be f32 or bf16.
+void check_float_shape(const char* name, const TensorView& x,
+                       std::initializer_list<int64_t> shape) {
+  check_shape(name, x, x.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32, shape);
+}
+
 /// [B, L, H, D] of a call; everything else is checked against it.
 struct Shape {
   int64_t batch, tokens, heads, head_dim;
@@ -32,7 +39,7 @@ struct Shape {
         head_dim(query.shape[3]) {
     LN_CHECK(query.rank == 4, "query is {}, wanted [B, L, H, D]", query.describe());
     LN_CHECK(head_dim >= 8 && head_dim <= 256, "head dimension {}, allowed are 8 to 256", head_dim);
-    check_shape("query", query, DType::kF32, {batch, tokens, heads, head_dim});
+    check_float_shape("query", query, {batch, tokens, heads, head_dim});
   }
 };
 
@@ -72,8 +79,8 @@ double check_segments(std::span<const SegmentTask> segments, const AttentionOpti
       const int64_t slots = source.key.shape[1];
       const std::initializer_list<int64_t> wanted = {shape.batch, slots, shape.heads,
                                                      shape.head_dim};
-      check_shape("key", source.key, DType::kF32, wanted);
-      check_shape("value", source.value, DType::kF32, wanted);
+      check_float_shape("key", source.key, wanted);
+      check_float_shape("value", source.value, wanted);
       if (backward) {
         check_shape("grad_key", source.grad_key, DType::kF32, wanted);
         check_shape("grad_value", source.grad_value, DType::kF32, wanted);
@@ -143,7 +150,7 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
   LN_CHECK(out.rank == 4, "out is {}, wanted [B, L, H, D]", out.describe());
   const int64_t batch = out.shape[0], tokens = out.shape[1], heads = out.shape[2];
   check_shape("out", out, DType::kF32, {batch, tokens, heads, out.shape[3]});
-  check_shape("grad_out", grad_out, DType::kF32, {batch, tokens, heads, out.shape[3]});
+  check_float_shape("grad_out", grad_out, {batch, tokens, heads, out.shape[3]});
   check_shape("delta", delta, DType::kF32, {batch, heads, tokens});
   if (context.counting() || out.elements() == 0) return;
   attention::cpu_delta(context, delta, grad_out, out);
@@ -156,7 +163,7 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   const std::initializer_list<int64_t> rows = {shape.batch, shape.tokens, shape.heads,
                                                shape.head_dim};
   check_shape("grad_query", tensors.grad_query, DType::kF32, rows);
-  check_shape("grad_out", tensors.grad_out, DType::kF32, rows);
+  check_float_shape("grad_out", tensors.grad_out, rows);
   check_shape("lse", tensors.lse, DType::kF32, {shape.batch, shape.heads, shape.tokens});
   check_shape("delta", tensors.delta, DType::kF32, {shape.batch, shape.heads, shape.tokens});
   check_options(options, shape);
@@ -174,12 +181,11 @@ bool check_pack(Context& context, const TensorView& chunk_key, const TensorView&
                 std::span<const int64_t> chunk_slot, const AttentionOptions& options) {
   check_host(context);
   const Shape shape(key);
-  check_shape("value", value, DType::kF32,
-              {shape.batch, shape.tokens, shape.heads, shape.head_dim});
+  check_float_shape("value", value, {shape.batch, shape.tokens, shape.heads, shape.head_dim});
   LN_CHECK(chunk_key.rank == 3, "chunk is {}, wanted [B, R, D]", chunk_key.describe());
   const int64_t chunk_rows = chunk_key.shape[1];
   for (const TensorView& chunk : {chunk_key, chunk_value}) {
-    check_shape("chunk", chunk, DType::kF32, {shape.batch, chunk_rows, shape.head_dim});
+    check_float_shape("chunk", chunk, {shape.batch, chunk_rows, shape.head_dim});
     LN_CHECK(chunk.stride[2] == 1, "chunk: the last axis is not contiguous");
   }
   check_options(options, shape);
@@ -210,6 +216,9 @@ void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
                                const TensorView& chunk_grad_value, const HeadRows& rows,
                                std::span<const int64_t> chunk_slot, const SegmentTask& task,
                                const AttentionOptions& options) {
+  for (const TensorView* view : {&grad_key, &grad_value, &chunk_grad_key, &chunk_grad_value})
+    LN_CHECK(view->dtype == DType::kF32, "gradient {}: sums of gradients are f32",
+             view->describe());
   if (check_pack(context, chunk_grad_key, chunk_grad_value, grad_key, grad_value, rows, chunk_slot,
                  options))
     attention::cpu_unpack_rows_add(context, grad_key, grad_value, chunk_grad_key, chunk_grad_value,

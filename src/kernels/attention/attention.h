@@ -1,19 +1,24 @@
 // Attention of one branch over the rows that this rank holds, forward and backward (flash-style,
 // FlashAttention-2, arXiv 2307.08691; LongNet, arXiv 2307.02486).
 //
-// One branch (w, r) is a list of SegmentTask; each has query rows (always local tokens) and keys from
-// one or several KeySource (local tokens, or chunks gathered from other ranks). Row i of head h is the
-// token begin + head_offset[h] + i r; a causal query row sees the key rows with index <= its own.
+// One branch (w, r) is a list of SegmentTask; each has query rows (always local tokens) and keys
+// from one or several KeySource (local tokens, or chunks gathered from other ranks). Row i of head
+// h is the token begin + head_offset[h] + i r; a causal query row sees the key rows with index <=
+// its own.
 //   s_ij = scale <rot(q_i), rot(k_j)>
-//   forward, continuing the running (o, lse) of the branches done before (one softmax over all of them):
-//     lse' = log(exp(lse_i) + sum_j exp(s_ij)),  o' = (exp(lse_i) o_i + sum_j exp(s_ij) v_j) / exp(lse')
+//   forward, continuing the running (o, lse) of the branches done before (one softmax over all of
+//   them):
+//     lse' = log(exp(lse_i) + sum_j exp(s_ij)),  o' = (exp(lse_i) o_i + sum_j exp(s_ij) v_j) /
+//     exp(lse')
 //   backward, with the *merged* final o, lse and delta_i = <grad_o_i, o_i>:
-//     p_ij = exp(s_ij - lse_i), grad_v_j += p_ij grad_o_i, ds_ij = p_ij (<grad_o_i, v_j> - delta_i),
-//     grad_q_i += scale sum_j ds_ij k_j, grad_k_j += scale sum_j ds_ij q_i (then rotated back)
-// A query without any key keeps o = 0, lse = -inf and passes no gradient. All sums, o, lse and
-// gradients are float32. Twins: attention_reference.cpp (double sums), attention_cpu.cpp (+ one
-// source per instruction set). It never allocates: workspace_bytes() says what it needs. Results do
-// not depend on the order in which threads run.
+//     p_ij = exp(s_ij - lse_i), grad_v_j += p_ij grad_o_i, ds_ij = p_ij (<grad_o_i, v_j> -
+//     delta_i), grad_q_i += scale sum_j ds_ij k_j, grad_k_j += scale sum_j ds_ij q_i (then rotated
+//     back)
+// A query without any key keeps o = 0, lse = -inf and passes no gradient. query, key, value and
+// grad_out are each f32 or bf16 by their view; all sums, o, lse and gradients are float32. Twins:
+// attention_reference.cpp (double sums), attention_cpu.cpp (+ one source per instruction set). It
+// never allocates: workspace_bytes() says what it needs. Results do not depend on the order in
+// which threads run.
 #pragma once
 
 #include <cstdint>
@@ -38,24 +43,24 @@ struct HeadRows {
 /// Keys and values of one segment from one place. Gathered chunks are [B, R, H, D] views whose
 /// head stride is 0 (each head's rows begin at its own slot).
 struct KeySource {
-  TensorView key, value;            // [B, S, H, D] f32 (bf16 later), last axis contiguous
+  TensorView key, value;            // [B, S, H, D] f32 or bf16, last axis contiguous
   TensorView grad_key, grad_value;  // [B, S, H, D] f32, added to; backward only
   HeadRows rows;
   bool positions_applied = false;  // true: keys came rotated, and grad_key stays in rotated space
 };
 
 struct SegmentTask {
-  Segment segment;                // global tokens
-  int64_t origin = 0;             // global token from which positions are measured
+  Segment segment;     // global tokens
+  int64_t origin = 0;  // global token from which positions are measured
   HeadRows queries;
-  std::vector<KeySource> keys;    // in rising row order
+  std::vector<KeySource> keys;  // in rising row order
 };
 
 struct AttentionOptions {
-  int64_t dilation = 1;                // r of this branch
+  int64_t dilation = 1;                  // r of this branch
   std::span<const int64_t> head_offset;  // [H] of this branch
-  const RotaryTable* rotary = nullptr;  // null or not enabled: no positions
-  float scale = 1.0f;                   // usually D^-1/2
+  const RotaryTable* rotary = nullptr;   // null or not enabled: no positions
+  float scale = 1.0f;                    // usually D^-1/2
   bool causal = true;
   /// Optional (not defined: no limit), [B, L] i64: query token t sees key tokens u (global numbers)
   /// only where first_visible[t] <= u <= last_visible[t]; document boundaries.
@@ -65,16 +70,16 @@ struct AttentionOptions {
 struct AttentionForward {
   TensorView out;    // [B, L, H, D] f32, running output, read and written
   TensorView lse;    // [B, H, L] f32, running log-sum-exp in nats, read and written
-  TensorView query;  // [B, L, H, D] f32
+  TensorView query;  // [B, L, H, D] f32 or bf16
   std::span<const SegmentTask> segments;
 };
 
 struct AttentionBackward {
-  TensorView grad_query;  // [B, L, H, D] f32, added to
-  TensorView grad_out;    // [B, L, H, D] f32
-  TensorView lse;         // [B, H, L] f32, of all branches
-  TensorView delta;       // [B, H, L] f32, from attention_delta
-  TensorView query;       // [B, L, H, D] f32
+  TensorView grad_query;                  // [B, L, H, D] f32, added to
+  TensorView grad_out;                    // [B, L, H, D] f32 or bf16
+  TensorView lse;                         // [B, H, L] f32, of all branches
+  TensorView delta;                       // [B, H, L] f32, from attention_delta
+  TensorView query;                       // [B, L, H, D] f32 or bf16
   std::span<const SegmentTask> segments;  // their KeySource::grad_* are added to
 };
 
@@ -95,7 +100,8 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
 void attention_backward(Context& context, const AttentionBackward& tensors,
                         const AttentionOptions& options, void* workspace);
 
-/// Copies this rank's kept rows into its chunk of a gathered segment, keys rotated.
+/// Copies this rank's kept rows into its chunk of a gathered segment, keys rotated (in float32,
+/// then rounded to the chunk's type).
 /// chunk_key, chunk_value: [B, R, D]; key, value: [B, L, H, D]; rows: local tokens;
 /// chunk_slot: [H] first row of each head in the chunk.
 void attention_pack_rows(Context& context, const TensorView& chunk_key,

@@ -16,7 +16,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/clones.h"
 #include "kernels/attention/attention_tile.h"
+#include "kernels/cast/cast_cpu.h"
 
 namespace longnet::attention {
 namespace {
@@ -31,10 +33,14 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 /// Dilated rows lie too far apart for the hardware to foresee: ask for one kPrefetchRows ahead.
+/// Inlined by force: a function that only prefetches has no effect that the compiler knows of, and
+/// calls of it are dropped.
 constexpr int64_t kPrefetchRows = 12;
-inline void prefetch_row(const float* row, int64_t head_dim) {
-  for (int64_t d = 0; d < head_dim; d += 16) __builtin_prefetch(row + d);
+LN_INLINE void prefetch_bytes(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(row) + at);
 }
+
+constexpr int64_t kMaxHeadDim = 256;
 
 int64_t padded_dim(int64_t head_dim) {
   for (int padded : kPaddedDims)
@@ -148,9 +154,17 @@ class Piece {
   int64_t keys() const { return keys_; }
   int64_t chunk_rows() const { return chunk_rows_; }
 
-  /// Row of a strided [B, S, H, D] tensor.
+  /// Row of a strided f32 [B, S, H, D] tensor.
   float* row(const TensorView& x, int64_t slot) const {
-    return static_cast<float*>(x.data) + b_ * x.stride[0] + slot * x.stride[1] + h_ * x.stride[2];
+    return static_cast<float*>(x.data) + offset(x, slot);
+  }
+  /// Row of an f32 or bf16 tensor, widened into buffer [D] if need be.
+  const float* read(const TensorView& x, int64_t slot, float* buffer) const {
+    return cpu::read_row(x, offset(x, slot), head_dim_, buffer);
+  }
+  LN_INLINE void prefetch_row(const TensorView& x, int64_t slot) const {
+    const int64_t size = dtype_size(x.dtype);
+    prefetch_bytes(static_cast<const char*>(x.data) + offset(x, slot) * size, head_dim_ * size);
   }
   int64_t query_slot(int64_t i) const { return task_.queries.slot[h_] + i * task_.queries.step; }
   /// Element of [B, H, L].
@@ -238,23 +252,27 @@ class Piece {
   /// tile.
   void pack_keys(int64_t begin, int64_t count, const Scratch& scratch,
                  RotaryTable::Cursor& cursor) const {
+    float buffer[kMaxHeadDim];
     for_runs(begin, count, [&](const KeyRun& run) {
       const HeadRows& rows = run.source->rows;
       for (int64_t i = 0; i < run.count; ++i) {
         const int64_t slot = rows.slot[h_] + (run.in_source + i) * rows.step;
         const int64_t to = (run.in_chunk + i) * padded_;
         if (i + kPrefetchRows < run.count) {
-          prefetch_row(row(run.source->key, slot + kPrefetchRows * rows.step), head_dim_);
-          prefetch_row(row(run.source->value, slot + kPrefetchRows * rows.step), head_dim_);
+          prefetch_row(run.source->key, slot + kPrefetchRows * rows.step);
+          prefetch_row(run.source->value, slot + kPrefetchRows * rows.step);
         }
-        const float* key_row = row(run.source->key, slot);
+        const float* key_row = read(run.source->key, slot, buffer);
         if (rotary_ != nullptr && !run.source->positions_applied) {
           turn(rows.first[h_] + run.in_source + i, true, scratch, cursor);
           rotate_row(scratch.key + to, key_row, scratch.cosine, scratch.sine, head_dim_ / 2);
         } else {
           std::memcpy(scratch.key + to, key_row, head_dim_ * sizeof(float));
         }
-        std::memcpy(scratch.value + to, row(run.source->value, slot), head_dim_ * sizeof(float));
+        if (run.source->value.dtype == DType::kF32)
+          std::memcpy(scratch.value + to, row(run.source->value, slot), head_dim_ * sizeof(float));
+        else
+          read(run.source->value, slot, scratch.value + to);
         std::fill(scratch.key + to + head_dim_, scratch.key + to + padded_, 0.0f);
         std::fill(scratch.value + to + head_dim_, scratch.value + to + padded_, 0.0f);
       }
@@ -273,8 +291,8 @@ class Piece {
         const int64_t slot = rows.slot[h_] + (run.in_source + i) * rows.step;
         float* packed = scratch.grad_key + (run.in_chunk + i) * padded_;
         if (i + kPrefetchRows < run.count) {
-          prefetch_row(row(run.source->grad_key, slot + kPrefetchRows * rows.step), head_dim_);
-          prefetch_row(row(run.source->grad_value, slot + kPrefetchRows * rows.step), head_dim_);
+          prefetch_row(run.source->grad_key, slot + kPrefetchRows * rows.step);
+          prefetch_row(run.source->grad_value, slot + kPrefetchRows * rows.step);
         }
         float* grad_key_row = row(run.source->grad_key, slot);
         // ds q holds the queries' scale log2(e).
@@ -296,10 +314,10 @@ class Piece {
   /// rows [64, Dp] = queries i0 .., rotated, times factor; zero where there is none.
   void pack_queries(float* rows, const TensorView& query, int64_t i0, int64_t count, float factor,
                     const Scratch& scratch, RotaryTable::Cursor& cursor) const {
+    float buffer[kMaxHeadDim];
     for (int64_t i = 0; i < count; ++i) {
-      const float* query_row = row(query, query_slot(i0 + i));
-      if (i + kPrefetchRows < count)
-        prefetch_row(row(query, query_slot(i0 + i + kPrefetchRows)), head_dim_);
+      const float* query_row = read(query, query_slot(i0 + i), buffer);
+      if (i + kPrefetchRows < count) prefetch_row(query, query_slot(i0 + i + kPrefetchRows));
       float* packed = rows + i * padded_;
       if (rotary_ != nullptr) {
         turn(task_.queries.first[h_] + i0 + i, false, scratch, cursor);
@@ -315,23 +333,24 @@ class Piece {
 
   /// Asks for rows [i0, i1) of a tensor that will be needed a little later.
   void prefetch_rows(const TensorView& x, int64_t i0, int64_t i1) const {
-    for (int64_t i = i0; i < i1; ++i) prefetch_row(row(x, query_slot(i)), head_dim_);
+    for (int64_t i = i0; i < i1; ++i) prefetch_row(x, query_slot(i));
   }
 
   /// The same for the tile after this one, while this one is computed: rows [i0, i1), 64 at most.
   AheadRows ahead(const TensorView& query, const TensorView& out, int64_t i0, int64_t i1) const {
     const int64_t rows = std::min<int64_t>(i1 - i0, kTileQueries);
     if (rows <= 0) return {};
-    const auto first = [&](const TensorView& x) {
-      return reinterpret_cast<const char*>(row(x, query_slot(i0)));
-    };
-    const auto step = [&](const TensorView& x) {
-      return task_.queries.step * x.stride[1] * static_cast<int64_t>(sizeof(float));
-    };
-    return {{first(query), first(out)},
-            {step(query), step(out)},
-            static_cast<int32_t>(rows),
-            static_cast<int32_t>(head_dim_ * sizeof(float))};
+    AheadRows result{};
+    result.rows = static_cast<int32_t>(rows);
+    for (int k = 0; k < 2; ++k) {
+      const TensorView& x = k == 0 ? query : out;
+      const int64_t size = dtype_size(x.dtype);
+      result.first[k] = static_cast<const char*>(x.data) +
+                        (b_ * x.stride[0] + query_slot(i0) * x.stride[1] + h_ * x.stride[2]) * size;
+      result.step[k] = task_.queries.step * x.stride[1] * size;
+      result.row_bytes[k] = static_cast<int32_t>(head_dim_ * size);
+    }
+    return result;
   }
 
   /// grad_query rows i0 .. += rotated back factor * rows [64, Dp], which is overwritten.
@@ -356,6 +375,9 @@ class Piece {
   int64_t position(int64_t row) const { return base_ + row * options_.dilation - task_.origin; }
 
  private:
+  int64_t offset(const TensorView& x, int64_t slot) const {
+    return b_ * x.stride[0] + slot * x.stride[1] + h_ * x.stride[2];
+  }
   void turn(int64_t row, bool key, const Scratch& scratch, RotaryTable::Cursor& cursor) const {
     rotary_->factors(position(row), key, cursor, scratch.cosine, scratch.sine);
   }
@@ -518,13 +540,14 @@ void cpu_delta(Context& context, const TensorView& delta, const TensorView& grad
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t h = 0; h < heads; ++h) {
+        float buffer[kMaxHeadDim];
         const auto row = [&](const TensorView& x) {
-          return static_cast<const float*>(x.data) + b * x.stride[0] + t * x.stride[1] +
-                 h * x.stride[2];
+          const int64_t offset = b * x.stride[0] + t * x.stride[1] + h * x.stride[2];
+          return cpu::read_row(x, offset, head_dim, buffer);
         };
         const float* grad_out_row = row(grad_out);
-        const float* out_row = row(out);
-        float parts[8] = {};  // independent sums: the compiler may use vectors
+        const float* out_row = row(out);  // always f32: the buffer stays grad_out's
+        float parts[8] = {};              // independent sums: the compiler may use vectors
         int64_t d = 0;
         for (; d + 8 <= head_dim; d += 8)
           for (int k = 0; k < 8; ++k) parts[k] += grad_out_row[d + k] * out_row[d + k];
@@ -559,8 +582,9 @@ void backward_tile(const Piece& piece, const AttentionBackward& tensors, float s
     if (lse == -INFINITY) continue;
     scratch.peak[i] = static_cast<float>(lse * kLog2E);
     scratch.sum[i] = piece.at(tensors.delta, slot);
-    std::memcpy(scratch.grad_out_rows + i * piece.padded(), piece.row(tensors.grad_out, slot),
-                head_dim * sizeof(float));
+    float* packed = scratch.grad_out_rows + i * piece.padded();
+    const float* grad_out_row = piece.read(tensors.grad_out, slot, packed);
+    if (grad_out_row != packed) std::memcpy(packed, grad_out_row, head_dim * sizeof(float));
   }
   functions.transpose(scratch.grad_out_lanes, scratch.grad_out_rows, kTileQueries, padded);
   functions.backward({scratch.query_lanes, scratch.query_rows, scratch.grad_out_lanes,
@@ -715,7 +739,7 @@ float* row3(const TensorView& x, int64_t b, int64_t slot) {
   return static_cast<float*>(x.data) + b * x.stride[0] + slot * x.stride[1];
 }
 
-constexpr int64_t kMaxPairs = 128;  // D <= 256
+constexpr int64_t kMaxPairs = kMaxHeadDim / 2;
 
 }  // namespace
 
@@ -728,17 +752,23 @@ void cpu_pack_rows(Context& context, const TensorView& chunk_key, const TensorVi
   for_rows(context, key.shape[0], rows, chunk_slot, task, options,
            [&](int64_t b, int64_t h, int64_t chunk_row, int64_t slot, int64_t position,
                RotaryTable::Cursor& cursor) {
-             float* chunk_key_row = row3(chunk_key, b, chunk_row);
-             const float* key_row = row4(key, b, slot, h);
-             if (rotate) {
-               float cosine[kMaxPairs], sine[kMaxPairs];
-               options.rotary->factors(position, true, cursor, cosine, sine);
-               rotate_row(chunk_key_row, key_row, cosine, sine, head_dim / 2);
-             } else {
-               std::memcpy(chunk_key_row, key_row, head_dim * sizeof(float));
-             }
-             std::memcpy(row3(chunk_value, b, chunk_row), row4(value, b, slot, h),
-                         head_dim * sizeof(float));
+             float in_buffer[kMaxHeadDim], out_buffer[kMaxHeadDim];
+             const auto copy = [&](const TensorView& chunk, const TensorView& x, bool rotated) {
+               const int64_t to = b * chunk.stride[0] + chunk_row * chunk.stride[1];
+               const int64_t from = b * x.stride[0] + slot * x.stride[1] + h * x.stride[2];
+               const float* row = cpu::read_row(x, from, head_dim, in_buffer);
+               float* place = cpu::place_of_row(chunk, to, out_buffer);
+               if (rotated) {
+                 float cosine[kMaxPairs], sine[kMaxPairs];
+                 options.rotary->factors(position, true, cursor, cosine, sine);
+                 rotate_row(place, row, cosine, sine, head_dim / 2);
+               } else {
+                 std::memcpy(place, row, head_dim * sizeof(float));
+               }
+               cpu::write_row(chunk, to, head_dim, place);
+             };
+             copy(chunk_key, key, rotate);
+             copy(chunk_value, value, false);
            });
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/bf16.h"
 #include "kernels/attention/attention.h"
 
 namespace longnet::reference {
@@ -57,7 +58,8 @@ Row rotated_back(const Row& x, const RotaryTable* rotary, int64_t position, bool
 
 Row read_row(const TensorView& x, int64_t b, int64_t slot, int64_t h) {
   Row row(x.shape[3]);
-  for (size_t d = 0; d < row.size(); ++d) row[d] = element<float>(x, b, slot, h, int64_t(d));
+  for (size_t d = 0; d < row.size(); ++d)
+    row[d] = element_at(x, b * x.stride[0] + slot * x.stride[1] + h * x.stride[2] + int64_t(d));
   return row;
 }
 void add_row(const TensorView& x, int64_t b, int64_t slot, int64_t h, const Row& row) {

@@ -32,7 +32,7 @@ struct AheadRows {
   const char* first[2];  // first row of the queries and of the outputs
   int64_t step[2];       // bytes from row to row
   int32_t rows;          // 0: none
-  int32_t row_bytes;
+  int32_t row_bytes[2];
 };
 
 struct ForwardTile {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/bf16.h"
+
 namespace longnet {
 namespace {
 
@@ -12,11 +14,12 @@ TensorView chunk_view(const TensorView& buffer, const GatherLayout& layout, int 
                       int64_t heads) {
   if (!buffer.defined()) return {};
   LN_CHECK(
-      buffer.dtype == DType::kF32 && buffer.contiguous() && buffer.elements() == layout.elements(),
-      "gathered rows in {}, wanted {} contiguous f32", buffer.describe(), layout.elements());
+      is_float_type(buffer.dtype) && buffer.contiguous() && buffer.elements() == layout.elements(),
+      "gathered rows in {}, wanted {} contiguous f32 or bf16", buffer.describe(),
+      layout.elements());
   const int64_t rows = layout.chunk_rows[member], head_dim = layout.head_dim;
   const int64_t begin = layout.chunk_begin[member] + part * layout.batch * rows * head_dim;
-  TensorView view(static_cast<float*>(buffer.data) + begin, DType::kF32,
+  TensorView view(static_cast<char*>(buffer.data) + begin * dtype_size(buffer.dtype), buffer.dtype,
                   {layout.batch, rows, heads, head_dim}, buffer.device);
   view.stride = {rows * head_dim, head_dim, 0, 1};
   return view;

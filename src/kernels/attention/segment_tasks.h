@@ -28,7 +28,7 @@ std::vector<SegmentTask> local_segment_tasks(const SequencePlan& plan, int branc
 
 /// The task of this rank's queries in a gathered segment: one KeySource per rank that holds rows,
 /// [B, R, H, D] views of its chunk with head stride 0 and keys already rotated.
-/// buffer: keys and values, grad_buffer: their gradients, both f32 with layout.elements() elements;
+/// buffer: keys and values, f32 or bf16; grad_buffer: their gradients, f32; layout.elements() each;
 /// either may be undefined (forward only, or to ask for the workspace).
 SegmentTask gathered_segment_task(const SequencePlan& plan, int branch,
                                   const GatheredSegment& gathered, const GatherLayout& layout,

@@ -1,6 +1,7 @@
 // Dispatcher of embedding.h: checks, then the CPU twin.
 #include "kernels/embedding/embedding.h"
 
+#include "core/bf16.h"
 #include "kernels/embedding/embedding_cpu.h"
 
 namespace longnet {
@@ -12,9 +13,8 @@ void check(const TensorView& rows, const TensorView& table, const TensorView& to
   LN_CHECK(tokens.elements() == rows.shape[0] && tokens.contiguous() && rows.contiguous() &&
                table.contiguous(),
            "tokens {} for rows {}", tokens.describe(), rows.describe());
-  if (rows.dtype != DType::kF32 || table.dtype != DType::kF32)
-    throw Error("embedding takes f32 in this version, not {}; set run.dtype=f32",
-                dtype_name(rows.dtype));
+  LN_CHECK(is_float_type(rows.dtype) && is_float_type(table.dtype),
+           "rows {} of table {}: wanted f32 or bf16", rows.describe(), table.describe());
 }
 
 void check_range(const TensorView& tokens, int64_t vocabulary) {
@@ -40,6 +40,8 @@ void embedding_forward(Context& context, const TensorView& out, const TensorView
 void embedding_backward(Context& context, const TensorView& grad_table, const TensorView& grad_out,
                         const TensorView& tokens) {
   check(grad_out, grad_table, tokens);
+  LN_CHECK(grad_table.dtype == DType::kF32, "grad_table {}: sums over tokens are f32",
+           grad_table.describe());
   if (context.counting() || grad_out.elements() == 0) return;
   check_range(tokens, grad_table.shape[0]);
   cpu::embedding_backward(context, grad_table, grad_out, tokens);

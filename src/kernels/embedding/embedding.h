@@ -1,4 +1,5 @@
-// Token embedding: rows of a table, and the scattered sum that is its gradient.
+// Token embedding: rows of a table, and the scattered sum that is its gradient. Rows and table are
+// f32 or bf16 each; the gradient's sums are f32.
 #pragma once
 
 #include "core/context.h"

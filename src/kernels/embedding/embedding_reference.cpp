@@ -1,6 +1,7 @@
 // The definition of embedding.h in double, one thread. Twin: embedding_cpu.cpp.
 #include <vector>
 
+#include "core/bf16.h"
 #include "kernels/embedding/embedding.h"
 
 namespace longnet::reference {
@@ -9,7 +10,8 @@ namespace longnet::reference {
 void embedding_forward(const TensorView& out, const TensorView& table, const TensorView& tokens) {
   for (int64_t t = 0; t < out.shape[0]; ++t)
     for (int64_t c = 0; c < out.shape[1]; ++c)
-      out.f32()[t * out.shape[1] + c] = table.f32()[tokens.as<int64_t>()[t] * out.shape[1] + c];
+      set_element(out, t * out.shape[1] + c,
+                  element_at(table, tokens.as<int64_t>()[t] * out.shape[1] + c));
 }
 
 // 2. backward: out[t] = table[token[t]], so the gradient of a row is the sum over its tokens
@@ -19,7 +21,7 @@ void embedding_backward(const TensorView& grad_table, const TensorView& grad_out
   std::vector<double> sums(grad_table.elements());
   for (int64_t t = 0; t < grad_out.shape[0]; ++t)
     for (int64_t c = 0; c < width; ++c)
-      sums[tokens.as<int64_t>()[t] * width + c] += grad_out.f32()[t * width + c];
+      sums[tokens.as<int64_t>()[t] * width + c] += element_at(grad_out, t * width + c);
   for (size_t i = 0; i < sums.size(); ++i) grad_table.f32()[i] += static_cast<float>(sums[i]);
 }
 

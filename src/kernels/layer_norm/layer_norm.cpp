@@ -1,6 +1,7 @@
 // Dispatcher of layer_norm.h: checks, then the CPU twin.
 #include "kernels/layer_norm/layer_norm.h"
 
+#include "core/bf16.h"
 #include "kernels/layer_norm/layer_norm_cpu.h"
 
 namespace longnet {
@@ -10,9 +11,7 @@ void check_rows(const TensorView& view, const TensorView& like, const char* name
   LN_CHECK(view.rank == 3 && view.shape == like.shape, "{} {} beside {}", name, view.describe(),
            like.describe());
   LN_CHECK(view.stride[2] == 1 || view.shape[2] <= 1, "{} has a strided last axis", name);
-  if (view.dtype != DType::kF32)
-    throw Error("{} is {}: norms take f32 in this version; set run.dtype=f32", name,
-                dtype_name(view.dtype));
+  LN_CHECK(is_float_type(view.dtype), "{} is {}, wanted f32 or bf16", name, view.describe());
 }
 
 void check_statistic(const TensorView& view, const TensorView& x, const char* name) {
@@ -23,6 +22,7 @@ void check_statistic(const TensorView& view, const TensorView& x, const char* na
 void check_width(const TensorView& view, int64_t width, const char* name) {
   LN_CHECK(view.elements() == width && view.contiguous(), "{} {} for width {}", name,
            view.describe(), width);
+  LN_CHECK(view.dtype == DType::kF32, "{} is {}, wanted f32", name, view.describe());
 }
 
 }  // namespace

@@ -3,7 +3,9 @@
 //   s = x (+ residual);  y = (s - mean) rstd weight + bias,  rstd = 1 / sqrt(var + eps)
 // Rows are the first two axes of a [T, G, W] view (G = 1 for whole rows; G = H, W = D for the
 // per-head norm of queries and keys, whose rows lie strided in the fused QKV buffer). The last axis
-// is contiguous. mean and rstd are float32 [T, G]. Sums are float32 or better.
+// is contiguous. Each [T, G, W] tensor is f32 or bf16 by its view; weight, bias, mean and rstd
+// [T, G] are f32. Sums and arithmetic are float32 or better. Where s is stored as bf16, the norm is
+// of what is stored.
 #pragma once
 
 #include "core/context.h"

@@ -2,14 +2,18 @@
 #include <cmath>
 #include <vector>
 
+#include "core/bf16.h"
 #include "kernels/layer_norm/layer_norm.h"
 
 namespace longnet::reference {
 namespace {
 
-// 1. rows of a [T, G, W] view
-float* row_of(const TensorView& view, int64_t t, int64_t g) {
-  return view.f32() + t * view.stride[0] + g * view.stride[1];
+// 1. elements of a [T, G, W] view
+double at(const TensorView& view, int64_t t, int64_t g, int64_t i) {
+  return element_at(view, t * view.stride[0] + g * view.stride[1] + i);
+}
+void set(const TensorView& view, int64_t t, int64_t g, int64_t i, double value) {
+  set_element(view, t * view.stride[0] + g * view.stride[1] + i, value);
 }
 
 }  // namespace
@@ -22,11 +26,12 @@ void layer_norm_forward(const LayerNormForward& args) {
       std::vector<double> s(width);
       double mean = 0, variance = 0;
       for (int64_t i = 0; i < width; ++i) {
-        // The sum is kept in float32: the norm is of what is stored.
-        float value = row_of(args.x, t, g)[i];
-        if (args.residual.defined()) value += row_of(args.residual, t, g)[i];
-        s[i] = value;
-        mean += value;
+        // The sum is kept in float32, or as it is stored: the norm is of that.
+        float value = static_cast<float>(at(args.x, t, g, i));
+        if (args.residual.defined()) value += static_cast<float>(at(args.residual, t, g, i));
+        if (args.sum.defined()) set(args.sum, t, g, i, value);
+        s[i] = args.sum.defined() ? at(args.sum, t, g, i) : value;
+        mean += s[i];
       }
       mean /= width;
       for (double v : s) variance += (v - mean) * (v - mean);
@@ -34,9 +39,7 @@ void layer_norm_forward(const LayerNormForward& args) {
       args.mean.f32()[t * args.x.shape[1] + g] = static_cast<float>(mean);
       args.rstd.f32()[t * args.x.shape[1] + g] = static_cast<float>(rstd);
       for (int64_t i = 0; i < width; ++i) {
-        if (args.sum.defined()) row_of(args.sum, t, g)[i] = static_cast<float>(s[i]);
-        row_of(args.out, t, g)[i] =
-            static_cast<float>((s[i] - mean) * rstd * args.weight.f32()[i] + args.bias.f32()[i]);
+        set(args.out, t, g, i, (s[i] - mean) * rstd * args.weight.f32()[i] + args.bias.f32()[i]);
       }
     }
 }
@@ -49,12 +52,11 @@ void layer_norm_backward(const LayerNormBackward& args) {
     for (int64_t g = 0; g < args.x.shape[1]; ++g) {
       const double mean = args.mean.f32()[t * args.x.shape[1] + g];
       const double rstd = args.rstd.f32()[t * args.x.shape[1] + g];
-      const float* x = row_of(args.x, t, g);
       std::vector<double> grad_n(width);
       double sum = 0, dot = 0;
       for (int64_t i = 0; i < width; ++i) {
         // y = n w + b, n = (x - mean) rstd
-        const double grad = row_of(args.grad_out, t, g)[i], n = (x[i] - mean) * rstd;
+        const double grad = at(args.grad_out, t, g, i), n = (at(args.x, t, g, i) - mean) * rstd;
         grad_weight[i] += grad * n;
         grad_bias[i] += grad;
         grad_n[i] = grad * args.weight.f32()[i];
@@ -62,9 +64,9 @@ void layer_norm_backward(const LayerNormBackward& args) {
         dot += grad_n[i] * n / width;
       }
       for (int64_t i = 0; i < width; ++i) {
-        const double grad_x = rstd * (grad_n[i] - sum - (x[i] - mean) * rstd * dot);
-        float& out = row_of(args.grad_x, t, g)[i];
-        out = static_cast<float>(grad_x + (args.accumulate ? out : 0.0));
+        const double n = (at(args.x, t, g, i) - mean) * rstd;
+        const double grad_x = rstd * (grad_n[i] - sum - n * dot);
+        set(args.grad_x, t, g, i, grad_x + (args.accumulate ? at(args.grad_x, t, g, i) : 0.0));
       }
     }
   for (int64_t i = 0; i < width; ++i) {

@@ -2,6 +2,8 @@
 //
 // Plain (unpacked) layouts: weights change every step, and rows of x and y may be views into wider
 // buffers. Sums are float32 inside oneDNN; the bias gradient is a column sum in a fixed order.
+// bf16 operands need a processor with AVX-512 BF16: elsewhere oneDNN has no primitive or a slow
+// one, so operands are widened, 256 rows of tokens at a time, and multiplied in float32.
 #include "kernels/linear/linear_onednn.h"
 
 #include <algorithm>
@@ -10,6 +12,10 @@
 #include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
+#include <vector>
+
+#include "core/bf16.h"
+#include "kernels/cast/cast_cpu.h"
 
 namespace longnet::onednn {
 namespace {
@@ -19,9 +25,10 @@ struct Product {
   int64_t m, n, k;
   int64_t a_row, a_column, b_row, b_column, c_row;
   bool bias, accumulate;
+  DType in, out;  // of A, B and the bias; of C
   auto key() const {
-    return std::array<int64_t, 10>{m,     n,        k,     a_row, a_column,
-                                   b_row, b_column, c_row, bias,  accumulate};
+    return std::array<int64_t, 12>{m,        n,     k,    a_row,      a_column,    b_row,
+                                   b_column, c_row, bias, accumulate, int64_t(in), int64_t(out)};
   }
 };
 
@@ -30,9 +37,11 @@ dnnl::engine& engine() {
   return instance;
 }
 
-dnnl::memory::desc matrix(int64_t rows, int64_t columns, int64_t row_stride,
+dnnl::memory::desc matrix(DType dtype, int64_t rows, int64_t columns, int64_t row_stride,
                           int64_t column_stride) {
-  return {{rows, columns}, dnnl::memory::data_type::f32, {row_stride, column_stride}};
+  const auto type =
+      dtype == DType::kBF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+  return {{rows, columns}, type, {row_stride, column_stride}};
 }
 
 struct Primitive {
@@ -42,7 +51,7 @@ struct Primitive {
 
 Primitive& primitive_for(const Product& p) {
   static std::mutex mutex;
-  static std::map<std::array<int64_t, 10>, Primitive> cache;
+  static std::map<std::array<int64_t, 12>, Primitive> cache;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = cache.find(p.key());
   if (found != cache.end()) return found->second;
@@ -52,20 +61,21 @@ Primitive& primitive_for(const Product& p) {
     sum.append_sum(1.0f);
     attributes.set_post_ops(sum);
   }
-  const auto a = matrix(p.m, p.k, p.a_row, p.a_column);
-  const auto b = matrix(p.k, p.n, p.b_row, p.b_column);
-  const auto c = matrix(p.m, p.n, p.c_row, 1);
+  const auto a = matrix(p.in, p.m, p.k, p.a_row, p.a_column);
+  const auto b = matrix(p.in, p.k, p.n, p.b_row, p.b_column);
+  const auto c = matrix(p.out, p.m, p.n, p.c_row, 1);
   const dnnl::matmul::desc description =
-      p.bias ? dnnl::matmul::desc(a, b, matrix(1, p.n, p.n, 1), c) : dnnl::matmul::desc(a, b, c);
+      p.bias ? dnnl::matmul::desc(a, b, matrix(p.in, 1, p.n, p.n, 1), c)
+             : dnnl::matmul::desc(a, b, c);
   dnnl::matmul::primitive_desc primitive(description, attributes, engine());
   return cache.emplace(p.key(), Primitive{primitive, dnnl::matmul(primitive)}).first->second;
 }
 
-void run(const Product& p, const float* a, const float* b, const float* bias, float* c) {
+void run(const Product& p, const void* a, const void* b, const void* bias, void* c) {
   Primitive& primitive = primitive_for(p);
   static thread_local dnnl::stream stream(engine());
-  const auto memory = [](const dnnl::memory::desc& description, const float* data) {
-    return dnnl::memory(description, engine(), const_cast<float*>(data));
+  const auto memory = [](const dnnl::memory::desc& description, const void* data) {
+    return dnnl::memory(description, engine(), const_cast<void*>(data));
   };
   std::unordered_map<int, dnnl::memory> arguments{
       {DNNL_ARG_SRC, memory(primitive.description.src_desc(), a)},
@@ -81,37 +91,105 @@ int64_t row_stride(const TensorView& view) {
   return view.shape[0] <= 1 ? std::max<int64_t>(view.shape[1], 1) : view.stride[0];
 }
 
-}  // namespace
+/// Whether bf16 operands go to oneDNN as they are.
+bool has_bf16_products(const Context& context) {
+  if (context.isa() != Isa::kAvx512) return false;
+  static const bool has = [] {
+    constexpr auto kWanted = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
+    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & kWanted) == kWanted;
+  }();
+  return has;
+}
 
-void linear_forward(Context&, const TensorView& out, const TensorView& x, const TensorView& weight,
-                    const TensorView& bias, bool accumulate) {
-  // out [T, O] = x [T, I] weight^T [I, O]
+/// in: type of a product's operands; float32 operands with a bf16 result exist on no path of
+/// oneDNN.
+bool runs_as_is(const Context& context, const TensorView& in, const TensorView& out) {
+  if (in.dtype == DType::kF32) return out.dtype == DType::kF32;
+  return has_bf16_products(context);
+}
+
+constexpr int64_t kWidenedRows = 256;  // a block of 256 x 4096 widened floats takes 4 MiB
+
+/// Float32 copies for machines without bf16 products; grows to the largest asked for.
+class Widened {
+ public:
+  /// Rows [begin, begin + count) of a matrix, widened if they are bf16.
+  TensorView read(const TensorView& x, int64_t begin, int64_t count) {
+    const TensorView rows = x.slice(0, begin, count);
+    if (x.dtype == DType::kF32) return rows;
+    const TensorView copy = place(count, x.shape[1]);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < count; ++row)
+      cpu::widen_row(copy.f32() + row * x.shape[1], rows.as<bf16>() + row * x.stride[0],
+                     x.shape[1]);
+    return copy;
+  }
+  TensorView place(int64_t rows, int64_t columns) {
+    if (static_cast<int64_t>(memory_.size()) < rows * columns) memory_.resize(rows * columns);
+    return TensorView(memory_.data(), DType::kF32, {rows, columns});
+  }
+
+ private:
+  std::vector<float> memory_;
+};
+
+void round_rows(const TensorView& out, int64_t begin, const TensorView& from) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < from.shape[0]; ++row)
+    cpu::round_row(out.as<bf16>() + (begin + row) * out.stride[0],
+                   from.f32() + row * from.stride[0], from.shape[1]);
+}
+
+/// out [T, O] (+)= x [T, I] weight^T (+ bias).
+void multiply_forward(const TensorView& out, const TensorView& x, const TensorView& weight,
+                      const TensorView& bias, bool accumulate) {
   const int64_t t = x.shape[0], o = weight.shape[0], i = weight.shape[1];
   run({t, o, i, row_stride(x), 1, 1, row_stride(weight), row_stride(out), bias.defined(),
-       accumulate},
-      x.f32(), weight.f32(), bias.defined() ? bias.f32() : nullptr, out.f32());
+       accumulate, x.dtype, out.dtype},
+      x.data, weight.data, bias.data, out.data);
 }
-
-void linear_backward_input(Context&, const TensorView& grad_x, const TensorView& grad_out,
-                           const TensorView& weight, bool accumulate) {
-  // grad_x [T, I] = grad_out [T, O] weight [O, I]
+/// grad_x [T, I] (+)= grad_out [T, O] weight [O, I].
+void multiply_backward_input(const TensorView& grad_x, const TensorView& grad_out,
+                             const TensorView& weight, bool accumulate) {
   const int64_t t = grad_x.shape[0], o = weight.shape[0], i = weight.shape[1];
   run({t, i, o, row_stride(grad_out), 1, row_stride(weight), 1, row_stride(grad_x), false,
-       accumulate},
-      grad_out.f32(), weight.f32(), nullptr, grad_x.f32());
+       accumulate, grad_out.dtype, grad_x.dtype},
+      grad_out.data, weight.data, nullptr, grad_x.data);
+}
+/// grad_weight [O, I] += grad_out^T [O, T] x [T, I].
+void multiply_backward_weight(const TensorView& grad_weight, const TensorView& grad_out,
+                              const TensorView& x) {
+  const int64_t t = x.shape[0], o = grad_weight.shape[0], i = grad_weight.shape[1];
+  run({o, i, t, 1, row_stride(grad_out), row_stride(x), 1, row_stride(grad_weight), false, true,
+       x.dtype, DType::kF32},
+      grad_out.data, x.data, nullptr, grad_weight.data);
 }
 
-void linear_backward_weight(Context&, const TensorView& grad_weight, const TensorView& grad_bias,
-                            const TensorView& grad_out, const TensorView& x) {
-  // grad_weight [O, I] += grad_out^T [O, T] x [T, I]
-  const int64_t t = x.shape[0], o = grad_weight.shape[0], i = grad_weight.shape[1];
-  run({o, i, t, 1, row_stride(grad_out), row_stride(x), 1, row_stride(grad_weight), false, true},
-      grad_out.f32(), x.f32(), nullptr, grad_weight.f32());
-  if (!grad_bias.defined()) return;
+/// Widens weight and, block by block, the rows of out and x, and calls
+/// multiply(out, x, weight, rows) in float32 on each.
+template <typename Multiply>
+void in_widened_blocks(const TensorView& out, const TensorView& x, const TensorView& weight,
+                       bool reads_out, Multiply multiply) {
+  static thread_local Widened weight_copy, x_copy, out_copy;
+  const TensorView whole_weight = weight_copy.read(weight, 0, weight.shape[0]);
+  for (int64_t begin = 0; begin < x.shape[0]; begin += kWidenedRows) {
+    const int64_t count = std::min(kWidenedRows, x.shape[0] - begin);
+    const bool rounds = out.dtype == DType::kBF16;
+    const TensorView block = !rounds || reads_out ? out_copy.read(out, begin, count)
+                                                  : out_copy.place(count, out.shape[1]);
+    multiply(block, x_copy.read(x, begin, count), whole_weight);
+    if (rounds) round_rows(out, begin, block);
+  }
+}
+
+float value(float x) { return x; }
+float value(bf16 x) { return to_float(x); }
+
+/// bias [O] += column sums of grad [T, O].
+template <typename T>
+void add_column_sums(float* bias, const T* grad, int64_t t, int64_t o, int64_t stride) {
   // Each thread owns columns, so the order of the sum over tokens does not depend on threads.
   constexpr int64_t kColumns = 64;
-  const float* grad = grad_out.f32();
-  float* bias = grad_bias.f32();
 #pragma omp parallel for schedule(static)
   for (int64_t begin = 0; begin < o; begin += kColumns) {
     const int64_t width = std::min(kColumns, o - begin);
@@ -121,14 +199,66 @@ void linear_backward_weight(Context&, const TensorView& grad_weight, const Tenso
       float partial[kColumns] = {};
       const int64_t end = std::min(t, block + 256);
       for (int64_t row = block; row < end; ++row) {
-        const float* grad_row = grad + row * grad_out.stride[0] + begin;
+        const T* grad_row = grad + row * stride + begin;
 #pragma omp simd
-        for (int64_t c = 0; c < width; ++c) partial[c] += grad_row[c];
+        for (int64_t c = 0; c < width; ++c) partial[c] += value(grad_row[c]);
       }
       for (int64_t c = 0; c < width; ++c) sums[c] += partial[c];
     }
     for (int64_t c = 0; c < width; ++c) bias[begin + c] += sums[c];
   }
+}
+
+}  // namespace
+
+void linear_forward(Context& context, const TensorView& out, const TensorView& x,
+                    const TensorView& weight, const TensorView& bias, bool accumulate) {
+  if (runs_as_is(context, x, out)) {
+    multiply_forward(out, x, weight, bias, accumulate);
+    return;
+  }
+  static thread_local Widened bias_copy;
+  const TensorView wide_bias =
+      bias.defined() ? bias_copy.read(bias.view({1, bias.elements()}), 0, 1) : TensorView{};
+  in_widened_blocks(
+      out, x, weight, accumulate,
+      [&](const TensorView& out_rows, const TensorView& x_rows, const TensorView& wide_weight) {
+        multiply_forward(out_rows, x_rows, wide_weight, wide_bias, accumulate);
+      });
+}
+
+void linear_backward_input(Context& context, const TensorView& grad_x, const TensorView& grad_out,
+                           const TensorView& weight, bool accumulate) {
+  if (runs_as_is(context, grad_out, grad_x)) {
+    multiply_backward_input(grad_x, grad_out, weight, accumulate);
+    return;
+  }
+  in_widened_blocks(grad_x, grad_out, weight, accumulate,
+                    [&](const TensorView& grad_x_rows, const TensorView& grad_out_rows,
+                        const TensorView& wide_weight) {
+                      multiply_backward_input(grad_x_rows, grad_out_rows, wide_weight, accumulate);
+                    });
+}
+
+void linear_backward_weight(Context& context, const TensorView& grad_weight,
+                            const TensorView& grad_bias, const TensorView& grad_out,
+                            const TensorView& x) {
+  if (runs_as_is(context, x, grad_weight)) {
+    multiply_backward_weight(grad_weight, grad_out, x);
+  } else {
+    static thread_local Widened grad_out_copy, x_copy;
+    for (int64_t begin = 0; begin < x.shape[0]; begin += kWidenedRows) {
+      const int64_t count = std::min(kWidenedRows, x.shape[0] - begin);
+      multiply_backward_weight(grad_weight, grad_out_copy.read(grad_out, begin, count),
+                               x_copy.read(x, begin, count));
+    }
+  }
+  if (!grad_bias.defined()) return;
+  const int64_t t = x.shape[0], o = grad_weight.shape[0];
+  if (grad_out.dtype == DType::kBF16)
+    add_column_sums(grad_bias.f32(), grad_out.as<bf16>(), t, o, grad_out.stride[0]);
+  else
+    add_column_sums(grad_bias.f32(), grad_out.f32(), t, o, grad_out.stride[0]);
 }
 
 }  // namespace longnet::onednn

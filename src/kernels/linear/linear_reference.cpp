@@ -1,12 +1,16 @@
 // The definition of linear.h in double, one thread. Twin: linear_onednn.cpp.
+#include "core/bf16.h"
 #include "kernels/linear/linear.h"
 
 namespace longnet::reference {
 namespace {
 
 // 1. one element of a matrix
-float& at(const TensorView& matrix, int64_t row, int64_t column) {
-  return matrix.f32()[row * matrix.stride[0] + column];
+double at(const TensorView& matrix, int64_t row, int64_t column) {
+  return element_at(matrix, row * matrix.stride[0] + column);
+}
+void set(const TensorView& matrix, int64_t row, int64_t column, double value) {
+  set_element(matrix, row * matrix.stride[0] + column, value);
 }
 
 }  // namespace
@@ -17,9 +21,9 @@ void linear_forward(const TensorView& out, const TensorView& x, const TensorView
   for (int64_t t = 0; t < out.shape[0]; ++t)
     for (int64_t o = 0; o < out.shape[1]; ++o) {
       double sum = accumulate ? at(out, t, o) : 0.0;
-      if (bias.defined()) sum += bias.f32()[o];
-      for (int64_t i = 0; i < x.shape[1]; ++i) sum += double(at(x, t, i)) * at(weight, o, i);
-      at(out, t, o) = static_cast<float>(sum);
+      if (bias.defined()) sum += element_at(bias, o);
+      for (int64_t i = 0; i < x.shape[1]; ++i) sum += at(x, t, i) * at(weight, o, i);
+      set(out, t, o, sum);
     }
 }
 
@@ -29,9 +33,8 @@ void linear_backward_input(const TensorView& grad_x, const TensorView& grad_out,
   for (int64_t t = 0; t < grad_x.shape[0]; ++t)
     for (int64_t i = 0; i < grad_x.shape[1]; ++i) {
       double sum = accumulate ? at(grad_x, t, i) : 0.0;
-      for (int64_t o = 0; o < grad_out.shape[1]; ++o)
-        sum += double(at(grad_out, t, o)) * at(weight, o, i);
-      at(grad_x, t, i) = static_cast<float>(sum);
+      for (int64_t o = 0; o < grad_out.shape[1]; ++o) sum += at(grad_out, t, o) * at(weight, o, i);
+      set(grad_x, t, i, sum);
     }
 }
 
@@ -40,8 +43,8 @@ void linear_backward_weight(const TensorView& grad_weight, const TensorView& gra
   for (int64_t o = 0; o < grad_weight.shape[0]; ++o) {
     for (int64_t i = 0; i < grad_weight.shape[1]; ++i) {
       double sum = at(grad_weight, o, i);
-      for (int64_t t = 0; t < x.shape[0]; ++t) sum += double(at(grad_out, t, o)) * at(x, t, i);
-      at(grad_weight, o, i) = static_cast<float>(sum);
+      for (int64_t t = 0; t < x.shape[0]; ++t) sum += at(grad_out, t, o) * at(x, t, i);
+      set(grad_weight, o, i, sum);
     }
     if (!grad_bias.defined()) continue;
     double sum = grad_bias.f32()[o];

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <vector>
 
+#include "core/bf16.h"
 #include "kernels/linear/linear.h"
 
 namespace longnet {
@@ -51,23 +52,28 @@ double measure_fma_gflops(Context& context, double seconds) {
   return best;
 }
 
-MachinePeak measure_machine(Context& context, double seconds) {
+MachinePeak measure_machine(Context& context, double seconds, DType dtype) {
   MachinePeak peak;
   if (context.counting()) return peak;
   peak.fma_gflops_f32 = measure_fma_gflops(context, seconds / 3);
   constexpr int64_t kSize = 1024;
-  std::vector<float> a(kSize * kSize, 0.5f), b(kSize * kSize, 0.25f), c(kSize * kSize);
-  const auto matrix = [&](std::vector<float>& values) {
-    return TensorView(values.data(), DType::kF32, {kSize, kSize});
+  // Zero bytes would do for any type; these are powers of two, exact in both.
+  std::vector<float> high_a(kSize * kSize, 0.5f), high_b(kSize * kSize, 0.25f), c(kSize * kSize);
+  std::vector<bf16> low_a(kSize * kSize, to_bf16(0.5f)), low_b(kSize * kSize, to_bf16(0.25f));
+  const auto operand = [&](std::vector<float>& high, std::vector<bf16>& low) {
+    void* data = dtype == DType::kBF16 ? static_cast<void*>(low.data()) : high.data();
+    return TensorView(data, dtype, {kSize, kSize});
   };
+  const TensorView a = operand(high_a, low_a), b = operand(high_b, low_b);
+  const TensorView out(c.data(), DType::kF32, {kSize, kSize});
   const Work before = context.work();
-  linear_forward(context, matrix(c), matrix(a), matrix(b), {});  // warm-up: creates the primitive
+  linear_forward(context, out, a, b, {});  // warm-up: creates the primitive
   const double end = now() + seconds * 2 / 3;
   for (int repetition = 0; repetition < 5 || now() < end; ++repetition) {
     const double start = now();
-    linear_forward(context, matrix(c), matrix(a), matrix(b), {});
-    peak.matmul_gflops_f32 =
-        std::max(peak.matmul_gflops_f32, 2.0 * kSize * kSize * kSize / (now() - start) / 1e9);
+    linear_forward(context, out, a, b, {});
+    peak.matmul_gflops =
+        std::max(peak.matmul_gflops, 2.0 * kSize * kSize * kSize / (now() - start) / 1e9);
   }
   context.work() = before;  // measuring is no work of the model
   return peak;
