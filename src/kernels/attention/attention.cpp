@@ -1,4 +1,4 @@
-// Dispatcher of attention: checks arguments, counts FLOPs, and runs the CPU twin.
+// Dispatcher of attention: checks arguments, counts FLOPs, and runs the twin of the device.
 #include "kernels/attention/attention.h"
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 
 #include "core/bf16.h"
 #include "kernels/attention/attention_cpu.h"
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/fill/fill.h"
 
 namespace longnet {
@@ -113,15 +114,15 @@ double check_segments(std::span<const SegmentTask> segments, const AttentionOpti
   return pairs * static_cast<double>(shape.batch);
 }
 
-void check_host(const Context& context) {
-  LN_CHECK(context.device().type == DeviceType::kCPU, "attention has no twin for this device");
-}
+bool on_gpu(const Context& context) { return context.device().type == DeviceType::kCUDA; }
 
 }  // namespace
 
 int64_t attention_workspace_bytes(const Context& context, int64_t head_dim,
                                   std::span<const SegmentTask> segments, bool backward) {
   LN_CHECK(head_dim >= 8 && head_dim <= 256, "head dimension {}, allowed are 8 to 256", head_dim);
+  if (on_gpu(context))
+    return cuda::attention_workspace_bytes(context, head_dim, segments, backward);
   return attention::cpu_workspace_bytes(context, head_dim, segments, backward);
 }
 
@@ -132,7 +133,6 @@ void attention_begin(Context& context, const TensorView& out, const TensorView& 
 
 void attention_forward(Context& context, const AttentionForward& tensors,
                        const AttentionOptions& options, void* workspace) {
-  check_host(context);
   const Shape shape(tensors.query);
   check_shape("out", tensors.out, DType::kF32,
               {shape.batch, shape.tokens, shape.heads, shape.head_dim});
@@ -141,24 +141,24 @@ void attention_forward(Context& context, const AttentionForward& tensors,
   const double pairs = check_segments(tensors.segments, options, shape, false);
   context.work().attention_flops += 4.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
+  if (on_gpu(context)) return cuda::attention_forward(context, tensors, options, workspace);
   attention::cpu_forward(context, tensors, options, workspace);
 }
 
 void attention_delta(Context& context, const TensorView& delta, const TensorView& grad_out,
                      const TensorView& out) {
-  check_host(context);
   LN_CHECK(out.rank == 4, "out is {}, wanted [B, L, H, D]", out.describe());
   const int64_t batch = out.shape[0], tokens = out.shape[1], heads = out.shape[2];
   check_shape("out", out, DType::kF32, {batch, tokens, heads, out.shape[3]});
   check_float_shape("grad_out", grad_out, {batch, tokens, heads, out.shape[3]});
   check_shape("delta", delta, DType::kF32, {batch, heads, tokens});
   if (context.counting() || out.elements() == 0) return;
+  if (on_gpu(context)) return cuda::attention_delta(context, delta, grad_out, out);
   attention::cpu_delta(context, delta, grad_out, out);
 }
 
 void attention_backward(Context& context, const AttentionBackward& tensors,
                         const AttentionOptions& options, void* workspace) {
-  check_host(context);
   const Shape shape(tensors.query);
   const std::initializer_list<int64_t> rows = {shape.batch, shape.tokens, shape.heads,
                                                shape.head_dim};
@@ -170,6 +170,7 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   const double pairs = check_segments(tensors.segments, options, shape, true);
   context.work().attention_flops += 10.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
+  if (on_gpu(context)) return cuda::attention_backward(context, tensors, options, workspace);
   attention::cpu_backward(context, tensors, options, workspace);
 }
 
@@ -179,7 +180,6 @@ namespace {
 bool check_pack(Context& context, const TensorView& chunk_key, const TensorView& chunk_value,
                 const TensorView& key, const TensorView& value, const HeadRows& rows,
                 std::span<const int64_t> chunk_slot, const AttentionOptions& options) {
-  check_host(context);
   const Shape shape(key);
   check_float_shape("value", value, {shape.batch, shape.tokens, shape.heads, shape.head_dim});
   LN_CHECK(chunk_key.rank == 3, "chunk is {}, wanted [B, R, D]", chunk_key.describe());
@@ -206,9 +206,9 @@ void attention_pack_rows(Context& context, const TensorView& chunk_key,
                          const TensorView& value, const HeadRows& rows,
                          std::span<const int64_t> chunk_slot, const SegmentTask& task,
                          const AttentionOptions& options) {
-  if (check_pack(context, chunk_key, chunk_value, key, value, rows, chunk_slot, options))
-    attention::cpu_pack_rows(context, chunk_key, chunk_value, key, value, rows, chunk_slot, task,
-                             options);
+  if (!check_pack(context, chunk_key, chunk_value, key, value, rows, chunk_slot, options)) return;
+  const auto twin = on_gpu(context) ? cuda::attention_pack_rows : attention::cpu_pack_rows;
+  twin(context, chunk_key, chunk_value, key, value, rows, chunk_slot, task, options);
 }
 
 void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
@@ -219,10 +219,13 @@ void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
   for (const TensorView* view : {&grad_key, &grad_value, &chunk_grad_key, &chunk_grad_value})
     LN_CHECK(view->dtype == DType::kF32, "gradient {}: sums of gradients are f32",
              view->describe());
-  if (check_pack(context, chunk_grad_key, chunk_grad_value, grad_key, grad_value, rows, chunk_slot,
-                 options))
-    attention::cpu_unpack_rows_add(context, grad_key, grad_value, chunk_grad_key, chunk_grad_value,
-                                   rows, chunk_slot, task, options);
+  if (!check_pack(context, chunk_grad_key, chunk_grad_value, grad_key, grad_value, rows, chunk_slot,
+                  options))
+    return;
+  const auto twin =
+      on_gpu(context) ? cuda::attention_unpack_rows_add : attention::cpu_unpack_rows_add;
+  twin(context, grad_key, grad_value, chunk_grad_key, chunk_grad_value, rows, chunk_slot, task,
+       options);
 }
 
 }  // namespace longnet
