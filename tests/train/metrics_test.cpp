@@ -97,10 +97,11 @@ TEST(Metrics, TheDisplayFitsTheTerminal) {
     for (const std::string& row : rows) {
       ASSERT_EQ(row.rfind("\x1b[K", 0), 0u) << row;
       EXPECT_LT(row.size() - 3, columns) << row;
-      EXPECT_NE(row.find(columns < 120 ? "[=====     ] step " : "[==========          ] step "),
-                row.find(columns < 120 ? "[====      ] step " : "[=========           ] step "))
+      EXPECT_NE(row.find(columns < 120 ? "[===   ] step " : "[==========          ] step "),
+                row.find(columns < 120 ? "[==    ] step " : "[=========           ] step "))
           << row;
       EXPECT_EQ(row.find("loss 2.3457 nats") != std::string::npos, columns >= 80) << row;
+      EXPECT_EQ(row.find("54321 tokens/s") != std::string::npos, columns >= 80) << row;
       EXPECT_EQ(row.find("memory 4.57 GB") != std::string::npos, columns == 250) << row;
     }
     EXPECT_NE(rows[1].find("] step 2000/4000"), std::string::npos) << rows[1];
