@@ -40,7 +40,7 @@ Context::Context(const ContextOptions& options) : options_(options), isa_(detect
   if (options_.threads <= 0) options_.threads = omp_get_max_threads();
   if (!options_.counting && options_.device.type == DeviceType::kCPU)
     omp_set_num_threads(options_.threads);
-  if (!options_.counting && options_.device.type == DeviceType::kCUDA) {
+  if (!options_.counting && on_gpu()) {
     device_runtime::select(options_.device);
     stream_.reset(device_runtime::make_stream());
   }

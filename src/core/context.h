@@ -42,6 +42,7 @@ class Context {
   explicit Context(const ContextOptions& options = {});
 
   Device device() const { return options_.device; }
+  bool on_gpu() const { return options_.device.type == DeviceType::kCUDA; }
   int threads() const { return options_.threads; }
   bool counting() const { return options_.counting; }
   Isa isa() const { return isa_; }

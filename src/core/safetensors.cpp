@@ -15,6 +15,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <string_view>
 #include <system_error>
 
 #include "core/text.h"
@@ -23,6 +24,13 @@ namespace longnet {
 namespace {
 
 using Json = nlohmann::json;
+
+/// What follows "[json.exception.parse_error.101] " in the library's text.
+std::string_view reason_of(const Json::exception& e) {
+  std::string_view text = e.what();
+  if (const size_t end = text.find("] "); end != text.npos) text.remove_prefix(end + 2);
+  return text;
+}
 
 constexpr int64_t kLengthBytes = 8;
 constexpr int64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
@@ -86,9 +94,7 @@ Json parse_header(const std::string& path, const char* text, int64_t bytes) {
   try {
     return Json::parse(text, text + bytes, watch);
   } catch (const Json::exception& e) {
-    std::string_view reason = e.what();  // "[json.exception.parse_error.101] parse error at ..."
-    if (const size_t end = reason.find("] "); end != reason.npos) reason.remove_prefix(end + 2);
-    throw Error("{}: the header is not valid JSON ({})", path, one_line(reason, 160));
+    throw Error("{}: the header is not valid JSON ({})", path, one_line(reason_of(e), 160));
   }
 }
 
@@ -367,7 +373,7 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsTen
   try {
     text = header.dump();
   } catch (const Json::exception& e) {
-    throw Error("{}: a name or the metadata is not UTF-8 ({})", path, one_line(e.what()));
+    throw Error("{}: a name or the metadata is not UTF-8 ({})", path, one_line(reason_of(e)));
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
   LN_CHECK(static_cast<int64_t>(text.size()) <= kMaxHeaderBytes, "{}: a header of {} bytes", path,

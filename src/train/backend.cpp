@@ -77,7 +77,7 @@ Device device_of_rank(Communicator& world, const std::string& backend) {
 std::unique_ptr<Communicator> transport_of(const Context& context,
                                            std::unique_ptr<Communicator> world,
                                            const ParallelConfig& parallel) {
-  if (context.device().type == DeviceType::kCPU) return world;
+  if (!context.on_gpu()) return world;
   return make_nccl_communicator(
       std::move(world), {.compute = context.stream(), .timeout_seconds = parallel.timeout_s});
 }

@@ -142,8 +142,8 @@ TEST_P(LayerNormTypes, AgreeWithReference) {
   EXPECT_LE(rounding_ratio(types.out, out[1], out[0], 2), 1.0);
   EXPECT_EQ(sums[1], sums[0]);
   // A float sum of thousands of numbers errs more the fewer partial sums it is cut into, which
-  // depends on the vector width that the compiler chose.
-  EXPECT_LE(error_ratio(difference(mean[1], mean[0]), 0, 2e-5), 1.0);
+  // depends on the vector width that the compiler chose; one by one it was seen to err by 7.6e-6.
+  EXPECT_LE(error_ratio(difference(mean[1], mean[0]), 0, c.width > 1024 ? 1e-5 : 1e-6), 1.0);
   EXPECT_LE(error_ratio(difference(rstd[1], rstd[0]), 0, 2e-5), 1.0);
 
   std::vector<float> grad_x[2], grad_weight[2], grad_bias[2];

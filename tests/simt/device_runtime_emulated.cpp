@@ -11,11 +11,6 @@
 namespace longnet::device_runtime {
 namespace {
 
-void check_device(Device device) {
-  LN_CHECK(device.type == DeviceType::kCUDA && device.index == 0,
-           "the emulator has one GPU, cuda:0, and not {}", device_name(device));
-}
-
 /// Exactly `bytes`, so that address checks see the end; NaN, so that unwritten memory shows.
 void* take(int64_t bytes) {
   void* data = nullptr;
@@ -35,7 +30,10 @@ Handle next_name() {
 
 bool built_with_cuda() { return true; }
 Availability availability() { return {{"emulator"}, ""}; }
-void select(Device device) { check_device(device); }
+void select(Device device) {
+  LN_CHECK(device.type == DeviceType::kCUDA && device.index == 0,
+           "the emulator has one GPU, cuda:0, and not {}", device_name(device));
+}
 MemoryInfo memory_info() { return {int64_t{1} << 32, int64_t{1} << 32}; }
 
 void* allocate(int64_t bytes) { return take(bytes); }

@@ -3,14 +3,13 @@
 // (device_runtime_emulated.cpp), on none. Memory has exactly the bytes asked for.
 #pragma once
 
-#include <cmath>
-#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "core/bf16.h"
 #include "core/context.h"
 #include "core/device_runtime.h"
+#include "support/floats.h"
 
 namespace longnet::simt_test {
 
@@ -22,16 +21,12 @@ class DeviceValues {
  public:
   /// n numbers, each NaN (i64: -1): nothing may be read before it is written.
   DeviceValues(DType dtype, int64_t n) : DeviceValues(n, dtype) {
-    const std::vector<char> nothing(static_cast<size_t>(n * dtype_size(dtype)), char(-1));
-    upload(nothing.data());
+    on_stream([&](auto stream) { device_runtime::fill_bytes(data_.get(), 0xff, bytes(), stream); });
   }
   /// These numbers, rounded if dtype is bf16.
   DeviceValues(DType dtype, const std::vector<float>& values)
       : DeviceValues(static_cast<int64_t>(values.size()), dtype) {
-    std::vector<bf16> rounded;
-    if (dtype == DType::kBF16)
-      for (const float v : values) rounded.push_back(to_bf16(v));
-    upload(dtype == DType::kBF16 ? static_cast<const void*>(rounded.data()) : values.data());
+    upload(test::Floats(dtype, values).flat().data);
   }
   explicit DeviceValues(const std::vector<int64_t>& values)
       : DeviceValues(static_cast<int64_t>(values.size()), DType::kI64) {
@@ -70,17 +65,20 @@ class DeviceValues {
     LN_CHECK(n == 0 || data_ != nullptr, "no GPU memory for {} elements", n);
   }
   int64_t bytes() const { return n_ * dtype_size(dtype_); }
-  void upload(const void* from) {
+  /// Starts work on a stream of its own and waits for it.
+  template <typename Work>
+  void on_stream(Work work) const {
     if (n_ == 0) return;
     device_runtime::OwnedStream stream(device_runtime::make_stream());
-    device_runtime::copy_to_device(data_.get(), from, bytes(), stream.get());
+    work(stream.get());
     device_runtime::wait(stream.get());
   }
+  void upload(const void* from) {
+    on_stream(
+        [&](auto stream) { device_runtime::copy_to_device(data_.get(), from, bytes(), stream); });
+  }
   void download(void* to) const {
-    if (n_ == 0) return;
-    device_runtime::OwnedStream stream(device_runtime::make_stream());
-    device_runtime::copy_to_host(to, data_.get(), bytes(), stream.get());
-    device_runtime::wait(stream.get());
+    on_stream([&](auto stream) { device_runtime::copy_to_host(to, data_.get(), bytes(), stream); });
   }
   struct Free {
     void operator()(void* data) const noexcept { device_runtime::free(data); }

@@ -114,14 +114,12 @@ double check_segments(std::span<const SegmentTask> segments, const AttentionOpti
   return pairs * static_cast<double>(shape.batch);
 }
 
-bool on_gpu(const Context& context) { return context.device().type == DeviceType::kCUDA; }
-
 }  // namespace
 
 int64_t attention_workspace_bytes(const Context& context, int64_t head_dim,
                                   std::span<const SegmentTask> segments, bool backward) {
   LN_CHECK(head_dim >= 8 && head_dim <= 256, "head dimension {}, allowed are 8 to 256", head_dim);
-  if (on_gpu(context))
+  if (context.on_gpu())
     return cuda::attention_workspace_bytes(context, head_dim, segments, backward);
   return attention::cpu_workspace_bytes(context, head_dim, segments, backward);
 }
@@ -141,7 +139,7 @@ void attention_forward(Context& context, const AttentionForward& tensors,
   const double pairs = check_segments(tensors.segments, options, shape, false);
   context.work().attention_flops += 4.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
-  if (on_gpu(context)) return cuda::attention_forward(context, tensors, options, workspace);
+  if (context.on_gpu()) return cuda::attention_forward(context, tensors, options, workspace);
   attention::cpu_forward(context, tensors, options, workspace);
 }
 
@@ -153,7 +151,7 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
   check_float_shape("grad_out", grad_out, {batch, tokens, heads, out.shape[3]});
   check_shape("delta", delta, DType::kF32, {batch, heads, tokens});
   if (context.counting() || out.elements() == 0) return;
-  if (on_gpu(context)) return cuda::attention_delta(context, delta, grad_out, out);
+  if (context.on_gpu()) return cuda::attention_delta(context, delta, grad_out, out);
   attention::cpu_delta(context, delta, grad_out, out);
 }
 
@@ -170,7 +168,7 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   const double pairs = check_segments(tensors.segments, options, shape, true);
   context.work().attention_flops += 10.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
-  if (on_gpu(context)) return cuda::attention_backward(context, tensors, options, workspace);
+  if (context.on_gpu()) return cuda::attention_backward(context, tensors, options, workspace);
   attention::cpu_backward(context, tensors, options, workspace);
 }
 
@@ -207,7 +205,7 @@ void attention_pack_rows(Context& context, const TensorView& chunk_key,
                          std::span<const int64_t> chunk_slot, const SegmentTask& task,
                          const AttentionOptions& options) {
   if (!check_pack(context, chunk_key, chunk_value, key, value, rows, chunk_slot, options)) return;
-  const auto twin = on_gpu(context) ? cuda::attention_pack_rows : attention::cpu_pack_rows;
+  const auto twin = context.on_gpu() ? cuda::attention_pack_rows : attention::cpu_pack_rows;
   twin(context, chunk_key, chunk_value, key, value, rows, chunk_slot, task, options);
 }
 
@@ -223,7 +221,7 @@ void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
                   options))
     return;
   const auto twin =
-      on_gpu(context) ? cuda::attention_unpack_rows_add : attention::cpu_unpack_rows_add;
+      context.on_gpu() ? cuda::attention_unpack_rows_add : attention::cpu_unpack_rows_add;
   twin(context, grad_key, grad_value, chunk_grad_key, chunk_grad_value, rows, chunk_slot, task,
        options);
 }

@@ -29,8 +29,7 @@ void check_width(const TensorView& view, int64_t width, const char* name) {
 }  // namespace
 
 int64_t layer_norm_backward_workspace_bytes(const Context& context, int64_t width) {
-  if (context.device().type == DeviceType::kCUDA)
-    return cuda::layer_norm_backward_workspace_bytes(context, width);
+  if (context.on_gpu()) return cuda::layer_norm_backward_workspace_bytes(context, width);
   return cpu::layer_norm_partial_bytes(context.threads(), width);
 }
 
@@ -47,7 +46,7 @@ void layer_norm_forward(Context& context, const LayerNormForward& args) {
   check_width(args.weight, args.x.shape[2], "weight");
   check_width(args.bias, args.x.shape[2], "bias");
   if (context.counting() || args.x.elements() == 0) return;
-  if (context.device().type == DeviceType::kCUDA) return cuda::layer_norm_forward(context, args);
+  if (context.on_gpu()) return cuda::layer_norm_forward(context, args);
   cpu::layer_norm_forward(context, args);
 }
 
@@ -64,8 +63,7 @@ void layer_norm_backward(Context& context, const LayerNormBackward& args, void* 
   LN_CHECK(!args.accumulate || args.grad_x.data != args.grad_out.data,
            "grad_x cannot be added to where grad_out lies");
   if (context.counting() || args.x.elements() == 0) return;
-  if (context.device().type == DeviceType::kCUDA)
-    return cuda::layer_norm_backward(context, args, workspace);
+  if (context.on_gpu()) return cuda::layer_norm_backward(context, args, workspace);
   cpu::layer_norm_backward(context, args, workspace);
 }
 

@@ -34,8 +34,6 @@ void check_shapes(const Context& context, const TensorView& out, const TensorVie
            "out {}, x {}, weight {}", out.describe(), x.describe(), weight.describe());
 }
 
-bool on_gpu(const Context& context) { return context.device().type == DeviceType::kCUDA; }
-
 bool count(Context& context, int64_t rows, int64_t out, int64_t in) {
   context.work().matmul_flops += 2.0 * static_cast<double>(rows) * out * in;
   return context.counting() || rows == 0;
@@ -44,7 +42,7 @@ bool count(Context& context, int64_t rows, int64_t out, int64_t in) {
 }  // namespace
 
 int64_t linear_workspace_bytes(const Context& context) {
-  return on_gpu(context) ? cublaslt::workspace_bytes() : 0;
+  return context.on_gpu() ? cublaslt::workspace_bytes() : 0;
 }
 
 void linear_forward(Context& context, const TensorView& out, const TensorView& x,
@@ -55,7 +53,7 @@ void linear_forward(Context& context, const TensorView& out, const TensorView& x
   LN_CHECK(!bias.defined() || (bias.elements() == weight.shape[0] && bias.dtype == weight.dtype),
            "bias {} for weight {}", bias.describe(), weight.describe());
   if (count(context, x.shape[0], weight.shape[0], weight.shape[1])) return;
-  if (on_gpu(context)) return cublaslt::linear_forward(context, out, x, weight, bias, accumulate);
+  if (context.on_gpu()) return cublaslt::linear_forward(context, out, x, weight, bias, accumulate);
   onednn::linear_forward(context, out, x, weight, bias, accumulate);
 }
 
@@ -64,7 +62,7 @@ void linear_backward_input(Context& context, const TensorView& grad_x, const Ten
   check_shapes(context, grad_out, grad_x, weight);
   check_types(grad_out, weight);
   if (count(context, grad_x.shape[0], weight.shape[0], weight.shape[1])) return;
-  if (on_gpu(context))
+  if (context.on_gpu())
     return cublaslt::linear_backward_input(context, grad_x, grad_out, weight, accumulate);
   onednn::linear_backward_input(context, grad_x, grad_out, weight, accumulate);
 }
@@ -82,7 +80,7 @@ void linear_backward_weight(Context& context, const TensorView& grad_weight,
   LN_CHECK(!grad_bias.defined() || grad_bias.elements() == grad_weight.shape[0],
            "grad_bias {} for grad_weight {}", grad_bias.describe(), grad_weight.describe());
   if (count(context, x.shape[0], grad_weight.shape[0], grad_weight.shape[1])) return;
-  if (on_gpu(context))
+  if (context.on_gpu())
     return cublaslt::linear_backward_weight(context, grad_weight, grad_bias, grad_out, x);
   onednn::linear_backward_weight(context, grad_weight, grad_bias, grad_out, x);
 }
