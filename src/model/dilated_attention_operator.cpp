@@ -23,9 +23,10 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
   const int branches = static_cast<int>(plan_.branches().size());
   int64_t workspace_bytes = 0;
   const auto reserve = [&](std::span<const SegmentTask> tasks) {
-    workspace_bytes = std::max(
-        workspace_bytes,
-        attention_workspace_bytes(context_, settings_.head_dim, tasks, settings_.training));
+    workspace_bytes =
+        std::max(workspace_bytes,
+                 attention_workspace_bytes(context_, {batch_, settings_.head_dim, settings_.dtype},
+                                           tasks, settings_.training));
   };
   for (int branch = 0; branch < branches; ++branch) {
     head_offsets_.push_back(plan_.head_offsets(branch));
@@ -166,7 +167,7 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
   }
   const auto backward = [&](std::span<const SegmentTask> tasks, int branch) {
     Range range(context_, "attention");
-    attention_backward(context_, {gradients.query, grad_out, lse, delta_, inputs.query, tasks},
+    attention_backward(context_, {gradients.query, grad_out, lse, delta_, inputs.query, tasks, out},
                        options(branch, visibility), workspace_);
   };
   for (size_t i = 0; i < gathered_.size(); ++i) {

@@ -87,8 +87,10 @@ AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptio
   for (size_t b = 0; b < options.branches.size(); ++b) {
     tasks.push_back(local_segment_tasks(plan, static_cast<int>(b), k, v, grad_k, grad_v));
     offsets.push_back(plan.head_offsets(static_cast<int>(b)));
-    workspace_bytes = std::max(
-        workspace_bytes, attention_workspace_bytes(context, options.head_dim, tasks.back(), true));
+    workspace_bytes =
+        std::max(workspace_bytes,
+                 attention_workspace_bytes(context, {options.batch, options.head_dim, DType::kF32},
+                                           tasks.back(), true));
   }
   void* workspace = arena.allocate_bytes(workspace_bytes);
   const auto attention_options = [&](size_t b) {
