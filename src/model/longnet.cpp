@@ -134,6 +134,8 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
   if (training) {
     grad_stream_ = matrix(workspace);
     grad_normed_ = matrix(workspace);
+    const int64_t bytes = embedding_backward_workspace_bytes(context, rows_, config.vocab_size, c);
+    if (bytes > 0) embedding_workspace_ = workspace.allocate_bytes(bytes);
   }
   const int64_t chunk = std::clamp<int64_t>(
       kLogitChunkBytes / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1,
@@ -356,7 +358,8 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
   }
   // embedded = table[tokens], or the given vectors
   Range range(context_, "embed");
-  if (tokens_.defined()) embedding_backward(context_, grad_embedding_, grad_stream_, tokens_);
+  if (tokens_.defined())
+    embedding_backward(context_, grad_embedding_, grad_stream_, tokens_, embedding_workspace_);
   if (grad_vectors.defined() && !context_.counting()) {
     LN_CHECK(grad_vectors.elements() == grad_stream_.elements() && grad_vectors.contiguous(),
              "grad_vectors {}", grad_vectors.describe());

@@ -136,6 +136,7 @@ class LongNet {
   TensorView hidden_;                               // [T, C] of the activations' type
   TensorView grad_stream_;                          // [T, C]
   TensorView grad_normed_;                          // [T, C]
+  void* embedding_workspace_ = nullptr;             // of the embedding's backward
   TensorView rounded_grad_stream_;                  // [T, C] bf16; not defined with f32
   TensorView chunk_logits_;                         // [c, V]
   TensorView rounded_chunk_grad_;                   // [c, V] bf16; not defined with f32
