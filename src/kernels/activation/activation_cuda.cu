@@ -128,7 +128,7 @@ struct ForwardRow {
 };
 
 template <int kPack, int kTeam>
-__global__ void __launch_bounds__(kNormThreads)
+__global__ void __launch_bounds__(kNormThreads, 2)
     norm_forward_kernel(Matrix out, float* mean, float* rstd, Matrix hidden, Matrix gate,
                         const float* weight, const float* bias, float eps, int64_t rows,
                         int64_t width) {

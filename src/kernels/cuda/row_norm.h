@@ -17,6 +17,8 @@
 
 namespace longnet::cuda {
 
+// Kernels are bounded to 2 such blocks a processor: with the default, the compiler for sm_80
+// spills.
 inline constexpr int kNormThreads = 256;
 inline constexpr int kHeldFloats = 24;  // of a row, in a thread's registers
 inline constexpr int64_t kParts = 512;  // at most so many runs of rows: 3 or 4 blocks on each of an

@@ -50,7 +50,7 @@ struct ForwardRow {
 };
 
 template <int kPack, int kTeam>
-__global__ void __launch_bounds__(kNormThreads)
+__global__ void __launch_bounds__(kNormThreads, 2)
     forward_kernel(Rows out, Rows sum, float* mean, float* rstd, Rows x, Rows residual,
                    const float* weight, const float* bias, float eps, Sizes n) {
   const int64_t wanted = (int64_t{blockIdx.x} * kNormThreads + threadIdx.x) / kTeam;
@@ -91,7 +91,7 @@ struct BackwardRow {
 };
 
 template <int kPack, int kTeam>
-__global__ void __launch_bounds__(kNormThreads)
+__global__ void __launch_bounds__(kNormThreads, 2)
     backward_kernel(float* partials, Rows grad_x, Rows grad_out, Rows x, const float* mean,
                     const float* rstd, const float* weight, bool accumulate, bool shared_sums,
                     Sizes n) {
