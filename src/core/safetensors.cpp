@@ -86,7 +86,9 @@ Json parse_header(const std::string& path, const char* text, int64_t bytes) {
   try {
     return Json::parse(text, text + bytes, watch);
   } catch (const Json::exception& e) {
-    throw Error("{}: the header is not valid JSON ({})", path, one_line(e.what(), 160));
+    std::string_view reason = e.what();  // "[json.exception.parse_error.101] parse error at ..."
+    if (const size_t end = reason.find("] "); end != reason.npos) reason.remove_prefix(end + 2);
+    throw Error("{}: the header is not valid JSON ({})", path, one_line(reason, 160));
   }
 }
 

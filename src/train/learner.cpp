@@ -190,9 +190,10 @@ LossSum Learner::evaluate(const MicroBatch& batch) {
 void Learner::stop_if_not_finite(int64_t step, double loss, double norm) const {
   // Loss and gradients are sums over all ranks, the same bits everywhere: all ranks decide alike.
   if (std::isfinite(loss) && std::isfinite(norm)) return;
+  const auto shown = [](double x) { return std::isnan(x) ? std::abs(x) : x; };  // no "-nan"
   throw NonFiniteError(
-      "step {}: loss {}, gradient norm {}: stopped before the weights changed; {}", step, loss,
-      norm,
+      "step {}: loss {}, gradient norm {}: stopped before the weights changed; {}", step,
+      shown(loss), shown(norm),
       last_checkpoint_.empty()
           ? "there is no checkpoint yet: lower optimizer.learning_rate and start anew"
           : fmt::format("the last good checkpoint is {}: lower optimizer.learning_rate and resume",

@@ -137,17 +137,18 @@ void MetricsLog::step(const StepMetrics& m) {
   if (!display_ && !last && m.step % std::max<int64_t>(1, run_.log_every) != 0) return;
   const std::string bits =
       m.bits_per_byte >= 0 ? fmt::format(" ({:.3f} bits/byte)", m.bits_per_byte) : "";
+  // In falling order of interest: a narrow terminal shows the beginning.
   const std::string line = fmt::format(
-      "step {}/{}: loss {:.4f} nats{}, norm {:.3g}, lr {:.3g}, {:.0f} tokens/s, {:.1f} % of peak, "
+      "step {}/{}: loss {:.4f} nats{}, {:.0f} tokens/s, {:.1f} % of peak, norm {:.3g}, lr {:.3g}, "
       "sent {} + {} gradients{}, memory {}",
-      m.step, m.steps, m.loss, bits, m.gradient_norm, m.learning_rate, m.tokens_per_second,
-      100 * m.share_of_peak, bytes_text(m.exchanged_bytes), bytes_text(m.gradient_bytes),
+      m.step, m.steps, m.loss, bits, m.tokens_per_second, 100 * m.share_of_peak, m.gradient_norm,
+      m.learning_rate, bytes_text(m.exchanged_bytes), bytes_text(m.gradient_bytes),
       m.parameter_bytes > 0 ? fmt::format(" + {} parameters", bytes_text(m.parameter_bytes)) : "",
       bytes_text(m.memory_bytes));
   if (display_) {
     // A line that wraps could not be rewritten, and the last column of some terminals wraps.
     const int columns = terminal_columns();
-    const int bar = columns == 0 || columns >= 120 ? 20 : 10;
+    const int bar = columns == 0 || columns >= 120 ? 20 : 6;
     const auto done = static_cast<int>(bar * m.step / std::max<int64_t>(1, m.steps));
     const std::string shown =
         fmt::format("[{}{}] {}", std::string(done, '='), std::string(bar - done, ' '), line);
