@@ -68,6 +68,7 @@ AttentionOperator::Saved DilatedAttentionOperator::make_saved(Arena& activations
 AttentionOptions DilatedAttentionOperator::options(int branch, const Visibility& visibility) const {
   AttentionOptions options;
   options.dilation = plan_.branches()[branch].dilation;
+  options.segment_length = plan_.branches()[branch].segment_length;
   options.head_offset = head_offsets_[branch];
   options.rotary = rotary_.enabled() ? &rotary_ : nullptr;
   options.scale = static_cast<float>(settings_.scale);

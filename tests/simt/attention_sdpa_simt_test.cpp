@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/attention_pack_cuda.h"
 #include "kernels/attention/attention_sdpa.h"
 #include "kernels/attention/segment_tasks.h"
@@ -21,12 +22,13 @@ using test::error_ratio;
 using test::random_values;
 using Values = std::vector<float>;
 
-// bf16 keeps 8 bits: operands and results are rounded (3 times 2^-9 of a row), and once more per
-// branch. Largest seen over all cases below: 0.62 of this for gradients, 0.36 for outputs.
-constexpr double kTolerance = 0.02;
-// Without positions the scores come from the same bf16 numbers in double on both sides: lse differs
-// by float rounding of K merges.
-constexpr double kLseTolerance = 1e-6;
+// bf16 keeps 8 bits: rotated operands and every branch's results are rounded to 2^-9 of themselves,
+// gradients also feel the rounding of the merged out, and cuDNN's those of p and ds. Largest seen
+// over all cases below, under the emulator: 0.40 of this for outputs, 0.35 for gradients.
+constexpr double kTolerance = 0.012;
+// Without positions the scores come from the same bf16 numbers on both sides: lse differs by float
+// rounding.
+constexpr double kLseTolerance = 1e-5;
 
 struct Problem {
   int64_t batch = 1, tokens = 64, heads = 2, head_dim = 16;
@@ -72,6 +74,7 @@ AttentionOptions options_of(const Problem& p, const Branch& branch,
                             const std::vector<int64_t>& offsets, const RotaryTable& table) {
   AttentionOptions o;
   o.dilation = branch.dilation;
+  o.segment_length = branch.segment_length;
   o.head_offset = offsets;
   o.rotary = &table;
   o.scale = static_cast<float>(1.0 / std::sqrt(double(p.head_dim)));
@@ -115,9 +118,9 @@ Result run_reference(const Problem& p) {
 
 /// All ranks of the problem, one after the other on one GPU; gathered chunks are packed by the
 /// CPU's kernels and their gradients taken home by them: what the sequence exchange does.
-Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudnn) {
+Result run_gpu(const Problem& p) {
   Context context = gpu_context(), host({.device = {}, .threads = 1, .counting = false});
-  context.set_attention(choice);
+  context.set_attention(AttentionChoice::kCudnn);
   Inputs in(p);
   const int64_t n = p.elements(), c = p.heads * p.head_dim;
   const RotaryTable table = table_of(p);
@@ -173,9 +176,8 @@ Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudn
           return rows(v).slice(2, plan.local_begin(), plan.local_tokens());
         };
         const auto attend = [&](std::span<const SegmentTask> tasks) {
-          const DType type = choice == AttentionChoice::kCudnn ? DType::kBF16 : DType::kF32;
-          const int64_t bytes =
-              attention_workspace_bytes(context, {p.batch, p.head_dim, type}, tasks, pass == 1);
+          const int64_t bytes = attention_workspace_bytes(
+              context, {p.batch, p.head_dim, DType::kBF16}, tasks, pass == 1);
           const DeviceValues workspace(DType::kF32, bytes / 4);
           if (pass == 0)
             attention_forward(context,
@@ -294,27 +296,32 @@ std::vector<Problem> problems() {
   add(1, 64, 2, 16, {{32, 1}, {64, 2}}, true, kInterleaved, none);
   add(2, 64, 3, 8, {{16, 1}, {32, 2}, {64, 4}}, true, kInterleaved, xpos);  // H < r
   add(2, 96, 6, 16, {{32, 2}, {96, 4}}, false, kInterleaved, none);         // r does not divide H
-  add(1, 100, 5, 24, {{30, 1}, {48, 5}, {100, 3}}, true, kBlocked, rope);   // short last segments
+  add(1, 100, 5, 24, {{30, 1}, {45, 5}, {100, 3}}, true, kBlocked, rope);   // short last segments
   add(1, 97, 4, 40, {{40, 7}, {97, 12}}, true, kInterleaved, none);         // r does not divide w
   add(3, 50, 7, 8, {{25, 2}, {1000, 5}}, true, kInterleaved, none);         // w above N
   add(1, 130, 3, 96, {{128, 1}, {130, 3}}, true, kInterleaved, xpos);
   add(1, 40, 2, 128, {{20, 1}}, false, kInterleaved, rope);
   add(1, 40, 1, 256, {{40, 1}}, true, kInterleaved, xpos);
   add(1, 600, 1, 8, {{600, 1}}, true, kInterleaved, xpos);  // spans of several tiles
-  add(1, 70, 12, 8, {{64, 6}, {70, 12}}, true, kBlocked, none);
-  add(2, 64, 3, 16, {{8, 1}, {30, 2}, {64, 5}, {1000, 12}}, true, kInterleaved, none, 2);
-  add(1, 100, 4, 24, {{8, 1}, {30, 2}, {64, 5}, {1000, 3}}, true, kInterleaved, xpos, 3);
+  add(1, 76, 12, 8, {{64, 6}, {76, 12}}, true, kBlocked, none);
+  add(2, 80, 3, 16, {{8, 1}, {30, 2}, {64, 5}, {1000, 12}}, true, kInterleaved, none, 2);
+  add(1, 100, 4, 24, {{8, 1}, {30, 2}, {50, 5}, {1000, 3}}, true, kInterleaved, xpos, 3);
   add(2, 100, 3, 16, {{24, 1}, {100, 2}}, false, kBlocked, rope, 3);
   add(1, 90, 5, 8, {{90, 1}, {90, 4}}, true, kInterleaved, none, 5);
   return list;
 }
 
+#define SKIP_WITHOUT_CUDNN() \
+  if (!cudnn::unavailable().empty()) GTEST_SKIP() << cudnn::unavailable()
+
 TEST(AttentionSdpaSimt, AgreesWithReference) {
+  SKIP_WITHOUT_CUDNN();
   int index = 0;
   double worst_out = 0, worst_gradients = 0;
   for (const Problem& p : problems()) {
     ++index;
     simt::set_order(kOrders[index % 4], uint64_t(index));
+    SCOPED_TRACE(p.name());
     const Ratios r = compare(p, run_gpu(p), run_reference(p));
     EXPECT_LE(r.worst(), 1) << p.name() << ": out " << r.out << ", lse " << r.lse << ", gradients "
                             << r.gradients;
@@ -337,6 +344,7 @@ Problem middle() {
 }
 
 TEST(AttentionSdpaSimt, SameBitsUnderEveryOrder) {
+  SKIP_WITHOUT_CUDNN();
   const Problem p = middle();
   Result first;
   under_every_order(11, [&](simt::Order order) {
@@ -436,6 +444,7 @@ std::string outcome(Context& context, DType type, bool documents, int64_t head_d
 }
 
 TEST(AttentionSdpaSimt, RefusesWithTheReason) {
+  SKIP_WITHOUT_CUDNN();
   Context context = gpu_context();
   context.set_attention(AttentionChoice::kCudnn);
   const auto has = [](const std::string& text, const char* part) {
@@ -453,7 +462,46 @@ TEST(AttentionSdpaSimt, RefusesWithTheReason) {
   EXPECT_EQ(outcome(context, DType::kF32, false), "") << "plain takes it";
 }
 
+TEST(AttentionSdpaSimt, RefusedSegmentsAreLeftToOthers) {
+  SKIP_WITHOUT_CUDNN();
+  // 16 + 16 + 1 tokens: cuDNN has no backward for one query and one key.
+  Context context = gpu_context();
+  const SequencePlan plan(33, 1, 0, 1, {{16, 1}}, HeadOffset::kInterleaved);
+  const std::vector<int64_t> offsets = plan.head_offsets(0);
+  AttentionOptions options;
+  options.head_offset = offsets;
+  const int64_t n = 33 * 8;
+  const DeviceValues x(DType::kBF16, random_values(n, 1)), out(DType::kF32, Values(n, 0.5f)),
+      lse(DType::kF32, Values(33, 2.0f)), delta(DType::kF32, 33);
+  const auto view = [&](const DeviceValues& v) { return v.view({1, 33, 1, 8}); };
+  const auto rows = [&](const DeviceValues& v) { return v.view({1, 1, 33}); };
+  for (const bool whole : {true, false}) {
+    const DeviceValues grad(DType::kF32, Values(n));
+    const auto tasks = local_segment_tasks(plan, 0, view(x), view(x), view(grad), view(grad));
+    const DeviceValues workspace(
+        DType::kF32, attention_workspace_bytes(context, {1, 8, DType::kBF16}, tasks, true) / 4);
+    const sdpa::Outcome outcome = sdpa::try_backward(
+        context, {view(grad), view(x), rows(lse), rows(delta), view(x), tasks, view(out)}, options,
+        workspace.data(), whole);
+    context.wait();
+    const Values g = grad.floats();
+    const auto touched = [&](int64_t begin, int64_t end) {
+      return std::any_of(g.begin() + begin, g.begin() + end, [](float v) { return v != 0; });
+    };
+    EXPECT_EQ(outcome.refusal.empty(), !whole);
+    EXPECT_EQ(outcome.rest.size(), whole ? 0u : 1u);
+    EXPECT_EQ(touched(0, 16 * 8), !whole);
+    EXPECT_EQ(touched(16 * 8, 32 * 8), !whole);
+    EXPECT_FALSE(touched(32 * 8, 33 * 8));
+    if (whole) continue;
+    EXPECT_EQ(outcome.rest[0].segment, (Segment{32, 33}));
+    EXPECT_NE(outcome.description.find("1 of 3 segments"), std::string::npos)
+        << outcome.description;
+  }
+}
+
 TEST(AttentionSdpaSimt, CountingContextGivesTheSameWorkspace) {
+  SKIP_WITHOUT_CUDNN();
   Context context = gpu_context();
   Context counting({.device = kGpu, .threads = 1, .counting = true});
   const SequencePlan plan(1000, 1, 0, 6, {{300, 7}}, HeadOffset::kInterleaved);
@@ -473,6 +521,7 @@ TEST(AttentionSdpaSimt, CountingContextGivesTheSameWorkspace) {
 }
 
 TEST(AttentionSdpaSimt, DefectsInNumbersAreFound) {
+  SKIP_WITHOUT_CUDNN();
   const Problem p = middle();
   const Result expected = run_reference(p);
   ASSERT_LE(compare(p, run_gpu(p), expected).worst(), 1);
@@ -488,7 +537,7 @@ TEST(AttentionSdpaSimt, RacesAreFound) {
   if (!simt::race_checked()) GTEST_SKIP() << "only in the race build";
   const Problem p = middle();
   const std::string found = found_with_defect(2, [&] { run_gpu(p); });
-  EXPECT_NE(found.find("race: attention_pack_cuda.cu:"), std::string::npos) << found;
+  EXPECT_NE(found.find(" at attention_pack_cuda.cu:"), std::string::npos) << found;
 }
 
 TEST(AttentionSdpaSimtDeathTest, RowsPastTheTensorAreFound) {

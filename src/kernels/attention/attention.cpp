@@ -131,13 +131,19 @@ struct Said {
   std::set<std::tuple<int64_t, int64_t, AttentionChoice, bool>> lines;
 };
 
+int64_t branch_length(std::span<const SegmentTask> segments, const AttentionOptions& options) {
+  int64_t length = options.segment_length;
+  if (length == 0)
+    for (const SegmentTask& task : segments)
+      length = std::max(length, task.segment.end - task.segment.begin);
+  return length;
+}
+
 /// Once per branch and implementation; the backward speaks up only where it differs.
 void log_choice(Context& context, std::span<const SegmentTask> segments,
                 const AttentionOptions& options, bool backward, AttentionChoice choice,
                 const std::string& why) {
-  int64_t length = 0;
-  for (const SegmentTask& task : segments)
-    length = std::max(length, task.segment.end - task.segment.begin);
+  const int64_t length = branch_length(segments, options);
   auto& lines = context.kept<Said>().lines;
   const std::tuple line{length, options.dilation, choice, backward};
   if (lines.count(line) || (backward && lines.count({length, options.dilation, choice, false})))
@@ -147,7 +153,8 @@ void log_choice(Context& context, std::span<const SegmentTask> segments,
                backward ? ", backward" : "", attention_choice_name(choice), why);
 }
 
-/// Runs a call on the GPU. attempt: asks cuDNN; plain: the kernel that takes every call.
+/// Runs a call on the GPU. attempt(whole): asks cuDNN; plain(segments): the kernel that takes every
+/// segment.
 template <typename Attempt, typename Plain>
 void run_on_gpu(Context& context, std::span<const SegmentTask> segments,
                 const AttentionOptions& options, bool backward, Attempt attempt, Plain plain) {
@@ -155,18 +162,22 @@ void run_on_gpu(Context& context, std::span<const SegmentTask> segments,
     throw Error("run.attention=native: this program has no native kernel; set run.attention=auto");
   std::string why = "as run.attention asks";
   if (allows(context, AttentionChoice::kCudnn)) {
-    const sdpa::Outcome outcome = attempt();
-    if (outcome.refusal.empty())
-      return log_choice(context, segments, options, backward, AttentionChoice::kCudnn,
-                        outcome.description);
-    if (context.attention() == AttentionChoice::kCudnn)
-      throw Error("run.attention=cudnn: {} of dilation {}: {}; set run.attention=auto",
-                  backward ? "the backward of a branch" : "a branch", options.dilation,
-                  outcome.refusal);
+    const bool only = context.attention() == AttentionChoice::kCudnn;
+    const sdpa::Outcome outcome = attempt(only);
+    if (outcome.refusal.empty()) {
+      log_choice(context, segments, options, backward, AttentionChoice::kCudnn,
+                 outcome.description);
+      if (!outcome.rest.empty()) plain(outcome.rest);
+      return;
+    }
+    if (only)
+      throw Error("run.attention=cudnn: {}branch ({}, {}): {}; set run.attention=auto",
+                  backward ? "backward of " : "", branch_length(segments, options),
+                  options.dilation, outcome.refusal);
     why = "cudnn: " + outcome.refusal;
   }
   log_choice(context, segments, options, backward, AttentionChoice::kPlain, why);
-  plain();
+  plain(segments);
 }
 
 }  // namespace
@@ -201,8 +212,12 @@ void attention_forward(Context& context, const AttentionForward& tensors,
   if (on_gpu(context))
     return run_on_gpu(
         context, tensors.segments, options, false,
-        [&] { return sdpa::try_forward(context, tensors, options, workspace); },
-        [&] { cuda::attention_forward(context, tensors, options, workspace); });
+        [&](bool whole) { return sdpa::try_forward(context, tensors, options, workspace, whole); },
+        [&](std::span<const SegmentTask> segments) {
+          AttentionForward some = tensors;
+          some.segments = segments;
+          cuda::attention_forward(context, some, options, workspace);
+        });
   attention::cpu_forward(context, tensors, options, workspace);
 }
 
@@ -235,8 +250,12 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   if (on_gpu(context))
     return run_on_gpu(
         context, tensors.segments, options, true,
-        [&] { return sdpa::try_backward(context, tensors, options, workspace); },
-        [&] { cuda::attention_backward(context, tensors, options, workspace); });
+        [&](bool whole) { return sdpa::try_backward(context, tensors, options, workspace, whole); },
+        [&](std::span<const SegmentTask> segments) {
+          AttentionBackward some = tensors;
+          some.segments = segments;
+          cuda::attention_backward(context, some, options, workspace);
+        });
   attention::cpu_backward(context, tensors, options, workspace);
 }
 

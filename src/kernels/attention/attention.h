@@ -68,6 +68,7 @@ struct AttentionOptions {
   /// Optional (not defined: no limit), [B, L] i64: query token t sees key tokens u (global numbers)
   /// only where first_visible[t] <= u <= last_visible[t]; document boundaries.
   TensorView first_visible, last_visible;
+  int64_t segment_length = 0;  // w of this branch, for messages; 0: the longest of the call
 };
 
 struct AttentionForward {

@@ -94,17 +94,24 @@ std::vector<std::vector<Unit>> regular_runs(const std::vector<Unit>& units,
   return runs;
 }
 
-/// Appends groups with these units, [tasks][heads], none above kMaxElements where it can be helped.
+/// Units that one group may have.
+int64_t most_units(const Counts& counts, const GroupOptions& options) {
+  const int64_t elements =
+      options.batch * std::max(counts.query_rows, counts.key_rows) * options.head_dim;
+  return std::max<int64_t>(1, kMaxElements / std::max<int64_t>(1, elements));
+}
+
+/// Appends groups with these units, [tasks][heads]; heads that are too many for one group are units
+/// one by one.
 void append(std::vector<Group>& groups, const Counts& counts, int64_t heads,
             const std::vector<Unit>& units, const GroupOptions& options) {
-  const int64_t elements =
-      options.batch * heads * std::max(counts.query_rows, counts.key_rows) * options.head_dim;
-  const int64_t tasks = std::max<int64_t>(1, kMaxElements / std::max<int64_t>(1, elements));
-  for (size_t begin = 0; begin < units.size(); begin += tasks * heads) {
-    const size_t end = std::min(units.size(), begin + static_cast<size_t>(tasks * heads));
-    groups.push_back({counts.query_rows, counts.key_rows, counts.causal, heads,
-                      std::vector<Unit>(units.begin() + begin, units.begin() + end)});
-  }
+  const int64_t most = most_units(counts, options);
+  if (heads > most) heads = 1;
+  const int64_t step = most / heads * heads, count = static_cast<int64_t>(units.size());
+  for (int64_t begin = 0; begin < count; begin += step)
+    groups.push_back(
+        {counts.query_rows, counts.key_rows, counts.causal, heads,
+         std::vector<Unit>(units.begin() + begin, units.begin() + std::min(count, begin + step))});
 }
 
 bool same_heads(const std::vector<Unit>& a, const std::vector<Unit>& b) {
@@ -136,11 +143,11 @@ int64_t address(const TensorView& x, int64_t sequence, int64_t slot, int64_t hea
 
 int64_t padded_rows(int64_t rows) { return (rows + 127) / 128 * 128; }
 
-}  // namespace
+/// Per counts, a list of units of every segment that has some.
+using UnitLists = std::map<Counts, std::vector<std::vector<Unit>>>;
 
-std::vector<Group> make_groups(std::span<const SegmentTask> segments, const GroupOptions& options) {
-  std::map<Counts, std::vector<std::vector<Unit>>>
-      found;  // per counts: a list of units per segment
+UnitLists units_of(std::span<const SegmentTask> segments, bool causal) {
+  UnitLists found;
   for (size_t t = 0; t < segments.size(); ++t) {
     const SegmentTask& task = segments[t];
     std::map<Counts, std::vector<Unit>> mine;
@@ -159,7 +166,7 @@ std::vector<Group> make_groups(std::span<const SegmentTask> segments, const Grou
       for (size_t r = 0; r < runs.size(); ++r) {
         const Run& run = runs[r];
         const int64_t pass = 2 * static_cast<int64_t>(r);
-        if (!options.causal) {
+        if (!causal) {
           add(pass, false, query_begin, run, run.begin, run.end);
           continue;
         }
@@ -171,7 +178,13 @@ std::vector<Group> make_groups(std::span<const SegmentTask> segments, const Grou
     }
     for (auto& [counts, units] : mine) found[counts].push_back(std::move(units));
   }
+  return found;
+}
 
+}  // namespace
+
+std::vector<Group> make_groups(std::span<const SegmentTask> segments, const GroupOptions& options) {
+  const UnitLists found = units_of(segments, options.causal);
   std::vector<Group> groups;
   for (const auto& [counts, lists] : found) {
     const bool one_piece = std::all_of(lists.begin(), lists.end(), [](const auto& units) {
@@ -201,6 +214,22 @@ std::vector<Group> make_groups(std::span<const SegmentTask> segments, const Grou
     append(groups, counts, grid ? static_cast<int64_t>(lists.front().size()) : 1, all, options);
   }
   return groups;
+}
+
+std::vector<GroupBound> largest_groups(std::span<const SegmentTask> segments,
+                                       const GroupOptions& options) {
+  std::vector<GroupBound> bounds;
+  for (const auto& [counts, lists] : units_of(segments, options.causal)) {
+    int64_t units = 0, pieces = 0;
+    for (const std::vector<Unit>& list : lists)
+      for (const Unit& unit : list) {
+        ++units;
+        pieces += static_cast<int64_t>(unit.keys.size());
+      }
+    bounds.push_back({counts.query_rows, counts.key_rows, units, pieces,
+                      std::min(units, most_units(counts, options))});
+  }
+  return bounds;
 }
 
 std::optional<InPlace> queries_in_place(const Group& group, std::span<const SegmentTask> segments,

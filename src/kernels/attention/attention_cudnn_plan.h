@@ -47,8 +47,18 @@ struct GroupOptions {
 };
 
 /// Every pair of query and key that the segments hold, once. A group has at most 2^25 elements per
-/// operand over all sequences, or the units of one segment if those are more.
+/// operand over all sequences, or is one unit.
 std::vector<Group> make_groups(std::span<const SegmentTask> segments, const GroupOptions& options);
+
+/// What make_groups gives at most of units with these counts, for these segments or fewer of them,
+/// in place or not.
+struct GroupBound {
+  int64_t query_rows = 0, key_rows = 0;
+  int64_t units = 0, pieces = 0;  // in all groups together
+  int64_t group_units = 0;        // in one group
+};
+std::vector<GroupBound> largest_groups(std::span<const SegmentTask> segments,
+                                       const GroupOptions& options);
 
 /// Row i of head h of batch entry n lies at data + n batch + h head + i row, in elements.
 struct Strides {

@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <optional>
 
 #include "core/device_runtime.h"
 #include "kernels/attention/attention_cudnn.h"
@@ -34,10 +34,12 @@ int64_t description_bytes(int64_t sources, int64_t spans) {
 struct OperandLayout {
   int64_t query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, library, bytes;
 
-  OperandLayout(const Group& group, const AttentionSize& size, bool backward) {
-    const int64_t entries = size.batch * static_cast<int64_t>(group.units.size());
-    const int64_t queries = entries * group.query_rows * size.head_dim * 2;
-    const int64_t keys = entries * group.key_rows * size.head_dim * 2;
+  /// units: of one sequence.
+  OperandLayout(int64_t units, int64_t query_rows, int64_t key_rows, const AttentionSize& size,
+                bool backward) {
+    const int64_t entries = size.batch * units;
+    const int64_t queries = entries * query_rows * size.head_dim * 2;
+    const int64_t keys = entries * key_rows * size.head_dim * 2;
     int64_t at = 0;
     const auto take = [&](int64_t wanted) {
       const int64_t begin = at;
@@ -48,16 +50,15 @@ struct OperandLayout {
     key = take(keys);
     value = take(keys);
     out = take(queries);
-    lse = take(entries * group.query_rows * 4);
+    lse = take(entries * query_rows * 4);
     grad_out = take(backward ? queries : 0);
     grad_query = take(backward ? queries : 0);
     grad_key = take(backward ? keys : 0);
     grad_value = take(backward ? keys : 0);
     Shape shape;
-    shape.batch = size.batch * group.tasks();
-    shape.heads = group.heads;
-    shape.query_rows = group.query_rows;
-    shape.key_rows = group.key_rows;
+    shape.batch = entries;
+    shape.query_rows = query_rows;
+    shape.key_rows = key_rows;
     shape.head_dim = size.head_dim;
     shape.backward = backward;
     library = take(library_workspace_bytes(shape));
@@ -68,13 +69,6 @@ struct OperandLayout {
 int64_t key_source_count(std::span<const SegmentTask> segments) {
   int64_t count = 0;
   for (const SegmentTask& task : segments) count += static_cast<int64_t>(task.keys.size());
-  return count;
-}
-
-int64_t span_count(const std::vector<Group>& groups) {
-  int64_t count = 0;
-  for (const Group& group : groups)
-    for (const Unit& unit : group.units) count += 1 + static_cast<int64_t>(unit.keys.size());
   return count;
 }
 
@@ -148,20 +142,36 @@ class Call {
     for (const Group& group : groups_) problems_.push_back(describe(group));
   }
 
-  std::string refusal() {
-    for (const Problem& problem : problems_)
-      if (std::string reason = cudnn::refusal(context_, problem.shape); !reason.empty())
-        return reason;
-    return "";
+  /// Why some problem is refused, or nothing; marks the segments of those that are.
+  std::string refusal(std::vector<bool>& refused_tasks) {
+    std::string reason;
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      const std::string text = cudnn::refusal(context_, problems_[i].shape);
+      if (text.empty()) continue;
+      if (reason.empty()) reason = text;
+      for (const Unit& unit : groups_[i].units) refused_tasks[unit.task] = true;
+    }
+    return reason;
   }
 
-  /// "2 calls of up to 16 x 6 heads, 1024 x 1024 rows, keys in place"
+  /// "2 calls, the largest of 16 x 6 heads with 1024 x 1024 rows, query and key packed, value ..."
   std::string description() const {
-    const Shape& s = problems_.front().shape;
-    return fmt::format("{} call{}, the first of {} x {} heads with {} x {} rows", problems_.size(),
-                       problems_.size() == 1 ? "" : "s", s.batch, s.heads, s.query_rows,
-                       s.key_rows);
+    const auto cost = [](const Problem& p) {
+      return p.shape.batch * p.shape.heads * p.shape.query_rows * p.shape.key_rows;
+    };
+    const Problem& p =
+        *std::max_element(problems_.begin(), problems_.end(),
+                          [&](const Problem& x, const Problem& y) { return cost(x) < cost(y); });
+    const auto how = [](const Operand& operand) { return operand.packed ? "packed" : "in place"; };
+    return fmt::format("{} {} x {} heads with {} x {} rows, query {}, key {}, value {}",
+                       problems_.size() == 1
+                           ? "1 call of"
+                           : fmt::format("{} calls, the largest of", problems_.size()),
+                       p.shape.batch, p.shape.heads, p.shape.query_rows, p.shape.key_rows,
+                       how(p.query), how(p.key), how(p.value));
   }
+
+  size_t groups() const { return groups_.size(); }
 
   void run(void* workspace) {
     upload(static_cast<char*>(workspace));
@@ -296,7 +306,8 @@ class Call {
   // --- 4. pack, attend, merge or add
 
   void run(const Group& group, const Problem& p) {
-    const OperandLayout layout(group, size_, in_.backward);
+    const OperandLayout layout(static_cast<int64_t>(group.units.size()), group.query_rows,
+                               group.key_rows, size_, in_.backward);
     const cuda::RowPositions none, query_positions{options_.rotary, false, options_.dilation},
         key_positions{options_.rotary, true, options_.dilation};
     const cuda::LseRows lse{static_cast<float*>(in_.lse.data), in_.lse.stride[0], in_.lse.stride[1],
@@ -344,13 +355,35 @@ class Call {
 };
 
 Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& options,
-                 void* workspace) {
-  if (std::string reason = tensor_refusal(context, in, options); !reason.empty())
-    return {reason, ""};
+                 void* workspace, bool whole) {
+  Outcome outcome;
+  outcome.refusal = tensor_refusal(context, in, options);
+  if (!outcome.refusal.empty()) return outcome;
   Call call(context, in, options);
-  if (std::string reason = call.refusal(); !reason.empty()) return {reason, ""};
-  call.run(workspace);
-  return {"", call.description()};
+  std::vector<bool> refused(in.segments.size(), false);
+  const std::string reason = call.refusal(refused);
+  if (reason.empty()) {
+    call.run(workspace);
+    outcome.description = call.description();
+    return outcome;
+  }
+  std::vector<SegmentTask> taken;
+  for (size_t t = 0; t < refused.size(); ++t)
+    (refused[t] ? outcome.rest : taken).push_back(in.segments[t]);
+  Inputs fewer = in;
+  fewer.segments = taken;
+  std::optional<Call> part;
+  if (!whole && !taken.empty()) part.emplace(context, fewer, options);
+  // Fewer segments may be grouped anew, and the new groups refused.
+  if (!part || part->groups() == 0 || !part->refusal(refused).empty()) {
+    outcome.rest.clear();
+    outcome.refusal = reason;
+    return outcome;
+  }
+  part->run(workspace);
+  outcome.description = fmt::format("{}; {} of {} segments by another: {}", part->description(),
+                                    outcome.rest.size(), refused.size(), reason);
+  return outcome;
 }
 
 }  // namespace
@@ -366,23 +399,21 @@ std::string refusal(const Context& context, const AttentionSize& size) {
 int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> segments,
                         bool backward) {
   int64_t most = 0;
-  // Whether rows are read in place, and the mask, change the groups; neither is known here.
-  for (const bool in_place : {false, true})
-    for (const bool causal : {false, true}) {
-      const std::vector<Group> groups = make_groups(
-          segments,
-          {.causal = causal, .in_place = in_place, .batch = size.batch, .head_dim = size.head_dim});
-      int64_t operands = 0;
-      for (const Group& group : groups)
-        operands = std::max(operands, OperandLayout(group, size, backward).bytes);
-      most = std::max(most,
-                      operands + description_bytes(key_source_count(segments), span_count(groups)));
+  for (const bool causal : {false, true}) {  // the mask changes the problems and is not known here
+    int64_t operands = 0, spans = 0;
+    for (const GroupBound& g : largest_groups(
+             segments, {.causal = causal, .batch = size.batch, .head_dim = size.head_dim})) {
+      operands = std::max(
+          operands, OperandLayout(g.group_units, g.query_rows, g.key_rows, size, backward).bytes);
+      spans += g.units + g.pieces;
     }
+    most = std::max(most, operands + description_bytes(key_source_count(segments), spans));
+  }
   return most;
 }
 
 Outcome try_forward(Context& context, const AttentionForward& tensors,
-                    const AttentionOptions& options, void* workspace) {
+                    const AttentionOptions& options, void* workspace, bool whole) {
   return try_call(context,
                   {.query = tensors.query,
                    .out = tensors.out,
@@ -391,11 +422,11 @@ Outcome try_forward(Context& context, const AttentionForward& tensors,
                    .grad_query = {},
                    .segments = tensors.segments,
                    .backward = false},
-                  options, workspace);
+                  options, workspace, whole);
 }
 
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
-                     const AttentionOptions& options, void* workspace) {
+                     const AttentionOptions& options, void* workspace, bool whole) {
   return try_call(context,
                   {.query = tensors.query,
                    .out = tensors.out,
@@ -404,7 +435,7 @@ Outcome try_backward(Context& context, const AttentionBackward& tensors,
                    .grad_query = tensors.grad_query,
                    .segments = tensors.segments,
                    .backward = true},
-                  options, workspace);
+                  options, workspace, whole);
 }
 
 }  // namespace longnet::sdpa

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "kernels/attention/attention.h"
 
@@ -24,14 +25,15 @@ int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> 
 
 /// What came of a try: the problems' number and size, for logs, or the reason why nothing was done.
 struct Outcome {
-  std::string refusal;  // empty: done
+  std::string refusal;  // empty: done, but for `rest`
   std::string description;
+  std::vector<SegmentTask> rest;  // segments that the library refused; nothing was done for them
 };
 /// attention_forward and attention_backward of attention.h, arguments checked already; or nothing
-/// and a reason.
+/// and a reason. whole: nothing is done either if the library refuses any segment.
 Outcome try_forward(Context& context, const AttentionForward& tensors,
-                    const AttentionOptions& options, void* workspace);
+                    const AttentionOptions& options, void* workspace, bool whole);
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
-                     const AttentionOptions& options, void* workspace);
+                     const AttentionOptions& options, void* workspace, bool whole);
 
 }  // namespace longnet::sdpa
