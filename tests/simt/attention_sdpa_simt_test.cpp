@@ -1,11 +1,15 @@
 // Attention through SDPA problems (run.attention=cudnn) on a GPU, or under the emulator with the
 // library's stand-in of sdpa_emulated.cpp: our packing, the merge, the way back of gradients, and
 // the choice between implementations, against the double reference.
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <sstream>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_bench.h"
 #include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/attention_pack_cuda.h"
 #include "kernels/attention/attention_sdpa.h"
@@ -16,6 +20,8 @@
 
 namespace longnet::simt_test {
 namespace {
+
+[[maybe_unused]] const bool quiet = (spdlog::set_level(spdlog::level::warn), true);
 
 using test::difference;
 using test::error_ratio;
@@ -118,9 +124,9 @@ Result run_reference(const Problem& p) {
 
 /// All ranks of the problem, one after the other on one GPU; gathered chunks are packed by the
 /// CPU's kernels and their gradients taken home by them: what the sequence exchange does.
-Result run_gpu(const Problem& p) {
+Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudnn) {
   Context context = gpu_context(), host({.device = {}, .threads = 1, .counting = false});
-  context.set_attention(AttentionChoice::kCudnn);
+  context.set_attention(choice);
   Inputs in(p);
   const int64_t n = p.elements(), c = p.heads * p.head_dim;
   const RotaryTable table = table_of(p);
@@ -135,7 +141,7 @@ Result run_gpu(const Problem& p) {
       own_key(DType::kBF16, in.key), own_value(DType::kBF16, in.value),
       grad_out(p.grad_out, in.grad_out);
   const DeviceValues out(DType::kF32, n), lse(DType::kF32, p.batch * p.heads * p.tokens),
-      delta(DType::kF32, p.batch * p.heads * p.tokens);  // NaN: not to be read
+      delta(DType::kF32, p.batch * p.heads * p.tokens);  // NaN: not to be read by cuDNN
   const DeviceValues grad_query(DType::kF32, Values(n)), grad_key(DType::kF32, Values(n)),
       grad_value(DType::kF32, Values(n));
   const auto view = [&](const DeviceValues& v) {
@@ -163,7 +169,9 @@ Result run_gpu(const Problem& p) {
   };
 
   attention_begin(context, view(out), rows(lse));
-  for (int pass = 0; pass < 2; ++pass)
+  for (int pass = 0; pass < 2; ++pass) {
+    if (pass == 1 && choice != AttentionChoice::kCudnn)
+      attention_delta(context, rows(delta), view(grad_out), view(out));
     for (int k = 0; k < int(p.branches.size()); ++k)
       for (const SequencePlan& plan : plans) {
         if (plan.local_tokens() == 0) continue;
@@ -244,6 +252,7 @@ Result run_gpu(const Problem& p) {
           }
         }
       }
+  }
   Result r{out.floats(), lse.floats(), grad_query.floats(), grad_key.floats(), grad_value.floats()};
   for (int64_t i = 0; i < n; ++i) {
     r.grad_key[i] += host_grad_key[i];
@@ -331,6 +340,24 @@ TEST(AttentionSdpaSimt, AgreesWithReference) {
   simt::set_order(simt::Order::kAscending, 1);
   std::printf("    worst share of the allowance: out %.2f, gradients %.2f\n", worst_out,
               worst_gradients);
+}
+
+TEST(AttentionSdpaSimt, AutoLeavesWhatCudnnRefusesToThePlainKernel) {
+  SKIP_WITHOUT_CUDNN();
+  for (const Position position : {Position::kNone, Position::kXpos})
+    for (const int ranks : {1, 2, 3}) {  // single rows at the ends of segments and shards
+      Problem p;
+      p.batch = 2;
+      p.tokens = 65;
+      p.heads = 3;
+      p.branches = {{8, 1}, {30, 2}, {64, 5}, {1000, 12}};
+      p.position = position;
+      p.ranks = ranks;
+      p.seed = 90 + ranks;
+      const Ratios r = compare(p, run_gpu(p, AttentionChoice::kAuto), run_reference(p));
+      EXPECT_LE(r.worst(), 1) << p.name() << ": out " << r.out << ", lse " << r.lse
+                              << ", gradients " << r.gradients;
+    }
 }
 
 Problem middle() {
@@ -462,6 +489,29 @@ TEST(AttentionSdpaSimt, RefusesWithTheReason) {
   EXPECT_EQ(outcome(context, DType::kF32, false), "") << "plain takes it";
 }
 
+TEST(AttentionSdpaSimt, TheLogSaysOncePerBranchWhichAndWhy) {
+  SKIP_WITHOUT_CUDNN();
+  std::ostringstream text;
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text)));
+  spdlog::set_pattern("%v");
+  Context context = gpu_context();
+  for (int step = 0; step < 3; ++step) {
+    outcome(context, DType::kF32, false);
+    outcome(context, DType::kF32, false, 8, true, true);
+    outcome(context, DType::kBF16, false);
+  }
+  context.set_attention(AttentionChoice::kPlain);
+  outcome(context, DType::kBF16, false, 8, true, false, 16);
+  spdlog::set_default_logger(before);
+  EXPECT_EQ(text.str(),
+            "attention of branch (32, 1): plain; cudnn: query, key and value are f32\n"
+            "attention of branch (32, 1): cudnn; 1 call of 1 x 1 heads with 32 x 32 rows, query in "
+            "place, key in place, value in place\n"
+            "attention of branch (16, 1): plain; as run.attention asks\n");
+}
+
 TEST(AttentionSdpaSimt, RefusedSegmentsAreLeftToOthers) {
   SKIP_WITHOUT_CUDNN();
   // 16 + 16 + 1 tokens: cuDNN has no backward for one query and one key.
@@ -518,6 +568,33 @@ TEST(AttentionSdpaSimt, CountingContextGivesTheSameWorkspace) {
       before = choice == AttentionChoice::kPlain ? bytes : before;
     }
   }
+}
+
+TEST(AttentionSdpaSimt, BenchmarkRunsAndChecksItsResults) {
+  SKIP_WITHOUT_CUDNN();
+  Context context = gpu_context();
+  AttentionBenchOptions options;
+  options.tokens = 64;
+  options.heads = 2;
+  options.head_dim = 16;
+  options.branches = {{32, 2}};
+  options.repetitions = 2;
+  options.measure_limits = false;
+  for (const AttentionChoice choice : {AttentionChoice::kAuto, AttentionChoice::kPlain})
+    for (const DType type : {DType::kBF16, DType::kF32})
+      for (const Position position : {Position::kNone, Position::kXpos}) {
+        context.set_attention(choice);
+        options.dtype = type;
+        options.position = position;
+        const AttentionBenchResult r = bench_attention(context, options);
+        const bool library = choice == AttentionChoice::kAuto && type == DType::kBF16;
+        for (const AttentionBenchTiming& t : {r.forward, r.backward}) {
+          EXPECT_GT(t.median_seconds, 0);
+          EXPECT_GT(t.largest_error, 0);
+          EXPECT_EQ(t.sdpa_seconds > 0, library);
+        }
+        EXPECT_EQ(r.forward.flops * 2.5, r.backward.flops);
+      }
 }
 
 TEST(AttentionSdpaSimt, DefectsInNumbersAreFound) {

@@ -173,7 +173,8 @@ class Call {
 
   size_t groups() const { return groups_.size(); }
 
-  void run(void* workspace) {
+  void run(void* workspace, Parts parts) {
+    parts_ = parts;
     upload(static_cast<char*>(workspace));
     for (size_t i = 0; i < groups_.size(); ++i) run(groups_[i], problems_[i]);
   }
@@ -273,6 +274,7 @@ class Call {
         workspace + aligned(static_cast<int64_t>(tensors.size() * sizeof(StridedRows)));
     spans_ = reinterpret_cast<const RowSpan*>(span_memory);
     const auto copy = [&](void* to, const auto& list) {
+      if (parts_ == Parts::kLibrary) return;
       device_runtime::copy_to_device(
           to, list.data(), static_cast<int64_t>(list.size() * sizeof(list[0])), context_.stream());
     };
@@ -315,7 +317,8 @@ class Call {
     const auto place = [&](const Operand& operand, int64_t at, const SpanList& list, DType type,
                            const cuda::RowPositions& positions) -> const void* {
       if (!operand.packed) return operand.data;
-      cuda::sdpa_pack_rows(context_, operands_ + at, list, type, positions);
+      if (parts_ == Parts::kAll)
+        cuda::sdpa_pack_rows(context_, operands_ + at, list, type, positions);
       return operands_ + at;
     };
     cudnn::Operands o;
@@ -328,16 +331,19 @@ class Call {
     o.workspace = operands_ + layout.library;
     if (!in_.backward) {
       cudnn::run(context_, p.shape, o);
-      cuda::sdpa_merge_rows(context_, query_list(group, p, kOut), lse, o.out, o.lse);
+      if (parts_ == Parts::kAll)
+        cuda::sdpa_merge_rows(context_, query_list(group, p, kOut), lse, o.out, o.lse);
       return;
     }
-    cuda::sdpa_pack_results(context_, o.out, o.lse, query_list(group, p, kOut), lse);
+    if (parts_ == Parts::kAll)
+      cuda::sdpa_pack_results(context_, o.out, o.lse, query_list(group, p, kOut), lse);
     o.grad_out = place(p.grad_out, layout.grad_out, query_list(group, p, kGradOut),
                        in_.grad_out.dtype, none);
     o.grad_query = operands_ + layout.grad_query;
     o.grad_key = operands_ + layout.grad_key;
     o.grad_value = operands_ + layout.grad_value;
     cudnn::run(context_, p.shape, o);
+    if (parts_ == Parts::kLibrary) return;
     cuda::sdpa_add_rows(context_, query_list(group, p, kGradQuery), o.grad_query, query_positions);
     cuda::sdpa_add_rows(context_, key_list(group, p, kGradKey), o.grad_key, key_positions);
     cuda::sdpa_add_rows(context_, key_list(group, p, kGradValue), o.grad_value, none);
@@ -349,13 +355,14 @@ class Call {
   AttentionSize size_;
   std::vector<Group> groups_;
   std::vector<Problem> problems_;
+  Parts parts_ = Parts::kAll;
   const StridedRows* tensors_ = nullptr;  // device memory, as the two below
   const RowSpan* spans_ = nullptr;
   char* operands_ = nullptr;
 };
 
 Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& options,
-                 void* workspace, bool whole) {
+                 void* workspace, bool whole, Parts parts) {
   Outcome outcome;
   outcome.refusal = tensor_refusal(context, in, options);
   if (!outcome.refusal.empty()) return outcome;
@@ -363,7 +370,7 @@ Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& opt
   std::vector<bool> refused(in.segments.size(), false);
   const std::string reason = call.refusal(refused);
   if (reason.empty()) {
-    call.run(workspace);
+    call.run(workspace, parts);
     outcome.description = call.description();
     return outcome;
   }
@@ -380,7 +387,7 @@ Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& opt
     outcome.refusal = reason;
     return outcome;
   }
-  part->run(workspace);
+  part->run(workspace, parts);
   outcome.description = fmt::format("{}; {} of {} segments by another: {}", part->description(),
                                     outcome.rest.size(), refused.size(), reason);
   return outcome;
@@ -413,7 +420,7 @@ int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> 
 }
 
 Outcome try_forward(Context& context, const AttentionForward& tensors,
-                    const AttentionOptions& options, void* workspace, bool whole) {
+                    const AttentionOptions& options, void* workspace, bool whole, Parts parts) {
   return try_call(context,
                   {.query = tensors.query,
                    .out = tensors.out,
@@ -422,11 +429,11 @@ Outcome try_forward(Context& context, const AttentionForward& tensors,
                    .grad_query = {},
                    .segments = tensors.segments,
                    .backward = false},
-                  options, workspace, whole);
+                  options, workspace, whole, parts);
 }
 
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
-                     const AttentionOptions& options, void* workspace, bool whole) {
+                     const AttentionOptions& options, void* workspace, bool whole, Parts parts) {
   return try_call(context,
                   {.query = tensors.query,
                    .out = tensors.out,
@@ -435,7 +442,7 @@ Outcome try_backward(Context& context, const AttentionBackward& tensors,
                    .grad_query = tensors.grad_query,
                    .segments = tensors.segments,
                    .backward = true},
-                  options, workspace, whole);
+                  options, workspace, whole, parts);
 }
 
 }  // namespace longnet::sdpa

@@ -23,6 +23,10 @@ std::string refusal(const Context& context, const AttentionSize& size);
 int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> segments,
                         bool backward);
 
+/// What of a call is done. kLibrary is for benchmarks: the library's calls alone, on whatever the
+/// workspace holds; nothing is packed, merged or added.
+enum class Parts { kAll, kLibrary };
+
 /// What came of a try: the problems' number and size, for logs, or the reason why nothing was done.
 struct Outcome {
   std::string refusal;  // empty: done, but for `rest`
@@ -32,8 +36,10 @@ struct Outcome {
 /// attention_forward and attention_backward of attention.h, arguments checked already; or nothing
 /// and a reason. whole: nothing is done either if the library refuses any segment.
 Outcome try_forward(Context& context, const AttentionForward& tensors,
-                    const AttentionOptions& options, void* workspace, bool whole);
+                    const AttentionOptions& options, void* workspace, bool whole,
+                    Parts parts = Parts::kAll);
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
-                     const AttentionOptions& options, void* workspace, bool whole);
+                     const AttentionOptions& options, void* workspace, bool whole,
+                     Parts parts = Parts::kAll);
 
 }  // namespace longnet::sdpa
