@@ -194,6 +194,11 @@ TEST(AttentionCudnnPlan, LargeGroupsAreCut) {
   ASSERT_EQ(bounds.size(), 1u);
   EXPECT_EQ(bounds[0].units, 512);
   EXPECT_EQ(bounds[0].group_units, 32);
+  // Very many very short segments.
+  const SequencePlan short_plan(1 << 18, 1, 0, 2, {{4, 1}}, HeadOffset::kInterleaved);
+  for (const Group& group : make_groups(local_segment_tasks(short_plan, 0, {}, {}, {}, {}),
+                                        {.causal = true, .batch = 2, .head_dim = 8}))
+    EXPECT_EQ(group.units.size(), 16384u);
   // A segment that alone is too large: its heads one by one.
   const SequencePlan long_plan(int64_t{1} << 18, 1, 0, 3, {{1 << 18, 1}}, HeadOffset::kInterleaved);
   const auto long_groups = make_groups(local_segment_tasks(long_plan, 0, {}, {}, {}, {}), options);

@@ -11,6 +11,7 @@ namespace {
 // Elements of an operand: 64 MiB of bf16, some thirty rounds of 128-row tiles on an H100. More in
 // one problem costs memory and gains nothing.
 constexpr int64_t kMaxElements = int64_t{1} << 25;
+constexpr int64_t kMaxEntries = 32768;  // batch x heads: a launch's third dimension ends at 65535
 
 struct Counts {
   int64_t pass = 0;  // units of one pass share no query row
@@ -98,7 +99,8 @@ std::vector<std::vector<Unit>> regular_runs(const std::vector<Unit>& units,
 int64_t most_units(const Counts& counts, const GroupOptions& options) {
   const int64_t elements =
       options.batch * std::max(counts.query_rows, counts.key_rows) * options.head_dim;
-  return std::max<int64_t>(1, kMaxElements / std::max<int64_t>(1, elements));
+  return std::clamp<int64_t>(kMaxElements / std::max<int64_t>(1, elements), 1,
+                             std::max<int64_t>(1, kMaxEntries / options.batch));
 }
 
 /// Appends groups with these units, [tasks][heads]; heads that are too many for one group are units
@@ -119,13 +121,15 @@ bool same_heads(const std::vector<Unit>& a, const std::vector<Unit>& b) {
                     [](const Unit& x, const Unit& y) { return x.head == y.head; });
 }
 
-/// Strides of a list of addresses [outer][heads], in elements of 2 bytes.
-std::optional<InPlace> regular(const std::vector<int64_t>& bytes, int64_t heads, int64_t row) {
+/// Strides of a list of addresses [outer][heads], in elements of 2 bytes; rows: of a unit. An axis
+/// of one entry gets the stride that it has in a plain [batch, row, head, D] tensor.
+std::optional<InPlace> regular(const std::vector<int64_t>& bytes, int64_t heads, int64_t row,
+                               int64_t rows, int64_t head_dim) {
   const int64_t outer = static_cast<int64_t>(bytes.size()) / heads;
   InPlace found;
   found.data = reinterpret_cast<const void*>(bytes[0]);
-  const int64_t head = heads > 1 ? bytes[1] - bytes[0] : 2 * row;
-  const int64_t batch = outer > 1 ? bytes[heads] - bytes[0] : 2 * row;
+  const int64_t head = heads > 1 ? bytes[1] - bytes[0] : 2 * head_dim;
+  const int64_t batch = outer > 1 ? bytes[heads] - bytes[0] : 2 * row * rows;
   for (int64_t n = 0; n < outer; ++n)
     for (int64_t h = 0; h < heads; ++h)
       if (bytes[n * heads + h] != bytes[0] + n * batch + h * head) return std::nullopt;
@@ -244,7 +248,7 @@ std::optional<InPlace> queries_in_place(const Group& group, std::span<const Segm
       bytes.push_back(
           address(tensor, b, rows.slot[unit.head] + unit.query_begin * step, unit.head));
     }
-  return regular(bytes, group.heads, step * tensor.stride[1]);
+  return regular(bytes, group.heads, step * tensor.stride[1], group.query_rows, tensor.shape[3]);
 }
 
 std::optional<InPlace> keys_in_place(const Group& group, std::span<const SegmentTask> segments,
@@ -266,7 +270,7 @@ std::optional<InPlace> keys_in_place(const Group& group, std::span<const Segment
                               source.rows.slot[unit.head] + unit.keys[0].begin * source.rows.step,
                               unit.head));
     }
-  return regular(bytes, group.heads, row);
+  return regular(bytes, group.heads, row, group.key_rows, (first.*member).shape[3]);
 }
 
 int64_t algorithm_workspace_bytes(bool backward) { return int64_t{backward ? 32 : 16} << 20; }

@@ -47,7 +47,7 @@ struct GroupOptions {
 };
 
 /// Every pair of query and key that the segments hold, once. A group has at most 2^25 elements per
-/// operand over all sequences, or is one unit.
+/// operand and 32768 units over all sequences, or is one unit.
 std::vector<Group> make_groups(std::span<const SegmentTask> segments, const GroupOptions& options);
 
 /// What make_groups gives at most of units with these counts, for these segments or fewer of them,
