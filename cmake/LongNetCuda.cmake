@@ -1,7 +1,12 @@
 # The CUDA backend: sets LN_HAVE_CUDA, and with it the CUDA language, CUDA::cudart, CUDA::cublasLt and
 # NCCL::NCCL. Where LN_CUDA is on and something is missing, one line says what, and the CPU build goes
 # on with the stubs. The driver's own library is never linked: programs must start without a driver.
+# LN_HAVE_CUDNN beside it: attention through cuDNN 9 and the headers of cudnn-frontend, which
+# scripts/setup.sh puts into third_party/; -DCUDNN_FRONTEND_DIR=... names another folder. Without them
+# the CUDA build goes on with its own kernels.
 set(LN_HAVE_CUDA OFF)
+set(LN_HAVE_CUDNN OFF)
+set(LN_CUDNN_LIBRARIES "")
 if(LN_CUDA)
   # 80: A100; 90a: H100 and H200; PTX of compute_90 for newer ones. Another list:
   # -DCMAKE_CUDA_ARCHITECTURES=...
@@ -48,5 +53,31 @@ if(LN_CUDA)
     set(LN_HAVE_CUDA ON)
     message(STATUS "LN_CUDA: CUDA ${CUDAToolkit_VERSION}, NCCL ${NCCL_VERSION}, "
                    "architectures ${CMAKE_CUDA_ARCHITECTURES}")
+    find_package(CUDNN 9 QUIET)
+    set(CUDNN_FRONTEND_DIR "" CACHE PATH "Folder of cudnn-frontend's headers, or the one above include/")
+    set(ln_frontend_places ${PROJECT_SOURCE_DIR}/third_party/cudnn_frontend)
+    if(CUDNN_FRONTEND_DIR)
+      set(ln_frontend_places ${CUDNN_FRONTEND_DIR})
+    endif()
+    # Looked for anew each time: a header that has gone must not stay in the cache.
+    unset(LN_CUDNN_FRONTEND_INCLUDE CACHE)
+    find_path(LN_CUDNN_FRONTEND_INCLUDE cudnn_frontend.h PATHS ${ln_frontend_places}
+              PATH_SUFFIXES include NO_DEFAULT_PATH)
+    if(NOT CUDNN_FOUND)
+      set(ln_missing "cuDNN 9 not found (set CUDNN_ROOT)")
+    elseif(NOT LN_CUDNN_FRONTEND_INCLUDE)
+      set(ln_missing "cudnn_frontend.h not found in ${ln_frontend_places} (run scripts/setup.sh or set "
+                     "CUDNN_FRONTEND_DIR)")
+      list(JOIN ln_missing "" ln_missing)
+    elseif(NOT TARGET CUDA::nvrtc)
+      set(ln_missing "NVRTC not found, which cudnn-frontend uses")
+    endif()
+    if(ln_missing)
+      message(STATUS "LN_CUDA: ${ln_missing}: attention without cuDNN")
+    else()
+      set(LN_HAVE_CUDNN ON)
+      set(LN_CUDNN_LIBRARIES CUDNN::cudnn CUDA::nvrtc)
+      message(STATUS "LN_CUDA: cuDNN ${CUDNN_VERSION}, frontend in ${LN_CUDNN_FRONTEND_INCLUDE}")
+    endif()
   endif()
 endif()

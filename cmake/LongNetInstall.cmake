@@ -23,4 +23,5 @@ write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/LongNetConfigVersio
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/LongNetConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/LongNetConfigVersion.cmake
               ${PROJECT_SOURCE_DIR}/cmake/FindNCCL.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/FindCUDNN.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/LongNet)

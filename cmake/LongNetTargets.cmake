@@ -2,16 +2,22 @@
 # src/NAME; the libraries after CUDA are linked (privately) where LN_HAVE_CUDA is on.
 # Sources are found by name; a suffix says how they are compiled:
 #   *_avx2.cpp, *_avx512.cpp, *_avx512bf16.cpp  one instruction set each, chosen at run time
-#   *.cu, *_X.cpp / *_X_stub.cpp                with / without CUDA; X: cuda, cublaslt, cudnn, nccl
+#   *.cu, *_X.cpp / *_X_stub.cpp                with / without CUDA; X: cuda, cublaslt, nccl
+#   *_cudnn.cpp / *_cudnn_stub.cpp              with / without cuDNN (LN_HAVE_CUDNN)
 function(ln_layer name)
   cmake_parse_arguments(ARG "" "" "PUBLIC;PRIVATE;CUDA" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${name}/*.cpp
                                               ${CMAKE_CURRENT_SOURCE_DIR}/src/${name}/*.cu)
   if(LN_HAVE_CUDA)
-    list(FILTER sources EXCLUDE REGEX "_(cuda|cublaslt|cudnn|nccl)_stub\\.cpp$")
+    list(FILTER sources EXCLUDE REGEX "_(cuda|cublaslt|nccl)_stub\\.cpp$")
   else()
-    list(FILTER sources EXCLUDE REGEX "(\\.cu|_(cuda|cublaslt|cudnn|nccl)\\.cpp)$")
+    list(FILTER sources EXCLUDE REGEX "(\\.cu|_(cuda|cublaslt|nccl)\\.cpp)$")
     set(ARG_CUDA "")
+  endif()
+  if(LN_HAVE_CUDNN)
+    list(FILTER sources EXCLUDE REGEX "_cudnn_stub\\.cpp$")
+  else()
+    list(FILTER sources EXCLUDE REGEX "_cudnn\\.cpp$")
   endif()
   if(NOT sources)
     file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty_${name}.cpp "")

@@ -1,7 +1,35 @@
 #!/usr/bin/env bash
-# Installs what the project needs and this machine lacks, through apt (Debian 12, Ubuntu 24.04).
+# Installs what the project needs and this machine lacks, through apt (Debian 12, Ubuntu 24.04); beside a
+# CUDA toolkit also the headers of cudnn-frontend, through pip, into third_party/ (git ignores it).
 # Usage: scripts/setup.sh    As root, or with sudo. Does nothing, as anybody, where all is there.
 set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Headers only, so nothing of Python is needed to build or to run. Without them the CUDA build has no
+# cuDNN and says so; that is no error here.
+frontend_version=1.32.0
+frontend=third_party/cudnn_frontend
+cudnn_frontend() {
+  { [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] || command -v nvcc > /dev/null; } || return 0
+  local there
+  there=$(cat $frontend/version 2> /dev/null || true)
+  [ "$there" != "$frontend_version" ] || return 0
+  if ! command -v python3 > /dev/null || ! python3 -m pip --version > /dev/null 2>&1; then
+    echo "setup: no pip: cudnn-frontend $frontend_version is not fetched (CUDNN_FRONTEND_DIR can name a copy)"
+    return 0
+  fi
+  rm -rf $frontend $frontend.new
+  if python3 -m pip install -q --no-deps --target $frontend.new "nvidia-cudnn-frontend==$frontend_version" \
+      2> /dev/null && [ -f $frontend.new/include/cudnn_frontend.h ]; then
+    mkdir -p $frontend
+    mv $frontend.new/include $frontend.new/*.dist-info $frontend/
+    echo $frontend_version > $frontend/version
+    echo "setup: cudnn-frontend $frontend_version is in $frontend"
+  else
+    echo "setup: cudnn-frontend $frontend_version could not be fetched; CUDA builds go on without cuDNN"
+  fi
+  rm -rf $frontend.new
+}
 packages=(
   g++ cmake ninja-build                      # tool chain: C++20, CMake >= 3.25
   libopenmpi-dev openmpi-bin                 # ranks
@@ -20,6 +48,7 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} = 0 ]; then
   echo "setup: all ${#packages[@]} packages are there"
+  cudnn_frontend
   exit 0
 fi
 if ! command -v apt-get > /dev/null; then
@@ -38,4 +67,5 @@ echo "setup: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 "${as_root[@]}" apt-get update -qq
 "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+cudnn_frontend
 echo "setup: done"

@@ -50,16 +50,26 @@ struct AttentionArguments {
   std::vector<std::string> branches;
   bool full = false;
   int threads = 0;
+  std::string backend = "cpu", attention = "auto", dtype, position = "none";  // dtype: by backend
 };
 
-Json timing(const AttentionBenchTiming& t) {
-  return {{"gflops", t.gflops},
-          {"share_of_fma", t.share_of_fma},
-          {"median_seconds", t.median_seconds},
-          {"fastest_seconds", t.fastest_seconds},
-          {"slowest_seconds", t.slowest_seconds},
-          {"flops", t.flops},
-          {"largest_error", t.largest_error}};
+Json timing(const AttentionBenchTiming& t, bool gpu) {
+  Json json = {{"gflops", t.gflops}};
+  if (gpu) {
+    json["share_of_matmul"] = t.share_of_matmul;
+    if (t.sdpa_seconds > 0) {
+      json["sdpa_median_seconds"] = t.sdpa_seconds;
+      json["share_of_sdpa"] = t.share_of_sdpa;
+    }
+  } else {
+    json["share_of_fma"] = t.share_of_fma;
+  }
+  json["median_seconds"] = t.median_seconds;
+  json["fastest_seconds"] = t.fastest_seconds;
+  json["slowest_seconds"] = t.slowest_seconds;
+  json["flops"] = t.flops;
+  json["largest_error"] = t.largest_error;
+  return json;
 }
 
 int bench_attention_command(AttentionArguments arguments) {
@@ -69,9 +79,29 @@ int bench_attention_command(AttentionArguments arguments) {
   const auto world = world_communicator();
   require_one_rank(*world, "bench attention");
   for (const std::string& text : arguments.branches) o.branches.push_back(parse_branch(text));
-  Context context({.device = {}, .threads = arguments.threads, .counting = false});
+  const bool gpu = arguments.backend == "cuda";
+  if (!gpu && arguments.attention != "auto")
+    throw Error("--attention {} chooses among kernels of a GPU; add --backend cuda",
+                arguments.attention);
+  o.position = arguments.position == "xpos"   ? Position::kXpos
+               : arguments.position == "rope" ? Position::kRope
+                                              : Position::kNone;
+  if (o.position != Position::kNone && o.head_dim % 2 != 0)
+    throw Error("--position {} needs an even --head-dim, not {}", arguments.position, o.head_dim);
+  if (o.position == Position::kXpos && !o.causal)
+    throw Error("--position xpos needs the causal mask; leave --full out or take rope");
+  o.dtype =
+      arguments.dtype.empty() ? (gpu ? DType::kBF16 : DType::kF32) : float_type(arguments.dtype);
+  Context context({.device = device_of_rank(*world, arguments.backend),
+                   .threads = arguments.threads,
+                   .counting = false});
+  context.set_attention(attention_choice(arguments.attention));
   const AttentionBenchResult result = bench_attention(context, o);
   Json json = header("attention", 1);
+  json["backend"] = arguments.backend;
+  json["dtype"] = dtype_name(o.dtype);
+  json["position"] = arguments.position;
+  if (gpu) json["attention"] = arguments.attention;
   json["threads"] = context.threads();
   json["isa"] = isa_name(context.isa());
   json["shape"] = {{"batch", o.batch},
@@ -81,10 +111,14 @@ int bench_attention_command(AttentionArguments arguments) {
                    {"causal", o.causal}};
   for (const Branch& b : o.branches)
     json["shape"]["branches"].push_back({b.segment_length, b.dilation});
-  json["fma_gflops"] = result.fma_gflops;
+  if (gpu)
+    json["matmul_gflops"] = result.matmul_gflops;
+  else
+    json["fma_gflops"] = result.fma_gflops;
   json["begin_seconds"] = result.begin_seconds;
-  json["forward"] = timing(result.forward);
-  json["backward"] = timing(result.backward);
+  json["calls_per_sample"] = result.calls_per_sample;
+  json["forward"] = timing(result.forward, gpu);
+  json["backward"] = timing(result.backward, gpu);
   fmt::print("{}\n", json.dump(2));
   return 0;
 }
@@ -202,7 +236,7 @@ void register_bench(CLI::App& app, Action& action) {
 
   auto attention = std::make_shared<AttentionArguments>();
   CLI::App* one = command->add_subcommand(
-      "attention", "The attention kernels on one rank, as a share of the multiply-add limit");
+      "attention", "The attention kernels on one rank, as a share of a measured limit");
   AttentionBenchOptions& o = attention->options;
   const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 40);
   one->add_option("--tokens", o.tokens, "N")->check(positive)->capture_default_str();
@@ -213,6 +247,17 @@ void register_bench(CLI::App& app, Action& action) {
       ->take_all()
       ->allow_extra_args(false);
   one->add_flag("--full", attention->full, "Without the causal mask");
+  one->add_option("--backend", attention->backend, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  one->add_option("--attention", attention->attention, "With --backend cuda: run.attention")
+      ->check(CLI::IsMember({"auto", "cudnn", "native", "plain"}))
+      ->capture_default_str();
+  one->add_option("--dtype", attention->dtype, "f32 or bf16; default f32 on cpu, bf16 on cuda")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  one->add_option("--position", attention->position, "none, rope or xpos")
+      ->check(CLI::IsMember({"none", "rope", "xpos"}))
+      ->capture_default_str();
   one->add_option("--repetitions", o.repetitions)
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();

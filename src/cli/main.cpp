@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "train/agreement.h"
 #include "train/learner.h"
 
@@ -59,6 +60,8 @@ int run(int argc, char** argv) {
     return 2;
   }
   try {
+    // Standard output is for results; a run's own log comes with its folder.
+    init_log(rank, "", "info");
     return action();
   } catch (const SilentError&) {
     return 1;

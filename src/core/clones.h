@@ -10,4 +10,9 @@
 #else
 #define LN_CLONES
 #endif
+// Kernel files may call what is marked so, too.
+#if defined(__CUDACC__)
+#define LN_INLINE __host__ __device__ inline __attribute__((always_inline))
+#else
 #define LN_INLINE inline __attribute__((always_inline))
+#endif

@@ -102,6 +102,7 @@ struct CheckpointConfig {
 struct RunConfig {
   std::string folder = "runs/default";  // log, metrics.jsonl, checkpoints
   std::string backend = "cpu";          // cpu | cuda
+  std::string attention = "auto";       // auto | cudnn | native | plain; with backend cuda
   std::string dtype = "f32";            // f32 | bf16 (mixed: see config_keys.cpp)
   std::string log_level = "info";       // debug | info | warn | error
   std::string progress = "auto";        // auto (on a terminal) | on | off

@@ -195,6 +195,12 @@ std::optional<Problem> find_problem(const Config& config) {
         fmt::format("optimizer.warmup_steps {} is above train.steps {}; set "
                     "optimizer.warmup_steps to {} or less",
                     config.optimizer.warmup_steps, config.train.steps, config.train.steps)};
+  if (config.run.attention != "auto" && config.run.backend == "cpu")
+    return Problem{{"run.attention", "run.backend"},
+                   fmt::format("run.attention {} chooses among kernels of a GPU; with run.backend "
+                               "cpu only auto is allowed; set run.attention to auto, or "
+                               "run.backend to cuda",
+                               config.run.attention)};
   if (config.train.sample_every > 0 && !config.model.causal)
     return Problem{{"train.sample_every", "model.causal"},
                    fmt::format("train.sample_every {} needs model.causal true: a model that sees "

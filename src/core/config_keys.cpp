@@ -153,6 +153,9 @@ std::vector<Key> make_keys() {
       other(KEY(run.folder), "", "where log, metrics.jsonl and checkpoints go"),
       word(KEY(run.backend), {"cpu", "cuda"},
            "what computes: the processor, or one GPU per rank (a build with CUDA)"),
+      word(KEY(run.attention), {"auto", "cudnn", "native", "plain"},
+           "attention kernels of run.backend cuda: the first of cudnn, native and plain that takes "
+           "a branch, or one of them only"),
       word(KEY(run.dtype), {"f32", "bf16"},
            "bf16: matrix products, activations and exchanged keys and values; sums, the residual "
            "stream, weights that are trained and the optimizer stay f32"),

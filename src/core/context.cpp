@@ -36,6 +36,27 @@ Isa detect_isa() {
   return best;
 }
 
+const char* attention_choice_name(AttentionChoice choice) {
+  switch (choice) {
+    case AttentionChoice::kAuto:
+      return "auto";
+    case AttentionChoice::kCudnn:
+      return "cudnn";
+    case AttentionChoice::kNative:
+      return "native";
+    case AttentionChoice::kPlain:
+      break;
+  }
+  return "plain";
+}
+
+AttentionChoice attention_choice(const std::string& name) {
+  for (AttentionChoice choice : {AttentionChoice::kAuto, AttentionChoice::kCudnn,
+                                 AttentionChoice::kNative, AttentionChoice::kPlain})
+    if (name == attention_choice_name(choice)) return choice;
+  throw Error("run.attention: {} is not one of auto, cudnn, native, plain", name);
+}
+
 Context::Context(const ContextOptions& options) : options_(options), isa_(detect_isa()) {
   if (options_.threads <= 0) options_.threads = omp_get_max_threads();
   if (!options_.counting && options_.device.type == DeviceType::kCPU)

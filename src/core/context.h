@@ -8,7 +8,9 @@
 #include <chrono>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
+#include <typeindex>
 
 #include "core/device_runtime.h"
 #include "core/tensor.h"
@@ -20,6 +22,13 @@ enum class Isa { kGeneric, kAvx2, kAvx512 };
 /// Best one of this machine; LONGNET_ISA=generic|avx2|avx512 lowers it (tests run every one).
 Isa detect_isa();
 const char* isa_name(Isa isa);
+
+/// Which implementation of attention a GPU takes (run.attention): the first of the three that takes
+/// the call at hand, or one of them only.
+enum class AttentionChoice { kAuto, kCudnn, kNative, kPlain };
+/// The choice of "auto", "cudnn", "native" or "plain"; throws Error for another word.
+AttentionChoice attention_choice(const std::string& name);
+const char* attention_choice_name(AttentionChoice choice);
 
 /// Floating point operations done so far (multiply and add count two). A share of the machine's
 /// peak is taken of the first two only: what is computed a second time is no progress.
@@ -70,6 +79,19 @@ class Context {
   void* library_workspace() const { return library_workspace_; }
   int64_t library_workspace_bytes() const { return library_workspace_bytes_; }
 
+  /// Implementation of attention on a GPU. To be set before workspaces are sized.
+  AttentionChoice attention() const { return attention_; }
+  void set_attention(AttentionChoice choice) { attention_ = choice; }
+
+  /// The T that belongs to this context, made when first asked for: handles and plans of a library,
+  /// which live as long as the stream they work on.
+  template <typename T>
+  T& kept() {
+    std::shared_ptr<void>& object = kept_[std::type_index(typeid(T))];
+    if (!object) object = std::make_shared<T>();
+    return *static_cast<T*>(object.get());
+  }
+
   Work& work() { return work_; }
   /// Seconds spent so far under each profiler range name (main thread only).
   std::map<std::string, double>& seconds() { return seconds_; }
@@ -78,6 +100,8 @@ class Context {
   ContextOptions options_;
   Isa isa_;
   device_runtime::OwnedStream stream_;
+  AttentionChoice attention_ = AttentionChoice::kAuto;
+  std::map<std::type_index, std::shared_ptr<void>> kept_;  // after the stream: goes before it
   void* library_workspace_ = nullptr;
   int64_t library_workspace_bytes_ = 0;
   std::function<void()> progress_;

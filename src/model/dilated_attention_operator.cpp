@@ -23,9 +23,10 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
   const int branches = static_cast<int>(plan_.branches().size());
   int64_t workspace_bytes = 0;
   const auto reserve = [&](std::span<const SegmentTask> tasks) {
-    workspace_bytes = std::max(
-        workspace_bytes,
-        attention_workspace_bytes(context_, settings_.head_dim, tasks, settings_.training));
+    workspace_bytes =
+        std::max(workspace_bytes,
+                 attention_workspace_bytes(context_, {batch_, settings_.head_dim, settings_.dtype},
+                                           tasks, settings_.training));
   };
   for (int branch = 0; branch < branches; ++branch) {
     head_offsets_.push_back(plan_.head_offsets(branch));
@@ -67,6 +68,7 @@ AttentionOperator::Saved DilatedAttentionOperator::make_saved(Arena& activations
 AttentionOptions DilatedAttentionOperator::options(int branch, const Visibility& visibility) const {
   AttentionOptions options;
   options.dilation = plan_.branches()[branch].dilation;
+  options.segment_length = plan_.branches()[branch].segment_length;
   options.head_offset = head_offsets_[branch];
   options.rotary = rotary_.enabled() ? &rotary_ : nullptr;
   options.scale = static_cast<float>(settings_.scale);
@@ -166,7 +168,7 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
   }
   const auto backward = [&](std::span<const SegmentTask> tasks, int branch) {
     Range range(context_, "attention");
-    attention_backward(context_, {gradients.query, grad_out, lse, delta_, inputs.query, tasks},
+    attention_backward(context_, {gradients.query, grad_out, lse, delta_, inputs.query, tasks, out},
                        options(branch, visibility), workspace_);
   };
   for (size_t i = 0; i < gathered_.size(); ++i) {

@@ -25,7 +25,7 @@ struct DilatedAttentionSettings {
   RotaryOptions rotary;
   double scale = 0;           // of q k^T; 0: D^-1/2
   bool training = true;       // memory for the backward is taken
-  DType dtype = DType::kF32;  // of gathered keys and values, f32 or bf16; their gradients are f32
+  DType dtype = DType::kF32;  // of queries, keys and values, f32 or bf16; their gradients are f32
 };
 
 /// q, k, v (f32 or bf16) or their gradients (f32): [B, L, H, D] each, rows may be strided (views

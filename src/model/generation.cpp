@@ -161,7 +161,8 @@ class CachedAttention final : public AttentionOperator {
     source.value = rows_view(cache.values);
     task.keys.push_back(std::move(source));
     const std::span<const SegmentTask> tasks(&task, 1);
-    const int64_t bytes = attention_workspace_bytes(context_, head_dim_, tasks, false);
+    const int64_t bytes =
+        attention_workspace_bytes(context_, {1, head_dim_, DType::kF32}, tasks, false);
     if (bytes > workspace_bytes_) {
       workspace_bytes_ = 2 * bytes;
       workspace_arena_.emplace("workspace");

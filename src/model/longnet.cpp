@@ -14,7 +14,9 @@ namespace longnet {
 namespace {
 
 /// Logits of at most this many bytes exist at a time; large enough for full-speed products.
-constexpr int64_t kLogitChunkBytes = int64_t{32} << 20;
+int64_t logit_chunk_bytes(const Context& context) {
+  return int64_t{context.device().type == DeviceType::kCUDA ? 256 : 32} << 20;
+}
 
 TensorView as_rows(const TensorView& matrix) {  // [T, C] -> [T, 1, C]
   if (!matrix.defined()) return {};
@@ -134,11 +136,14 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
   if (training) {
     grad_stream_ = matrix(workspace);
     grad_normed_ = matrix(workspace);
+    const int64_t bytes = embedding_backward_workspace_bytes(context, rows_, config.vocab_size, c);
+    if (bytes > 0) embedding_workspace_ = workspace.allocate_bytes(bytes);
   }
   const int64_t chunk = std::clamp<int64_t>(
-      kLogitChunkBytes / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1,
+      logit_chunk_bytes(context) / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1,
       std::max<int64_t>(rows_, 1));
   chunk_logits_ = workspace.allocate(DType::kF32, {chunk, config.vocab_size});
+  loss_sums_ = workspace.allocate_bytes(cross_entropy_sums_bytes(context, chunk));
   if (training && dtype_ != DType::kF32) {
     rounded_grad_stream_ = workspace.allocate(dtype_, {rows_, c});
     rounded_chunk_grad_ = workspace.allocate(dtype_, {chunk, config.vocab_size});
@@ -241,24 +246,20 @@ QueryKeyValue LongNet::attended_inputs(int64_t layer) const {
   return blocks_[layer].attention->attended_inputs();
 }
 
-CrossEntropyResult LongNet::chunked_loss(const TensorView& targets, double scale,
-                                         bool with_gradient) {
+void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gradient) {
   Range range(context_, "loss");
   LN_CHECK(targets.elements() == rows_, "targets {}, this rank holds {} x {}", targets.describe(),
            batch_, local_tokens_);
   const TensorView flat_targets = targets.view({rows_});
-  CrossEntropyResult total;
+  cross_entropy_begin(context_, loss_sums_);
   const int64_t chunk = chunk_logits_.shape[0];
   for (int64_t begin = 0; begin < rows_; begin += chunk) {
     const int64_t count = std::min(chunk, rows_ - begin);
     const TensorView chunk_logits = chunk_logits_.slice(0, 0, count);  // [c, V]
     const TensorView chunk_hidden = hidden_.slice(0, begin, count);    // [c, C]
     linear_forward(context_, chunk_logits, chunk_hidden, output_weight_, {});
-    const CrossEntropyResult result =
-        cross_entropy(context_, chunk_logits, flat_targets.slice(0, begin, count),
-                      static_cast<float>(scale), with_gradient);
-    total.loss_sum += result.loss_sum;
-    total.count += result.count;
+    cross_entropy(context_, loss_sums_, chunk_logits, flat_targets.slice(0, begin, count),
+                  static_cast<float>(scale), with_gradient);
     if (!with_gradient) continue;
     TensorView chunk_grad = chunk_logits;  // [c, V], which the loss has overwritten
     if (rounded_chunk_grad_.defined()) {
@@ -270,20 +271,26 @@ CrossEntropyResult LongNet::chunked_loss(const TensorView& targets, double scale
                           output_weight_);
     context_.progress();
   }
-  return total;
+}
+
+/// Counted targets scale nothing when nothing runs; every target is taken as one that counts.
+CrossEntropyResult LongNet::loss_result() {
+  return context_.counting() ? CrossEntropyResult{0.0, rows_}
+                             : cross_entropy_result(context_, loss_sums_);
 }
 
 CrossEntropyResult LongNet::loss(const TensorView& targets) {
-  return chunked_loss(targets, 0, false);
+  chunked_loss(targets, 0, false);
+  return loss_result();
 }
 
 CrossEntropyResult LongNet::loss_and_backward(const TensorView& targets, double scale,
                                               const GradientsReady& ready,
                                               const TensorView& grad_vectors) {
   LN_CHECK(grad_stream_.defined(), "backward of a model built without gradients");
-  const CrossEntropyResult result = chunked_loss(targets, scale, true);  // fills grad_normed_
+  chunked_loss(targets, scale, true);  // fills grad_normed_
   backward_blocks(ready, grad_vectors);
-  return result;
+  return loss_result();
 }
 
 void LongNet::backward_hidden(const TensorView& grad_hidden, const GradientsReady& ready,
@@ -356,7 +363,8 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
   }
   // embedded = table[tokens], or the given vectors
   Range range(context_, "embed");
-  if (tokens_.defined()) embedding_backward(context_, grad_embedding_, grad_stream_, tokens_);
+  if (tokens_.defined())
+    embedding_backward(context_, grad_embedding_, grad_stream_, tokens_, embedding_workspace_);
   if (grad_vectors.defined() && !context_.counting()) {
     LN_CHECK(grad_vectors.elements() == grad_stream_.elements() && grad_vectors.contiguous(),
              "grad_vectors {}", grad_vectors.describe());

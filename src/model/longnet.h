@@ -63,8 +63,8 @@ class LongNet {
   /// After forward: summed loss of this rank's targets [B, L] i64 (-1: ignored), nats.
   CrossEntropyResult loss(const TensorView& targets);
   /// After forward: loss, and the whole backward of loss * scale. Gradients are added to the flat
-  /// buffer. scale: usually 1 / (targets of all ranks and micro-steps). grad_vectors: [B, L, C],
-  /// written, only after forward_vectors (else not defined).
+  /// buffer. Waits at the end, for the loss. scale: usually 1 / (targets of all ranks and
+  /// micro-steps). grad_vectors: [B, L, C], written, only after forward_vectors (else not defined).
   CrossEntropyResult loss_and_backward(const TensorView& targets, double scale,
                                        const GradientsReady& ready = {},
                                        const TensorView& grad_vectors = {});
@@ -111,7 +111,8 @@ class LongNet {
   void recompute_block(int64_t layer);
   const TensorView& stream_gradient();
   void backward_blocks(const GradientsReady& ready, const TensorView& grad_vectors);
-  CrossEntropyResult chunked_loss(const TensorView& targets, double scale, bool with_gradient);
+  void chunked_loss(const TensorView& targets, double scale, bool with_gradient);
+  CrossEntropyResult loss_result();
 
   Context& context_;
   ModelConfig config_;
@@ -136,6 +137,8 @@ class LongNet {
   TensorView hidden_;                               // [T, C] of the activations' type
   TensorView grad_stream_;                          // [T, C]
   TensorView grad_normed_;                          // [T, C]
+  void* loss_sums_ = nullptr;                       // of cross_entropy
+  void* embedding_workspace_ = nullptr;             // of the embedding's backward
   TensorView rounded_grad_stream_;                  // [T, C] bf16; not defined with f32
   TensorView chunk_logits_;                         // [c, V]
   TensorView rounded_chunk_grad_;                   // [c, V] bf16; not defined with f32

@@ -26,6 +26,7 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
       optimizer_arena_("optimizer", context.counting(), context.device()),
       activation_arena_("activations", context.counting(), context.device()),
       workspace_arena_("workspace", context.counting(), context.device()) {
+  context.set_attention(attention_choice(config.run.attention));
   if (context.on_gpu() && !context.counting()) reserve_memory();
   if (const int64_t scratch = linear_workspace_bytes(context); scratch > 0)
     context.set_library_workspace(workspace_arena_.allocate_bytes(scratch), scratch);

@@ -31,6 +31,9 @@ Optimizer::Optimizer(Context& context, const OptimizerConfig& config, const Para
   }
   first_moment_ = arena.allocate_zeroed(DType::kF32, {range_.end - range_.begin});
   second_moment_ = arena.allocate_zeroed(DType::kF32, {range_.end - range_.begin});
+  if (const int64_t bytes = optimizer_workspace_bytes(context, range_.end - range_.begin);
+      bytes > 0)
+    workspace_ = arena.allocate_bytes(bytes);
   for (const ParameterInfo& info : layout.parameters()) add_run(info);
   // shared_begin_[m + 1] has counted the terms of rank m so far.
   for (size_t m = 1; m < shared_begin_.size(); ++m) shared_begin_[m] += shared_begin_[m - 1];
@@ -103,13 +106,13 @@ void Optimizer::gather_terms(std::vector<double>& terms, const std::vector<int64
 }
 
 double Optimizer::gradient_sum_of_squares() {
-  if (shards_.world == nullptr) return sum_of_squares(context_, gradients_);
+  if (shards_.world == nullptr) return sum_of_squares(context_, gradients_, workspace_);
   const SumRange whole{0, gradients_.elements()};
   const int rank = shards_.world->rank();
   const std::span<double> mine(square_terms_.data() + square_begin_[rank],
                                square_begin_[rank + 1] - square_begin_[rank]);
   sum_of_squares_terms(context_, mine, gradient_part(range_.begin, range_.end), whole,
-                       {range_.begin, range_.end});
+                       {range_.begin, range_.end}, workspace_);
   gather_terms(square_terms_, square_begin_);
   std::vector<SumRange> parts;
   for (size_t m = 0; m + 1 < shards_.begin.size(); ++m)
@@ -129,10 +132,10 @@ std::vector<double> Optimizer::shared_mean_squares(
     const Shared& tensor = shared_[run.shared];
     const int64_t first = shared_begin_[rank] + tensor.first_terms[rank - tensor.first_rank];
     const SumRange part{run.begin, run.end};
-    stable_adamw_terms(context_,
-                       {shared_terms_.data() + first, size_t(sum_term_count(tensor.whole, part))},
-                       moment_part(second_moment_, run.begin, run.end),
-                       gradient_part(run.begin, run.end), options(run), tensor.whole, part);
+    stable_adamw_terms(
+        context_, {shared_terms_.data() + first, size_t(sum_term_count(tensor.whole, part))},
+        moment_part(second_moment_, run.begin, run.end), gradient_part(run.begin, run.end),
+        options(run), tensor.whole, part, workspace_);
   }
   gather_terms(shared_terms_, shared_begin_);
   std::vector<double> terms;
@@ -175,7 +178,7 @@ void Optimizer::update(int64_t step, double learning_rate, double gradient_scale
       stable_adamw_apply(context_, weight, first, second, gradient, options(run),
                          std::sqrt(means[run.shared]));
     else
-      stable_adamw_update(context_, weight, first, second, gradient, options(run));
+      stable_adamw_update(context_, weight, first, second, gradient, options(run), workspace_);
     if (updated) updated(run.end);
   }
   if (updated) updated(range_.end);

@@ -76,6 +76,7 @@ class Optimizer {
   ParameterRange range_;
   TensorView parameters_, gradients_;        // [n]
   TensorView first_moment_, second_moment_;  // [range]
+  void* workspace_ = nullptr;                // of sums, on a GPU
   std::vector<Run> runs_;
   std::vector<Shared> shared_;
   std::vector<int64_t> shared_begin_, square_begin_;  // [ranks + 1] terms of each rank

@@ -118,6 +118,11 @@ TEST_F(BadInput, PlanAndBench) {
        {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"},
        {"plan tiny.yaml model.dim=33", "not divisible by model.heads"},
        {"bench attention --branch 5", "--branch \"5\": allowed is W:R"},
+       {"bench attention --attention cudnn", "--attention cudnn chooses among kernels of a GPU"},
+       {"bench attention --attention fast", "--attention: fast not in {auto,cudnn,native,plain}"},
+       {"bench attention --dtype f16", "--dtype: f16 not in {f32,bf16}"},
+       {"bench attention --position rope --head-dim 9", "needs an even --head-dim, not 9"},
+       {"bench attention --position xpos --full", "--position xpos needs the causal mask"},
        {"bench step none.yaml", "none.yaml: cannot be opened"},
        {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
        {"bench collectives --min-bytes 100 --max-bytes 10", "--min-bytes 100 is above"}});
@@ -149,9 +154,13 @@ std::string cuda_refusal() {
 TEST_F(BadInput, CudaWithoutAGpu) {
   const device_runtime::Availability found = device_runtime::availability();
   if (!found.devices.empty()) GTEST_SKIP() << "this machine has a GPU";
-  expect_refused({{"train tiny.yaml run.backend=cuda", cuda_refusal()},
-                  {"bench step tiny.yaml run.backend=cuda", cuda_refusal()},
-                  {"train tiny.yaml run.backend=gpu", "run.backend=gpu\": this is called cuda"}});
+  expect_refused(
+      {{"train tiny.yaml run.backend=cuda", cuda_refusal()},
+       {"bench step tiny.yaml run.backend=cuda", cuda_refusal()},
+       {"bench attention --backend cuda", cuda_refusal()},
+       {"train tiny.yaml run.attention=plain", "with run.backend cpu only auto is allowed"},
+       {"train tiny.yaml run.backend=cuda run.attention=cudn", "did you mean cudnn?"},
+       {"train tiny.yaml run.backend=gpu", "run.backend=gpu\": this is called cuda"}});
   if (device_runtime::built_with_cuda()) {
     expect_refused({{"train tiny.yaml run.backend=cuda", found.reason}});
   }

@@ -170,7 +170,7 @@ Config changed_config() {
                  2.5};
   c.parallel = {3, 2, 5, 1, 0.5, true};
   c.checkpoint = {0, 0, "runs/x/step=3"};
-  c.run = {"runs/ä", "cuda", "bf16", "debug", "off", 10};
+  c.run = {"runs/ä", "cuda", "cudnn", "bf16", "debug", "off", 10};
   return c;
 }
 
@@ -184,8 +184,8 @@ TEST(Config, EveryMemberHasAKey) {
   [[maybe_unused]] auto& [o1, o2, o3, o4, o5, o6, o7, o8, o9, o10, o11] = c.optimizer;
   [[maybe_unused]] auto& [p1, p2, p3, p4, p5, p6] = c.parallel;
   [[maybe_unused]] auto& [c1, c2, c3] = c.checkpoint;
-  [[maybe_unused]] auto& [r1, r2, r3, r4, r5, r6] = c.run;
-  EXPECT_EQ(config_keys().size(), 18u + 10 + 11 + 11 + 6 + 3 + 6);
+  [[maybe_unused]] auto& [r1, r2, r3, r4, r5, r6, r7] = c.run;
+  EXPECT_EQ(config_keys().size(), 18u + 10 + 11 + 11 + 6 + 3 + 7);
   std::set<std::string> names;
   for (const ConfigKey& key : config_keys()) names.insert(key.key);
   EXPECT_EQ(names.size(), config_keys().size());
@@ -583,6 +583,14 @@ const BadCase kBadWords[] = {
      "parallel.tensor"},
     {"run.dtype=fp16", "key=value word \"run.dtype=fp16\": fp16 is not offered", "run.dtype"},
     {"run.backend=gpu", "key=value word \"run.backend=gpu\": this is called cuda", "gpu"},
+    {"run.attention=cudnn",
+     "key=value word \"run.attention=cudnn\": run.attention cudnn chooses among kernels of a GPU; "
+     "with run.backend cpu only auto is allowed; set run.attention to auto, or run.backend to cuda",
+     "run.backend"},
+    {"run.attention=cuDNN",
+     "key=value word \"run.attention=cuDNN\": \"cuDNN\" is not one of auto, "
+     "cudnn, native, plain; did you mean cudnn?",
+     "run.attention"},
     {"run.folder=", "key=value word \"run.folder=\": must not be empty", "run.folder"},
     {"a\nb=5", "key=value word \"a\\nb=5\": unknown key", "a\\nb"},
 };

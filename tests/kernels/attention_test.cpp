@@ -134,7 +134,8 @@ Result run(Problem& p, const Isa* isa, int64_t shift = 0) {
         task.segment.end += shift;
         task.origin += shift;
       }
-      const int64_t bytes = attention_workspace_bytes(context, p.head_dim, segments, pass == 1);
+      const int64_t bytes =
+          attention_workspace_bytes(context, {.head_dim = p.head_dim}, segments, pass == 1);
       void* workspace = arena.allocate_bytes(bytes);
       std::memset(workspace, 0xff, bytes);  // NaN: nothing may be read before it is written
       const AttentionForward forward{view(r.out), lse, query, segments};
@@ -546,7 +547,8 @@ Result run_ranks(Problem& p, int ranks, Isa isa) {
       };
       const auto attend = [&](const SequencePlan& plan, std::span<const SegmentTask> tasks) {
         const Shard s = shard(plan);
-        const int64_t bytes = attention_workspace_bytes(context, p.head_dim, tasks, pass == 1);
+        const int64_t bytes =
+            attention_workspace_bytes(context, {.head_dim = p.head_dim}, tasks, pass == 1);
         void* workspace = arena.allocate_bytes(bytes);
         std::memset(workspace, 0xff, bytes);
         const AttentionOptions options = options_of(plan);
@@ -707,8 +709,9 @@ TEST(Attention, OriginDoesNotMatter) {
     const TensorView out_view = view4(out, 1, n, h, d),
                      lse_view(lse.data(), DType::kF32, {1, h, n});
     attention_begin(context, out_view, lse_view);
-    attention_forward(context, {out_view, lse_view, view4(q, 1, n, h, d), tasks}, options,
-                      arena.allocate_bytes(attention_workspace_bytes(context, d, tasks, false)));
+    attention_forward(
+        context, {out_view, lse_view, view4(q, 1, n, h, d), tasks}, options,
+        arena.allocate_bytes(attention_workspace_bytes(context, {.head_dim = d}, tasks, false)));
     if (distance == 0) near = out;
     EXPECT_LE(error_ratio(difference(out, near)), 1) << distance;
   }
@@ -754,8 +757,8 @@ TEST(Attention, StridedViewsOfAFusedBuffer) {
       const AttentionOptions options = make_options(p, p.branches[branch], offsets, &rotary);
       const auto tasks = local_segment_tasks(plan, branch, part(fused, 1), part(fused, 2),
                                              part(grads, 1), part(grads, 2));
-      void* workspace =
-          arena.allocate_bytes(attention_workspace_bytes(context, d, tasks, pass == 1));
+      void* workspace = arena.allocate_bytes(
+          attention_workspace_bytes(context, {.head_dim = d}, tasks, pass == 1));
       if (pass == 0)
         attention_forward(context, {out, lse, part(fused, 0), tasks}, options, workspace);
       else
@@ -909,7 +912,8 @@ TEST(Attention, CallsProgressOnTheCallingThread) {
   Values out(p.elements()), lse(p.heads * p.tokens);
   const auto tasks = local_segment_tasks(plan, 0, view(p.key), view(p.value), {}, {});
   Arena arena("test");
-  void* workspace = arena.allocate_bytes(attention_workspace_bytes(context, 16, tasks, false));
+  void* workspace =
+      arena.allocate_bytes(attention_workspace_bytes(context, {.head_dim = 16}, tasks, false));
   const TensorView lse_view(lse.data(), DType::kF32, {1, p.heads, p.tokens});
   attention_begin(context, view(out), lse_view);
   attention_forward(context, {view(out), lse_view, view(p.query), tasks}, options, workspace);

@@ -8,6 +8,15 @@
 namespace longnet::test {
 namespace {
 
+/// One chunk alone.
+CrossEntropyResult cross_entropy(Context& context, const TensorView& logits,
+                                 const TensorView& targets, float scale, bool with_gradient) {
+  CrossEntropySums sums;
+  cross_entropy_begin(context, &sums);
+  longnet::cross_entropy(context, &sums, logits, targets, scale, with_gradient);
+  return cross_entropy_result(context, &sums);
+}
+
 TEST(CrossEntropy, AgreesWithReference) {
   Context context({.device = {}, .threads = 2, .counting = false});
   for (const auto& [rows, width, spread] :
@@ -76,6 +85,31 @@ TEST(CrossEntropy, ExtremeAndBrokenLogits) {
                 std::string::npos)
           << error.what();
     }
+  }
+}
+
+TEST(CrossEntropy, ChunksAddUpAndTheFirstBadTargetIsNamed) {
+  Context context;
+  std::vector<float> logits = random_values(6 * 5, 3);
+  std::vector<int64_t> targets{1, -1, 4, 0, 7, -3};
+  const TensorView all(logits.data(), DType::kF32, {6, 5}), t(targets.data(), DType::kI64, {6});
+  CrossEntropySums sums;
+  cross_entropy_begin(context, &sums);
+  longnet::cross_entropy(context, &sums, all.slice(0, 0, 2), t.slice(0, 0, 2), 1, false);
+  longnet::cross_entropy(context, &sums, all.slice(0, 2, 2), t.slice(0, 2, 2), 1, false);
+  const CrossEntropyResult four = cross_entropy_result(context, &sums);
+  EXPECT_EQ(four.count, 3);
+  const double expected =
+      reference::cross_entropy(all.slice(0, 0, 4), t.slice(0, 0, 4), 1, false).loss_sum;
+  EXPECT_NEAR(four.loss_sum, expected, 1e-5);
+  longnet::cross_entropy(context, &sums, all.slice(0, 4, 2), t.slice(0, 4, 2), 1, true);
+  for (int i = 20; i < 30; ++i) EXPECT_EQ(logits[i], 0.0f);
+  try {
+    cross_entropy_result(context, &sums);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("target 7 in row 4"), std::string::npos)
+        << error.what();
   }
 }
 

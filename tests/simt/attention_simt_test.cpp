@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 
+#include "core/bf16.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/segment_tasks.h"
 #include "simt/support.h"
@@ -30,10 +31,34 @@ struct Problem {
   uint64_t seed = 1;
   std::vector<int64_t> first_visible, last_visible;  // [B, N] or empty
   Values query, key, value, grad_out;                // [B, N, H, D]; empty: random
+  // What the GPU reads, query to grad_out. bf16: all four are rounded first, so the reference sees
+  // the same numbers in f32.
+  DType dtype = DType::kF32, chunk_dtype = DType::kF32;
+  std::vector<bf16> rounded[4];
 
   int64_t elements() const { return batch * tokens * heads * head_dim; }
   void fill_random() {
-    if (!query.empty()) return;
+    if (query.empty()) draw();
+    if (dtype == DType::kF32) return;
+    for (int i = 0; i < 4; ++i) {
+      Values& values = *inputs()[i];
+      rounded[i].clear();
+      for (float& x : values) {
+        rounded[i].push_back(to_bf16(x));
+        x = to_float(rounded[i].back());
+      }
+    }
+  }
+  std::vector<Values*> inputs() { return {&query, &key, &value, &grad_out}; }
+  /// One of the inputs as the GPU (true) or the reference reads it.
+  TensorView input(Values& v, bool gpu) {
+    if (!gpu || dtype == DType::kF32) return view(v);
+    for (int i = 0; i < 4; ++i)
+      if (inputs()[i] == &v)
+        return TensorView(rounded[i].data(), dtype, {batch, tokens, heads, head_dim});
+    throw std::logic_error("not an input");
+  }
+  void draw() {
     query = random_values(elements(), seed);
     key = random_values(elements(), seed + 1000);
     value = random_values(elements(), seed + 2000);
@@ -106,22 +131,25 @@ Result run(Problem& p, bool gpu, int64_t shift = 0) {
   }
   for (int pass = 0; pass < 2; ++pass) {
     if (pass == 1 && gpu)
-      cuda::attention_delta(context, p.row_view(delta), p.view(p.grad_out), p.view(r.out));
+      cuda::attention_delta(context, p.row_view(delta), p.input(p.grad_out, true), p.view(r.out));
     if (pass == 1 && !gpu)
       reference::attention_delta(p.row_view(delta), p.view(p.grad_out), p.view(r.out));
     for (int branch = 0; branch < int(p.branches.size()); ++branch) {
       const std::vector<int64_t> offsets = plan.head_offsets(branch);
       const AttentionOptions options = p.options(p.branches[branch], offsets, &table);
-      std::vector<SegmentTask> tasks = local_segment_tasks(
-          plan, branch, p.view(p.key), p.view(p.value), p.view(r.grad_key), p.view(r.grad_value));
+      std::vector<SegmentTask> tasks =
+          local_segment_tasks(plan, branch, p.input(p.key, gpu), p.input(p.value, gpu),
+                              p.view(r.grad_key), p.view(r.grad_value));
       for (SegmentTask& task : tasks) {
         task.segment.begin += shift;
         task.segment.end += shift;
         task.origin += shift;
       }
-      const AttentionForward forward{p.view(r.out), p.row_view(r.lse), p.view(p.query), tasks};
-      const AttentionBackward backward{p.view(r.grad_query), p.view(p.grad_out), p.row_view(r.lse),
-                                       p.row_view(delta),    p.view(p.query),    tasks};
+      const AttentionForward forward{p.view(r.out), p.row_view(r.lse), p.input(p.query, gpu),
+                                     tasks};
+      const AttentionBackward backward{p.view(r.grad_query),  p.input(p.grad_out, gpu),
+                                       p.row_view(r.lse),     p.row_view(delta),
+                                       p.input(p.query, gpu), tasks};
       Workspace w(cuda::attention_workspace_bytes(context, p.head_dim, tasks, pass == 1));
       if (!gpu && pass == 0) reference::attention_forward(forward, options);
       if (!gpu && pass == 1) reference::attention_backward(backward, options);
@@ -325,12 +353,15 @@ Result run_ranks(Problem& p, int ranks) {
     plans.emplace_back(p.tokens, ranks, rank, p.heads, p.branches, p.mode);
   for (int pass = 0; pass < 2; ++pass) {
     if (pass == 1)
-      cuda::attention_delta(context, p.row_view(delta), p.view(p.grad_out), p.view(r.out));
+      cuda::attention_delta(context, p.row_view(delta), p.input(p.grad_out, true), p.view(r.out));
     for (int branch = 0; branch < int(p.branches.size()); ++branch) {
       const std::vector<int64_t> offsets = plans[0].head_offsets(branch);
       const AttentionOptions all = p.options(p.branches[branch], offsets, &table);
       const auto part = [&](const SequencePlan& plan, Values& v) {
         return p.view(v).slice(1, plan.local_begin(), plan.local_tokens());
+      };
+      const auto input_part = [&](const SequencePlan& plan, Values& v) {
+        return p.input(v, true).slice(1, plan.local_begin(), plan.local_tokens());
       };
       const auto row_part = [&](const SequencePlan& plan, Values& v) {
         return p.row_view(v).slice(2, plan.local_begin(), plan.local_tokens());
@@ -345,23 +376,28 @@ Result run_ranks(Problem& p, int ranks) {
         Workspace w(cuda::attention_workspace_bytes(context, p.head_dim, tasks, pass == 1));
         if (pass == 0)
           cuda::attention_forward(
-              context, {part(plan, r.out), row_part(plan, r.lse), part(plan, p.query), tasks},
+              context, {part(plan, r.out), row_part(plan, r.lse), input_part(plan, p.query), tasks},
               options_of(plan), w.memory.get());
         else
           cuda::attention_backward(
               context,
-              {part(plan, r.grad_query), part(plan, p.grad_out), row_part(plan, r.lse),
-               row_part(plan, delta), part(plan, p.query), tasks},
+              {part(plan, r.grad_query), input_part(plan, p.grad_out), row_part(plan, r.lse),
+               row_part(plan, delta), input_part(plan, p.query), tasks},
               options_of(plan), w.memory.get());
       };
       for (const SequencePlan& plan : plans) {
         if (plan.local_tokens() > 0)
-          attend(plan, local_segment_tasks(plan, branch, part(plan, p.key), part(plan, p.value),
-                                           part(plan, r.grad_key), part(plan, r.grad_value)));
+          attend(plan, local_segment_tasks(plan, branch, input_part(plan, p.key),
+                                           input_part(plan, p.value), part(plan, r.grad_key),
+                                           part(plan, r.grad_value)));
         for (const GatheredSegment& gathered : plan.gathered_segments(branch)) {
           const GatherLayout layout(plan, branch, gathered, p.batch, p.head_dim);
           Values buffer_values(layout.elements(), NAN), grad_values(layout.elements());
-          const TensorView buffer(buffer_values.data(), DType::kF32, {layout.elements()});
+          std::vector<bf16> buffer_rounded(layout.elements(), to_bf16(NAN));
+          const TensorView buffer(p.chunk_dtype == DType::kBF16
+                                      ? static_cast<void*>(buffer_rounded.data())
+                                      : buffer_values.data(),
+                                  p.chunk_dtype, {layout.elements()});
           const TensorView grads(grad_values.data(), DType::kF32, {layout.elements()});
           const auto chunk = [&](const TensorView& whole, int member, int which) {
             const int64_t rows = layout.chunk_rows[member];
@@ -376,10 +412,10 @@ Result run_ranks(Problem& p, int ranks) {
             const int m = rank - gathered.first_rank;
             if (layout.chunk_rows[m] == 0) continue;
             owned.origin = segment_origin(plans[rank], branch, gathered.segment);
-            cuda::attention_pack_rows(context, chunk(buffer, m, 0), chunk(buffer, m, 1),
-                                      part(plans[rank], p.key), part(plans[rank], p.value),
-                                      local_rows(plans[rank], branch, gathered.segment),
-                                      layout.row_slot[m], owned, options_of(plans[rank]));
+            cuda::attention_pack_rows(
+                context, chunk(buffer, m, 0), chunk(buffer, m, 1), input_part(plans[rank], p.key),
+                input_part(plans[rank], p.value), local_rows(plans[rank], branch, gathered.segment),
+                layout.row_slot[m], owned, options_of(plans[rank]));
           }
           const SegmentTask task =
               gathered_segment_task(plan, branch, gathered, layout, buffer, grads);
@@ -434,6 +470,76 @@ TEST(AttentionSimt, MoreHeadsThanOnePackLaunchHolds) {
   p.head_dim = 9;  // odd
   p.branches = {{24, 2}};
   EXPECT_LE(golden_ratio(run_ranks(p, 2), run(p, false)), 1);
+}
+
+// bf16 becomes float exactly, so the tolerance is that of float32.
+TEST(AttentionSimt, Bf16InputsAgreeWithReference) {
+  int index = 0;
+  for (Problem& p : problems()) {
+    ++index;
+    p.dtype = DType::kBF16;
+    simt::set_order(kOrders[index % 4], uint64_t(index));
+    EXPECT_LE(golden_ratio(run(p, true), run(p, false)), 1) << p.name();
+  }
+  simt::set_order(simt::Order::kAscending, 1);
+}
+
+TEST(AttentionSimt, Bf16GatheredRanksEqualOneRank) {
+  // Without positions a bf16 chunk holds the very numbers of the tokens; rotated keys keep their
+  // digits in an f32 chunk only.
+  for (auto [position, chunk] : {std::pair{Position::kNone, DType::kBF16},
+                                 {Position::kNone, DType::kF32},
+                                 {Position::kXpos, DType::kF32}}) {
+    Problem p = gathered_problem(100);
+    p.rotary.position = position;
+    p.dtype = DType::kBF16;
+    p.chunk_dtype = chunk;
+    EXPECT_LE(golden_ratio(run_ranks(p, 3), run(p, false)), 1) << p.name();
+  }
+}
+
+/// Packs head 0 and 1 of 9 tokens, rotated, into chunks of this type, as floats.
+Values packed(DType from, DType to) {
+  Problem p;
+  p.tokens = 9;
+  p.head_dim = 10;
+  p.rotary.position = Position::kXpos;
+  p.dtype = DType::kBF16;  // the same numbers whatever `from` is
+  p.fill_random();
+  const RotaryTable table(p.head_dim, p.rotary);
+  const std::vector<int64_t> offsets = {0, 0}, slots = {0, 9};
+  const AttentionOptions options = p.options({9, 1}, offsets, &table);
+  SegmentTask task;
+  task.segment = {0, 9};
+  task.origin = 4;
+  const HeadRows rows{{0, 0}, {0, 0}, {9, 9}, 1};
+  const int64_t n = 18 * p.head_dim;
+  Values chunk(2 * n, NAN);
+  std::vector<bf16> chunk16(2 * n);
+  const auto view = [&](int64_t which) {
+    void* data = to == DType::kBF16 ? static_cast<void*>(chunk16.data() + which * n)
+                                    : chunk.data() + which * n;
+    return TensorView(data, to, {1, 18, p.head_dim});
+  };
+  Context context;
+  const bool in_bf16 = from == DType::kBF16;
+  cuda::attention_pack_rows(context, view(0), view(1), p.input(p.key, in_bf16),
+                            p.input(p.value, in_bf16), rows, slots, task, options);
+  if (to == DType::kBF16)
+    for (int64_t i = 0; i < 2 * n; ++i) chunk[i] = to_float(chunk16[i]);
+  return chunk;
+}
+
+TEST(AttentionSimt, PackRoundsOnceToTheChunksType) {
+  const Values exact = packed(DType::kF32, DType::kF32);
+  Values once = exact;
+  for (float& x : once) x = to_float(to_bf16(x));
+  ASSERT_NE(once, exact);
+  EXPECT_EQ(packed(DType::kBF16, DType::kF32), exact);
+  EXPECT_EQ(packed(DType::kF32, DType::kBF16), once);
+  EXPECT_EQ(packed(DType::kBF16, DType::kBF16), once);
+  const simt::Defect truncates(10);
+  EXPECT_NE(packed(DType::kBF16, DType::kBF16), once);
 }
 
 TEST(AttentionSimt, DefectsInNumbersAreFound) {

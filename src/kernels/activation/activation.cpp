@@ -1,8 +1,9 @@
-// Dispatcher of activation.h: checks, then the CPU twin.
+// Dispatcher of activation.h: checks, then the twin of the device.
 #include "kernels/activation/activation.h"
 
 #include "core/bf16.h"
 #include "kernels/activation/activation_cpu.h"
+#include "kernels/activation/activation_cuda.h"
 
 namespace longnet {
 namespace {
@@ -22,6 +23,7 @@ void check_length(const TensorView& view, int64_t length, const char* name) {
 }  // namespace
 
 int64_t activation_workspace_bytes(const Context& context, int64_t ffn_dim, DType dtype) {
+  if (context.device().type == DeviceType::kCUDA) return cuda::activation_workspace_bytes(ffn_dim);
   return cpu::activation_workspace_bytes(context.threads(), ffn_dim, dtype);
 }
 
@@ -37,6 +39,8 @@ void activation_forward(Context& context, const ActivationForward& args, void* w
   }
   LN_CHECK(workspace != nullptr, "no workspace");
   if (context.counting() || args.hidden.elements() == 0) return;
+  if (context.device().type == DeviceType::kCUDA)
+    return cuda::activation_forward(context, args, workspace);
   cpu::activation_forward(context, args, workspace);
 }
 
@@ -57,6 +61,8 @@ void activation_backward(Context& context, const ActivationBackward& args, void*
   }
   LN_CHECK(workspace != nullptr, "no workspace");
   if (context.counting() || args.hidden.elements() == 0) return;
+  if (context.device().type == DeviceType::kCUDA)
+    return cuda::activation_backward(context, args, workspace);
   cpu::activation_backward(context, args, workspace);
 }
 

@@ -36,13 +36,8 @@ LN_INLINE float fast_exp(float x) {
   return p * scale;
 }
 
-/// Phi(x) and exp(-x^2 / 2). The upper tail is erfc(z) / 2 = exp(-z^2) P(t) / 2, z = |x| / sqrt(2),
-/// t = 1 / (1 + 0.33 z); P fitted to erfc(z) exp(z^2) by reweighted least squares on Chebyshev
-/// nodes, relative error 5e-8.
-LN_INLINE float normal_cdf(float x, float* gaussian) {
-  const float magnitude = x < 0 ? -x : x;
-  const float t = 1.0f / (1.0f + 0.33f * 0.70710678118654752f * magnitude);
-  const float e = fast_exp(-0.5f * x * x);
+/// P(t) below.
+LN_INLINE float normal_tail_series(float t) {
   float p = 0.03857315704226494f;
   p = p * t - 0.21456411480903625f;
   p = p * t + 0.3820682764053345f;
@@ -53,7 +48,17 @@ LN_INLINE float normal_cdf(float x, float* gaussian) {
   p = p * t + 0.17465563118457794f;
   p = p * t + 0.1862749457359314f;
   p = p * t + 0.18618007004261017f;
-  p = p * t;
+  return p * t;
+}
+
+/// Phi(x) and exp(-x^2 / 2). The upper tail is erfc(z) / 2 = exp(-z^2) P(t) / 2, z = |x| / sqrt(2),
+/// t = 1 / (1 + 0.33 z); P fitted to erfc(z) exp(z^2) by reweighted least squares on Chebyshev
+/// nodes, relative error 5e-8.
+LN_INLINE float normal_cdf(float x, float* gaussian) {
+  const float magnitude = x < 0 ? -x : x;
+  const float t = 1.0f / (1.0f + 0.33f * 0.70710678118654752f * magnitude);
+  const float e = fast_exp(-0.5f * x * x);
+  const float p = normal_tail_series(t);
   const float tail = 0.5f * e * p;
   *gaussian = e;
   return x < 0 ? tail : 1.0f - tail;

@@ -1,12 +1,18 @@
-// Dispatcher of attention: checks arguments, counts FLOPs, and runs the twin of the device.
+// Dispatcher of attention: checks arguments, counts FLOPs, and runs the twin of the device; on a
+// GPU the one that Context::attention() names, or the first that takes the call.
 #include "kernels/attention/attention.h"
+
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <limits>
+#include <set>
+#include <tuple>
 
 #include "core/bf16.h"
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_sdpa.h"
 #include "kernels/fill/fill.h"
 
 namespace longnet {
@@ -114,14 +120,76 @@ double check_segments(std::span<const SegmentTask> segments, const AttentionOpti
   return pairs * static_cast<double>(shape.batch);
 }
 
+bool allows(const Context& context, AttentionChoice choice) {
+  return context.attention() == AttentionChoice::kAuto || context.attention() == choice;
+}
+
+/// What the log has said already; kept with the Context.
+struct Said {
+  std::set<std::tuple<int64_t, int64_t, AttentionChoice, bool>> lines;
+};
+
+int64_t branch_length(std::span<const SegmentTask> segments, const AttentionOptions& options) {
+  int64_t length = options.segment_length;
+  if (length == 0)
+    for (const SegmentTask& task : segments)
+      length = std::max(length, task.segment.end - task.segment.begin);
+  return length;
+}
+
+/// Once per branch and implementation; the backward speaks up only where it differs.
+void log_choice(Context& context, std::span<const SegmentTask> segments,
+                const AttentionOptions& options, bool backward, AttentionChoice choice,
+                const std::string& why) {
+  const int64_t length = branch_length(segments, options);
+  auto& lines = context.kept<Said>().lines;
+  const std::tuple line{length, options.dilation, choice, backward};
+  if (lines.count(line) || (backward && lines.count({length, options.dilation, choice, false})))
+    return;
+  lines.insert(line);
+  spdlog::info("attention of branch ({}, {}){}: {}; {}", length, options.dilation,
+               backward ? ", backward" : "", attention_choice_name(choice), why);
+}
+
+/// Runs a call on the GPU. attempt(whole): asks cuDNN; plain(segments): the kernel that takes every
+/// segment.
+template <typename Attempt, typename Plain>
+void run_on_gpu(Context& context, std::span<const SegmentTask> segments,
+                const AttentionOptions& options, bool backward, Attempt attempt, Plain plain) {
+  if (context.attention() == AttentionChoice::kNative)
+    throw Error("run.attention=native: this program has no native kernel; set run.attention=auto");
+  std::string why = "as run.attention asks";
+  if (allows(context, AttentionChoice::kCudnn)) {
+    const bool only = context.attention() == AttentionChoice::kCudnn;
+    const sdpa::Outcome outcome = attempt(only);
+    if (outcome.refusal.empty()) {
+      log_choice(context, segments, options, backward, AttentionChoice::kCudnn,
+                 outcome.description);
+      if (!outcome.rest.empty()) plain(outcome.rest);
+      return;
+    }
+    if (only)
+      throw Error("run.attention=cudnn: {}branch ({}, {}): {}; set run.attention=auto",
+                  backward ? "backward of " : "", branch_length(segments, options),
+                  options.dilation, outcome.refusal);
+    why = "cudnn: " + outcome.refusal;
+  }
+  log_choice(context, segments, options, backward, AttentionChoice::kPlain, why);
+  plain(segments);
+}
+
 }  // namespace
 
-int64_t attention_workspace_bytes(const Context& context, int64_t head_dim,
+int64_t attention_workspace_bytes(const Context& context, const AttentionSize& size,
                                   std::span<const SegmentTask> segments, bool backward) {
-  LN_CHECK(head_dim >= 8 && head_dim <= 256, "head dimension {}, allowed are 8 to 256", head_dim);
-  if (context.on_gpu())
-    return cuda::attention_workspace_bytes(context, head_dim, segments, backward);
-  return attention::cpu_workspace_bytes(context, head_dim, segments, backward);
+  LN_CHECK(size.head_dim >= 8 && size.head_dim <= 256, "head dimension {}, allowed are 8 to 256",
+           size.head_dim);
+  if (!context.on_gpu())
+    return attention::cpu_workspace_bytes(context, size.head_dim, segments, backward);
+  int64_t bytes = cuda::attention_workspace_bytes(context, size.head_dim, segments, backward);
+  if (allows(context, AttentionChoice::kCudnn) && sdpa::refusal(context, size).empty())
+    bytes = std::max(bytes, sdpa::workspace_bytes(size, segments, backward));
+  return bytes;
 }
 
 void attention_begin(Context& context, const TensorView& out, const TensorView& lse) {
@@ -139,7 +207,15 @@ void attention_forward(Context& context, const AttentionForward& tensors,
   const double pairs = check_segments(tensors.segments, options, shape, false);
   context.work().attention_flops += 4.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
-  if (context.on_gpu()) return cuda::attention_forward(context, tensors, options, workspace);
+  if (context.on_gpu())
+    return run_on_gpu(
+        context, tensors.segments, options, false,
+        [&](bool whole) { return sdpa::try_forward(context, tensors, options, workspace, whole); },
+        [&](std::span<const SegmentTask> segments) {
+          AttentionForward some = tensors;
+          some.segments = segments;
+          cuda::attention_forward(context, some, options, workspace);
+        });
   attention::cpu_forward(context, tensors, options, workspace);
 }
 
@@ -164,11 +240,20 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   check_float_shape("grad_out", tensors.grad_out, rows);
   check_shape("lse", tensors.lse, DType::kF32, {shape.batch, shape.heads, shape.tokens});
   check_shape("delta", tensors.delta, DType::kF32, {shape.batch, shape.heads, shape.tokens});
+  if (tensors.out.defined()) check_shape("out", tensors.out, DType::kF32, rows);
   check_options(options, shape);
   const double pairs = check_segments(tensors.segments, options, shape, true);
   context.work().attention_flops += 10.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
-  if (context.on_gpu()) return cuda::attention_backward(context, tensors, options, workspace);
+  if (context.on_gpu())
+    return run_on_gpu(
+        context, tensors.segments, options, true,
+        [&](bool whole) { return sdpa::try_backward(context, tensors, options, workspace, whole); },
+        [&](std::span<const SegmentTask> segments) {
+          AttentionBackward some = tensors;
+          some.segments = segments;
+          cuda::attention_backward(context, some, options, workspace);
+        });
   attention::cpu_backward(context, tensors, options, workspace);
 }
 

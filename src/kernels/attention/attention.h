@@ -16,9 +16,12 @@
 //     back)
 // A query without any key keeps o = 0, lse = -inf and passes no gradient. query, key, value and
 // grad_out are each f32 or bf16 by their view; all sums, o, lse and gradients are float32. Twins:
-// attention_reference.cpp (double sums), attention_cpu.cpp (+ one source per instruction set). It
-// never allocates: workspace_bytes() says what it needs. Results do not depend on the order in
-// which threads run.
+// attention_reference.cpp (double sums), attention_cpu.cpp (+ one source per instruction set), and
+// on a GPU attention_cuda.cu ("plain") and attention_sdpa.cpp ("cudnn"): Context::attention() names
+// one, or leaves the choice to each call: cudnn where it takes the call, else plain; the log says
+// once per branch which and why. It never allocates: attention_workspace_bytes() says what it
+// needs. Results do not depend on the order in which threads run, cuDNN's gradients excepted
+// (attention_cudnn.h).
 #pragma once
 
 #include <cstdint>
@@ -65,6 +68,7 @@ struct AttentionOptions {
   /// Optional (not defined: no limit), [B, L] i64: query token t sees key tokens u (global numbers)
   /// only where first_visible[t] <= u <= last_visible[t]; document boundaries.
   TensorView first_visible, last_visible;
+  int64_t segment_length = 0;  // w of this branch, for messages; 0: the longest of the call
 };
 
 struct AttentionForward {
@@ -81,10 +85,20 @@ struct AttentionBackward {
   TensorView delta;                       // [B, H, L] f32, from attention_delta
   TensorView query;                       // [B, L, H, D] f32 or bf16
   std::span<const SegmentTask> segments;  // their KeySource::grad_* are added to
+  /// [B, L, H, D] f32, of all branches; what cuDNN computes its delta from. May be undefined: then
+  /// another implementation takes the call.
+  TensorView out = {};
 };
 
-/// Scratch for one call with these segments, whole device, bytes.
-int64_t attention_workspace_bytes(const Context& context, int64_t head_dim,
+/// What scratch depends on beside the segments.
+struct AttentionSize {
+  int64_t batch = 1;          // B
+  int64_t head_dim = 64;      // D
+  DType dtype = DType::kF32;  // of query, key and value
+};
+/// Scratch for one call with these segments, whole device, bytes; on a GPU enough for every
+/// implementation that Context::attention() allows. A counting context gives the same.
+int64_t attention_workspace_bytes(const Context& context, const AttentionSize& size,
                                   std::span<const SegmentTask> segments, bool backward);
 
 /// out = 0, lse = -inf: the state before the first branch.

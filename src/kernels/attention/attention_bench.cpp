@@ -1,13 +1,17 @@
-// See attention_bench.h. The limit is measured before and after, and the larger one counts.
+// See attention_bench.h. Limits are measured before and after, and the larger one counts.
 #include "kernels/attention/attention_bench.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <functional>
 
 #include "core/arena.h"
+#include "core/bf16.h"
+#include "core/device_runtime.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_sdpa.h"
 #include "kernels/attention/segment_tasks.h"
 #include "kernels/fill/fill.h"
 #include "kernels/machine/machine.h"
@@ -16,30 +20,56 @@
 namespace longnet {
 namespace {
 
+constexpr double kSampleSeconds = 0.02;  // of a GPU: launches and waits are far below one per cent
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// prepare: called before every call, its time is not counted.
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+bool on_gpu(const Context& context) { return context.device().type == DeviceType::kCUDA; }
+
+struct Samples {
+  std::vector<double> seconds;  // of one call
+  int64_t calls = 1;            // per sample
+};
+
+/// prepare: called before every sample, its time is not counted.
+Samples time_samples(Context& context, int repetitions, const std::function<void()>& prepare,
+                     const std::function<void()>& call) {
+  const auto sample = [&](int64_t calls) {
+    prepare();
+    context.wait();
+    const double start = now();
+    for (int64_t i = 0; i < calls; ++i) call();
+    context.wait();
+    return (now() - start) / static_cast<double>(calls);
+  };
+  Samples samples;
+  sample(1);
+  if (on_gpu(context))
+    samples.calls = std::max<int64_t>(1, std::llround(kSampleSeconds / sample(1)));
+  for (int i = 0; i < repetitions; ++i) samples.seconds.push_back(sample(samples.calls));
+  return samples;
+}
+
 AttentionBenchTiming time_calls(Context& context, int repetitions,
                                 const std::function<void()>& prepare,
-                                const std::function<void()>& call) {
+                                const std::function<void()>& call, int64_t& calls_per_sample) {
   AttentionBenchTiming timing;
   const double before = context.work().attention_flops;
   prepare();
   call();
   timing.flops = context.work().attention_flops - before;
-  std::vector<double> seconds;
-  for (int i = 0; i < repetitions; ++i) {
-    prepare();
-    const double start = now();
-    call();
-    seconds.push_back(now() - start);
-  }
-  std::sort(seconds.begin(), seconds.end());
-  timing.median_seconds = seconds[seconds.size() / 2];
-  timing.fastest_seconds = seconds.front();
-  timing.slowest_seconds = seconds.back();
+  const Samples samples = time_samples(context, repetitions, prepare, call);
+  calls_per_sample = samples.calls;
+  timing.median_seconds = median(samples.seconds);
+  timing.fastest_seconds = *std::min_element(samples.seconds.begin(), samples.seconds.end());
+  timing.slowest_seconds = *std::max_element(samples.seconds.begin(), samples.seconds.end());
   timing.gflops = timing.flops / timing.median_seconds / 1e9;
   return timing;
 }
@@ -62,106 +92,230 @@ double row_error(const TensorView& actual, const TensorView& expected,
   return std::isnan(error) ? INFINITY : error / largest;
 }
 
+/// The tensors of a run, on the device, and copies of the inputs in host memory as floats.
+class Bench {
+ public:
+  Bench(Context& context, const AttentionBenchOptions& options)
+      : context_(context),
+        options_(options),
+        plan_(options.tokens, 1, 0, options.heads, options.branches, HeadOffset::kInterleaved),
+        rotary_(options.head_dim, {options.position, 10000, 512}),
+        host_({.device = {}, .threads = context.threads(), .counting = false}),
+        arena_("bench", false, context.device()),
+        host_arena_("bench host") {
+    query_ = input("q");
+    key_ = input("k");
+    value_ = input("v");
+    grad_out_ = input("grad_out");
+    for (TensorView* x : {&out_, &grad_query_, &grad_key_, &grad_value_}) {
+      *x = rows(arena_, DType::kF32);
+      fill(context_, *x, 0.0f);
+    }
+    lse_ = arena_.allocate(DType::kF32, {options_.batch, options_.heads, options_.tokens});
+    delta_ = arena_.allocate(DType::kF32, {options_.batch, options_.heads, options_.tokens});
+    int64_t workspace_bytes = 0;
+    for (int b = 0; b < branches(); ++b) {
+      tasks_.push_back(
+          local_segment_tasks(plan_, b, key_.device, value_.device, grad_key_, grad_value_));
+      offsets_.push_back(plan_.head_offsets(b));
+      workspace_bytes = std::max(workspace_bytes,
+                                 attention_workspace_bytes(context_, size(), tasks_.back(), true));
+    }
+    workspace_ = arena_.allocate_bytes(workspace_bytes);
+  }
+
+  AttentionBenchResult run() {
+    AttentionBenchResult result;
+    measure_limits(result);
+    std::vector<double> begin_seconds;
+    result.forward = time_calls(
+        context_, options_.repetitions,
+        [&] {
+          context_.wait();
+          const double start = now();
+          attention_begin(context_, out_, lse_);
+          context_.wait();
+          begin_seconds.push_back(now() - start);
+        },
+        [&] { forward(); }, result.calls_per_sample);
+    result.begin_seconds = median(begin_seconds);
+    attention_begin(context_, out_, lse_);  // samples of several calls have counted keys repeatedly
+    forward();
+    attention_delta(context_, delta_, grad_out_.device, out_);
+    int64_t calls = 1;
+    result.backward = time_calls(
+        context_, options_.repetitions, [] {}, [&] { backward(); }, calls);
+    time_library(result);
+    measure_limits(result);
+    for (AttentionBenchTiming* t : {&result.forward, &result.backward}) {
+      if (result.fma_gflops > 0) t->share_of_fma = t->gflops / result.fma_gflops;
+      if (result.matmul_gflops > 0) t->share_of_matmul = t->gflops / result.matmul_gflops;
+      t->share_of_sdpa = t->sdpa_seconds / t->median_seconds;
+    }
+    if (branches() == 1) check(result);
+    return result;
+  }
+
+ private:
+  struct Input {
+    TensorView device, host;  // host: f32, what the device's type keeps of the numbers
+  };
+
+  int branches() const { return static_cast<int>(options_.branches.size()); }
+  AttentionSize size() const { return {options_.batch, options_.head_dim, options_.dtype}; }
+
+  TensorView rows(Arena& arena, DType dtype) {
+    return arena.allocate(dtype,
+                          {options_.batch, options_.tokens, options_.heads, options_.head_dim});
+  }
+  TensorView host_rows() {
+    const TensorView x = rows(host_arena_, DType::kF32);
+    fill(host_, x, 0.0f);
+    return x;
+  }
+
+  Input input(const char* name) {
+    Input x{rows(arena_, options_.dtype), host_rows()};
+    fill_normal(host_, x.host, 1, name, 1.0);
+    const int64_t n = x.host.elements();
+    std::vector<bf16> low;
+    if (options_.dtype == DType::kBF16)
+      for (int64_t i = 0; i < n; ++i) {
+        low.push_back(to_bf16(x.host.f32()[i]));
+        x.host.f32()[i] = to_float(low.back());
+      }
+    const void* from = low.empty() ? static_cast<const void*>(x.host.data) : low.data();
+    if (on_gpu(context_))
+      device_runtime::copy_to_device(x.device.data, from, x.device.bytes(), context_.stream());
+    else
+      std::memcpy(x.device.data, from, static_cast<size_t>(x.device.bytes()));
+    context_.wait();
+    return x;
+  }
+
+  /// A copy of a device's f32 tensor.
+  TensorView download(const TensorView& x) {
+    if (!on_gpu(context_)) return x;
+    TensorView copy = x;
+    copy.device = {};
+    copy.data = host_arena_.allocate_bytes(x.bytes());
+    device_runtime::copy_to_host(copy.data, x.data, x.bytes(), context_.stream());
+    context_.wait();
+    return copy;
+  }
+
+  AttentionOptions attention_options(int b) const {
+    AttentionOptions o;
+    o.dilation = options_.branches[b].dilation;
+    o.segment_length = options_.branches[b].segment_length;
+    o.head_offset = offsets_[b];
+    o.rotary = rotary_.enabled() ? &rotary_ : nullptr;
+    o.scale = static_cast<float>(1.0 / std::sqrt(double(options_.head_dim)));
+    o.causal = options_.causal;
+    return o;
+  }
+  AttentionForward forward_tensors(int b) const { return {out_, lse_, query_.device, tasks_[b]}; }
+  AttentionBackward backward_tensors(int b) const {
+    return {grad_query_, grad_out_.device, lse_, delta_, query_.device, tasks_[b], out_};
+  }
+  void forward() {
+    for (int b = 0; b < branches(); ++b)
+      attention_forward(context_, forward_tensors(b), attention_options(b), workspace_);
+  }
+  void backward() {
+    for (int b = 0; b < branches(); ++b)
+      attention_backward(context_, backward_tensors(b), attention_options(b), workspace_);
+  }
+
+  void measure_limits(AttentionBenchResult& result) {
+    if (!options_.measure_limits) return;
+    if (on_gpu(context_))
+      result.matmul_gflops = std::max(result.matmul_gflops,
+                                      measure_machine(context_, 0.3, options_.dtype).matmul_gflops);
+    else
+      result.fma_gflops = std::max(result.fma_gflops, measure_fma_gflops(context_, 0.3));
+  }
+
+  /// cuDNN's calls for the same problems, operands where the whole call would have them.
+  void time_library(AttentionBenchResult& result) {
+    if (!sdpa::refusal(context_, size()).empty() || context_.attention() == AttentionChoice::kPlain)
+      return;
+    bool taken = true;
+    const auto forward_alone = [&] {
+      for (int b = 0; b < branches(); ++b)
+        taken = taken && sdpa::try_forward(context_, forward_tensors(b), attention_options(b),
+                                           workspace_, true, sdpa::Parts::kLibrary)
+                             .refusal.empty();
+    };
+    const auto backward_alone = [&] {
+      for (int b = 0; b < branches(); ++b)
+        taken = taken && sdpa::try_backward(context_, backward_tensors(b), attention_options(b),
+                                            workspace_, true, sdpa::Parts::kLibrary)
+                             .refusal.empty();
+    };
+    const auto time = [&](const std::function<void()>& call) {
+      const Samples samples = time_samples(
+          context_, options_.repetitions, [] {}, call);
+      return taken ? median(samples.seconds) : 0.0;
+    };
+    result.forward.sdpa_seconds = time(forward_alone);
+    result.backward.sdpa_seconds = time(backward_alone);
+  }
+
+  /// The last few rows of each head in the last segment, against the definition.
+  void check(AttentionBenchResult& result) {
+    std::vector<SegmentTask> few;
+    {
+      SegmentTask task = tasks_[0].back();
+      for (size_t h = 0; h < task.queries.count.size(); ++h) {
+        const int64_t skip = std::max<int64_t>(0, task.queries.count[h] - 2);
+        task.queries.slot[h] += skip * task.queries.step;
+        task.queries.first[h] += skip;
+        task.queries.count[h] -= skip;
+      }
+      task.keys[0].key = key_.host;
+      task.keys[0].value = value_.host;
+      task.keys[0].grad_key = host_rows();
+      task.keys[0].grad_value = host_rows();
+      few.push_back(std::move(task));
+    }
+    const TensorView expected_out = host_rows(), expected_grad_query = host_rows(),
+                     expected_lse = host_arena_.allocate_zeroed(
+                         DType::kF32, {options_.batch, options_.heads, options_.tokens});
+    fill(host_, expected_lse, -INFINITY);
+    reference::attention_forward({expected_out, expected_lse, query_.host, few},
+                                 attention_options(0));
+    fill(context_, grad_query_, 0.0f);
+    backward();
+    context_.wait();
+    reference::attention_backward(
+        {expected_grad_query, grad_out_.host, download(lse_), download(delta_), query_.host, few},
+        attention_options(0));
+    result.forward.largest_error = row_error(download(out_), expected_out, few);
+    result.backward.largest_error = row_error(download(grad_query_), expected_grad_query, few);
+    const double limit = options_.dtype == DType::kBF16 ? 2e-2 : 2e-5;
+    for (double error : {result.forward.largest_error, result.backward.largest_error})
+      if (!(error <= limit))
+        throw Error("attention benchmark: result differs from the reference by {:.2g}", error);
+  }
+
+  Context& context_;
+  const AttentionBenchOptions& options_;
+  SequencePlan plan_;
+  RotaryTable rotary_;
+  Context host_;
+  Arena arena_, host_arena_;
+  Input query_, key_, value_, grad_out_;
+  TensorView out_, grad_query_, grad_key_, grad_value_, lse_, delta_;
+  std::vector<std::vector<SegmentTask>> tasks_;
+  std::vector<std::vector<int64_t>> offsets_;
+  void* workspace_ = nullptr;
+};
+
 }  // namespace
 
 AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptions& options) {
-  const SequencePlan plan(options.tokens, 1, 0, options.heads, options.branches,
-                          HeadOffset::kInterleaved);
-  Arena arena("bench");
-  const auto tensor = [&](const char* name) {
-    const TensorView view = arena.allocate_zeroed(
-        DType::kF32, {options.batch, options.tokens, options.heads, options.head_dim});
-    if (name != nullptr) fill_normal(context, view, 1, name, 1.0);
-    return view;
-  };
-  const TensorView q = tensor("q"), k = tensor("k"), v = tensor("v"), grad_out = tensor("grad_out");
-  const TensorView out = tensor(nullptr), grad_q = tensor(nullptr), grad_k = tensor(nullptr),
-                   grad_v = tensor(nullptr);
-  const TensorView lse =
-      arena.allocate_zeroed(DType::kF32, {options.batch, options.heads, options.tokens});
-  const TensorView delta =
-      arena.allocate_zeroed(DType::kF32, {options.batch, options.heads, options.tokens});
-  std::vector<std::vector<SegmentTask>> tasks;
-  std::vector<std::vector<int64_t>> offsets;
-  int64_t workspace_bytes = 0;
-  for (size_t b = 0; b < options.branches.size(); ++b) {
-    tasks.push_back(local_segment_tasks(plan, static_cast<int>(b), k, v, grad_k, grad_v));
-    offsets.push_back(plan.head_offsets(static_cast<int>(b)));
-    workspace_bytes = std::max(
-        workspace_bytes, attention_workspace_bytes(context, options.head_dim, tasks.back(), true));
-  }
-  void* workspace = arena.allocate_bytes(workspace_bytes);
-  const auto attention_options = [&](size_t b) {
-    AttentionOptions o;
-    o.dilation = options.branches[b].dilation;
-    o.head_offset = offsets[b];
-    o.scale = static_cast<float>(1.0 / std::sqrt(double(options.head_dim)));
-    o.causal = options.causal;
-    return o;
-  };
-
-  AttentionBenchResult result;
-  result.fma_gflops = measure_fma_gflops(context, 0.3);
-  std::vector<double> begin_seconds;
-  result.forward = time_calls(
-      context, options.repetitions,
-      [&] {
-        const double start = now();
-        attention_begin(context, out, lse);
-        begin_seconds.push_back(now() - start);
-      },
-      [&] {
-        for (size_t b = 0; b < tasks.size(); ++b)
-          attention_forward(context, {out, lse, q, tasks[b]}, attention_options(b), workspace);
-      });
-  std::sort(begin_seconds.begin(), begin_seconds.end());
-  result.begin_seconds = begin_seconds[begin_seconds.size() / 2];
-  attention_delta(context, delta, grad_out, out);
-  result.backward = time_calls(
-      context, options.repetitions, [] {},
-      [&] {
-        for (size_t b = 0; b < tasks.size(); ++b)
-          attention_backward(context, {grad_q, grad_out, lse, delta, q, tasks[b]},
-                             attention_options(b), workspace);
-      });
-  result.fma_gflops = std::max(result.fma_gflops, measure_fma_gflops(context, 0.3));
-  result.forward.share_of_fma = result.forward.gflops / result.fma_gflops;
-  result.backward.share_of_fma = result.backward.gflops / result.fma_gflops;
-
-  // The last few rows of each head in each branch's last segment, against the definition.
-  const TensorView expected_out = tensor(nullptr),
-                   expected_lse = arena.allocate_zeroed(
-                       DType::kF32, {options.batch, options.heads, options.tokens});
-  const TensorView unused_k = tensor(nullptr), unused_v = tensor(nullptr),
-                   expected_grad_q = tensor(nullptr);
-  std::vector<std::vector<SegmentTask>> few;
-  for (size_t b = 0; b < tasks.size(); ++b) {
-    SegmentTask task = tasks[b].back();
-    for (size_t h = 0; h < task.queries.count.size(); ++h) {
-      const int64_t skip = std::max<int64_t>(0, task.queries.count[h] - 2);
-      task.queries.slot[h] += skip * task.queries.step;
-      task.queries.first[h] += skip;
-      task.queries.count[h] -= skip;
-    }
-    task.keys[0].grad_key = unused_k;
-    task.keys[0].grad_value = unused_v;
-    few.push_back({std::move(task)});
-  }
-  if (options.branches.size() != 1)
-    return result;  // merged rows differ by branch: tests cover them
-  fill(context, expected_lse, -INFINITY);
-  reference::attention_forward({expected_out, expected_lse, q, few[0]}, attention_options(0));
-  fill(context, grad_q, 0.0f);
-  attention_backward(context, {grad_q, grad_out, lse, delta, q, tasks[0]}, attention_options(0),
-                     workspace);
-  reference::attention_backward({expected_grad_q, grad_out, lse, delta, q, few[0]},
-                                attention_options(0));
-  result.forward.largest_error = row_error(out, expected_out, few[0]);
-  result.backward.largest_error = row_error(grad_q, expected_grad_q, few[0]);
-  for (double error : {result.forward.largest_error, result.backward.largest_error})
-    if (!(error <= 2e-5))
-      throw Error("attention benchmark: result differs from the reference by {:.2g}", error);
-  return result;
+  return Bench(context, options).run();
 }
 
 }  // namespace longnet

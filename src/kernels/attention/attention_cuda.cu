@@ -1,4 +1,5 @@
-// CUDA twin of attention.h: float32, any head dimension from 8 to 256, forward and backward.
+// CUDA twin of attention.h: any head dimension from 8 to 256, forward and backward. Inputs are f32
+// or bf16 and become float32 while they are read; everything after that is float32.
 //
 // The plain kernels: tiles of 32 query and 32 key rows in shared memory, four threads per row,
 // float multiply-adds. Rows are read where they lie (dilated, strided, gathered) and rotated while
@@ -35,9 +36,23 @@ struct TaskHead {
   int32_t head;
 };
 
+/// Numbers that are f32 or bf16 by a flag that all threads share.
+struct Input {
+  const void* data;
+  bool bf16;
+
+  __device__ __forceinline__ float operator[](int64_t i) const {
+    return bf16 ? bf16_to_float(static_cast<const uint16_t*>(data)[i])
+                : static_cast<const float*>(data)[i];
+  }
+  __host__ __device__ __forceinline__ Input operator+(int64_t i) const {
+    return {static_cast<const char*>(data) + i * (bf16 ? 2 : 4), bf16};
+  }
+};
+
 /// The key rows of one head of one source; pointers and strides lead to row i of sequence b.
 struct SourceHead {
-  const float *key, *value;
+  Input key, value;
   float *grad_key, *grad_value;
   int64_t key_batch, value_batch, grad_key_batch, grad_value_batch;
   int64_t key_row, value_row, grad_key_row, grad_value_row;
@@ -61,9 +76,13 @@ struct Frequencies {
   double log_z[kMaxPairs];  // xPos: log of a query's factor per token; 0 without
 };
 
-/// One [B, L, H, D] tensor.
+/// One [B, L, H, D] tensor, and one that is only read.
 struct Rows {
   float* data;
+  int64_t batch, token, head;  // strides
+};
+struct InputRows {
+  Input data;
   int64_t batch, token, head;  // strides
 };
 
@@ -72,7 +91,8 @@ struct Common {
   const SourceHead* sources;
   const Item* items;
   RotaryParts rotary;
-  Rows query, out, grad_out, grad_query;
+  InputRows query, grad_out;
+  Rows out, grad_query;
   float *lse, *delta;
   int64_t lse_batch, lse_head, lse_token, delta_batch, delta_head, delta_token;
   const int64_t *first_visible, *last_visible;
@@ -98,7 +118,7 @@ __device__ __forceinline__ float2 turn_of(const RotaryParts& r, int set, int64_t
 /// tile[row] = rows [0, count) of `rows`, rotated if `rotate`; zeros behind head_dim and count. Row
 /// i has position `position` + i dilation.
 template <int kD>
-__device__ __forceinline__ void load_tile(float (*tile)[kD + 4], const float* rows, int64_t stride,
+__device__ __forceinline__ void load_tile(float (*tile)[kD + 4], Input rows, int64_t stride,
                                           int count, int head_dim, const RotaryParts& rotary,
                                           bool rotate, int set, int64_t position,
                                           int64_t dilation) {
@@ -107,7 +127,7 @@ __device__ __forceinline__ void load_tile(float (*tile)[kD + 4], const float* ro
     const int row = i / kPairs, pair = i % kPairs, d = 2 * pair;
     float a = 0, b = 0;
     if (row < count && d < head_dim) {
-      const float* from = rows + row * stride + d;
+      const Input from = rows + (row * stride + d);
       a = from[0];
       if (d + 1 < head_dim) b = from[1];
       if (rotate) {
@@ -499,13 +519,13 @@ __global__ void __launch_bounds__(kThreads)
 /// One warp per row of [B, L, H].
 __global__ void __launch_bounds__(kThreads)
     delta_kernel(float* delta, int64_t delta_batch, int64_t delta_head, int64_t delta_token,
-                 Rows grad_out, Rows out, int64_t count, int64_t tokens, int64_t heads,
+                 InputRows grad_out, Rows out, int64_t count, int64_t tokens, int64_t heads,
                  int head_dim) {
   const int64_t row = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (row >= count) return;
   const int64_t h = row % heads, t = row / heads % tokens, b = row / heads / tokens;
-  const float* x = grad_out.data + b * grad_out.batch + t * grad_out.token + h * grad_out.head;
+  const Input x = grad_out.data + (b * grad_out.batch + t * grad_out.token + h * grad_out.head);
   const float* y = out.data + b * out.batch + t * out.token + h * out.head;
   float sum = 0;
   for (int d = lane; d < head_dim; d += 32) sum += x[d] * y[d];
@@ -517,48 +537,63 @@ struct PackedHeads {
   int64_t slot[kPackHeads], count[kPackHeads], chunk_slot[kPackHeads];
   int64_t position[kPackHeads];  // of the first row
 };
+template <typename T>
 struct ChunkRows {
-  float* data;
+  T* data;
   int64_t batch, row;  // strides
 };
+template <typename T>
+struct TokenRows {
+  T* data;
+  int64_t batch, token, head;  // strides
+};
 
-/// Grid: (rows, heads, B). Rotates with angles computed here: every row is read once.
-/// unpack false: chunk = rows; true: rows += chunk, keys rotated back.
-template <bool unpack>
+__device__ __forceinline__ float to_f32(float x) { return x; }
+__device__ __forceinline__ float to_f32(uint16_t x) { return bf16_to_float(x); }
+__device__ __forceinline__ void store(float* to, float x) { *to = x; }
+__device__ __forceinline__ void store(uint16_t* to, float x) {
+  *to = LN_BUG == 10 ? static_cast<uint16_t>(__float_as_uint(x) >> 16) : float_to_bf16(x);
+}
+
+/// Grid: (rows, heads, B). Rotates with angles computed here: every row is read once; keys are
+/// rotated in float32 and then rounded to the chunk's type.
+/// unpack false: chunk = rows; true: rows += chunk, keys rotated back. T: of the tokens, C: of the
+/// chunk (uint16_t: bf16), the same for keys and values.
+template <bool unpack, typename T, typename C>
 __global__ void __launch_bounds__(kThreads)
-    pack_kernel(ChunkRows chunk_key, ChunkRows chunk_value, Rows key, Rows value, PackedHeads heads,
-                int first_head, int64_t step, int64_t dilation, int head_dim, bool rotate,
-                Frequencies f) {
+    pack_kernel(ChunkRows<C> chunk_key, ChunkRows<C> chunk_value, TokenRows<T> key,
+                TokenRows<T> value, PackedHeads heads, int first_head, int64_t step,
+                int64_t dilation, int head_dim, bool rotate, Frequencies f) {
   const int head = blockIdx.y;
   const int64_t i = blockIdx.x, b = blockIdx.z;
   if (i >= heads.count[head]) return;
   const int64_t token = heads.slot[head] + i * step, h = first_head + head;
-  float* key_row = key.data + b * key.batch + token * key.token + h * key.head;
-  float* value_row = value.data + b * value.batch + token * value.token + h * value.head;
+  T* key_row = key.data + b * key.batch + token * key.token + h * key.head;
+  T* value_row = value.data + b * value.batch + token * value.token + h * value.head;
   const int64_t chunk_row = heads.chunk_slot[head] + i;
-  float* chunk_key_row = chunk_key.data + b * chunk_key.batch + chunk_row * chunk_key.row;
-  float* chunk_value_row = chunk_value.data + b * chunk_value.batch + chunk_row * chunk_value.row;
+  C* chunk_key_row = chunk_key.data + b * chunk_key.batch + chunk_row * chunk_key.row;
+  C* chunk_value_row = chunk_value.data + b * chunk_value.batch + chunk_row * chunk_value.row;
   const int end = head_dim + (LN_BUG == 9 ? 2 : 0);
   for (int d = 2 * threadIdx.x; d < end; d += 2 * kThreads) {
     const bool both = d + 1 < head_dim;
-    const float* from = unpack ? chunk_key_row : key_row;
-    float x = from[d], y = both ? from[d + 1] : 0.0f;
+    float x = unpack ? to_f32(chunk_key_row[d]) : to_f32(key_row[d]), y = 0;
+    if (both) y = unpack ? to_f32(chunk_key_row[d + 1]) : to_f32(key_row[d + 1]);
     if (rotate) {
       const double2 turn = turn_in_double(f, d / 2, heads.position[head] + i * dilation, true);
       const float c = static_cast<float>(turn.x), s = static_cast<float>(turn.y), z = x;
       x = unpack ? z * c + y * s : z * c - y * s;
       y = unpack ? y * c - z * s : y * c + z * s;
     }
-    if (unpack) {
+    if constexpr (unpack) {
       key_row[d] += x;
       value_row[d] += chunk_value_row[d];
       if (both) key_row[d + 1] += y;
       if (both) value_row[d + 1] += chunk_value_row[d + 1];
     } else {
-      chunk_key_row[d] = x;
-      chunk_value_row[d] = value_row[d];
-      if (both) chunk_key_row[d + 1] = y;
-      if (both) chunk_value_row[d + 1] = value_row[d + 1];
+      store(chunk_key_row + d, x);
+      store(chunk_value_row + d, to_f32(value_row[d]));
+      if (both) store(chunk_key_row + d + 1, y);
+      if (both) store(chunk_value_row + d + 1, to_f32(value_row[d + 1]));
     }
   }
 }
@@ -617,6 +652,10 @@ Frequencies frequencies_of(const AttentionOptions& options, int64_t head_dim) {
 }
 
 float* floats(const TensorView& view) { return static_cast<float*>(view.data); }
+Input input(const TensorView& view) { return {view.data, view.dtype == DType::kBF16}; }
+InputRows input_rows(const TensorView& view) {
+  return {input(view), view.stride[0], view.stride[1], view.stride[2]};
+}
 Rows rows_of(const TensorView& view) {
   return {floats(view), view.stride[0], view.stride[1], view.stride[2]};
 }
@@ -656,8 +695,11 @@ struct Prepared {
                        : nullptr;
           };
           SourceHead s{};
-          s.key = at(k.key);
-          s.value = at(k.value);
+          const auto input_at = [&](const TensorView& view) {
+            return input(view) + (h * view.stride[2] + k.rows.slot[h] * view.stride[1]);
+          };
+          s.key = input_at(k.key);
+          s.value = input_at(k.value);
           s.key_batch = k.key.stride[0];
           s.value_batch = k.value.stride[0];
           s.key_row = k.rows.step * k.key.stride[1];
@@ -708,7 +750,7 @@ struct Prepared {
              static_cast<int>(layout.coarse_count), static_cast<int>(head_dim / 2),
              frequencies_of(options, head_dim));
     }
-    common.query = rows_of(query);
+    common.query = input_rows(query);
     const TensorView &first = options.first_visible, &last = options.last_visible;
     common.first_visible = static_cast<const int64_t*>(first.data);
     common.last_visible = static_cast<const int64_t*>(last.data);
@@ -751,7 +793,16 @@ void with_width(int64_t head_dim, F f) {
     f(std::integral_constant<int, 256>{});
 }
 
-template <bool unpack>
+template <typename T>
+ChunkRows<T> chunk_rows(const TensorView& view) {
+  return {static_cast<T*>(view.data), view.stride[0], view.stride[1]};
+}
+template <typename T>
+TokenRows<T> token_rows(const TensorView& view) {
+  return {static_cast<T*>(view.data), view.stride[0], view.stride[1], view.stride[2]};
+}
+
+template <bool unpack, typename T, typename C>
 void pack(Context& context, const TensorView& chunk_key, const TensorView& chunk_value,
           const TensorView& key, const TensorView& value, const HeadRows& rows,
           std::span<const int64_t> chunk_slot, const SegmentTask& task,
@@ -772,14 +823,13 @@ void pack(Context& context, const TensorView& chunk_key, const TensorView& chunk
                            rows.first[h] * options.dilation - task.origin;
       most = std::max(most, rows.count[h]);
     }
-    launch(pack_kernel<unpack>,
+    launch(pack_kernel<unpack, T, C>,
            dim3(static_cast<unsigned>(most), static_cast<unsigned>(group),
                 static_cast<unsigned>(key.shape[0])),
-           kThreads, 0, context_stream(context),
-           ChunkRows{floats(chunk_key), chunk_key.stride[0], chunk_key.stride[1]},
-           ChunkRows{floats(chunk_value), chunk_value.stride[0], chunk_value.stride[1]},
-           rows_of(key), rows_of(value), packed, static_cast<int>(first), rows.step,
-           options.dilation, static_cast<int>(head_dim), rotate, frequencies);
+           kThreads, 0, context_stream(context), chunk_rows<C>(chunk_key),
+           chunk_rows<C>(chunk_value), token_rows<T>(key), token_rows<T>(value), packed,
+           static_cast<int>(first), rows.step, options.dilation, static_cast<int>(head_dim), rotate,
+           frequencies);
   }
 }
 
@@ -813,8 +863,8 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
   const int64_t count = out.shape[0] * out.shape[1] * out.shape[2];
   const int64_t blocks = (count + kThreads / 32 - 1) / (kThreads / 32);
   launch(delta_kernel, grid_of(blocks, 1), kThreads, 0, context_stream(context), floats(delta),
-         delta.stride[0], delta.stride[1], delta.stride[2], rows_of(grad_out), rows_of(out), count,
-         out.shape[1], out.shape[2], static_cast<int>(out.shape[3]));
+         delta.stride[0], delta.stride[1], delta.stride[2], input_rows(grad_out), rows_of(out),
+         count, out.shape[1], out.shape[2], static_cast<int>(out.shape[3]));
 }
 
 void attention_backward(Context& context, const AttentionBackward& tensors,
@@ -822,7 +872,7 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   Prepared prepared(context, tensors.query, tensors.segments, options, workspace, true);
   Common& common = prepared.common;
   common.grad_query = rows_of(tensors.grad_query);
-  common.grad_out = rows_of(tensors.grad_out);
+  common.grad_out = input_rows(tensors.grad_out);
   prepared.set_lse(tensors.lse);
   common.delta = floats(tensors.delta);
   common.delta_batch = tensors.delta.stride[0];
@@ -845,7 +895,14 @@ void attention_pack_rows(Context& context, const TensorView& chunk_key,
                          const TensorView& value, const HeadRows& rows,
                          std::span<const int64_t> chunk_slot, const SegmentTask& task,
                          const AttentionOptions& options) {
-  pack<false>(context, chunk_key, chunk_value, key, value, rows, chunk_slot, task, options);
+  LN_CHECK(key.dtype == value.dtype && chunk_key.dtype == chunk_value.dtype,
+           "key {} and value {} into chunks {} and {}: on a GPU keys and values have one type",
+           key.describe(), value.describe(), chunk_key.describe(), chunk_value.describe());
+  const bool from_bf16 = key.dtype == DType::kBF16, to_bf16 = chunk_key.dtype == DType::kBF16;
+  const auto call = from_bf16
+                        ? (to_bf16 ? pack<false, uint16_t, uint16_t> : pack<false, uint16_t, float>)
+                        : (to_bf16 ? pack<false, float, uint16_t> : pack<false, float, float>);
+  call(context, chunk_key, chunk_value, key, value, rows, chunk_slot, task, options);
 }
 
 void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
@@ -853,8 +910,8 @@ void attention_unpack_rows_add(Context& context, const TensorView& grad_key,
                                const TensorView& chunk_grad_value, const HeadRows& rows,
                                std::span<const int64_t> chunk_slot, const SegmentTask& task,
                                const AttentionOptions& options) {
-  pack<true>(context, chunk_grad_key, chunk_grad_value, grad_key, grad_value, rows, chunk_slot,
-             task, options);
+  pack<true, float, float>(context, chunk_grad_key, chunk_grad_value, grad_key, grad_value, rows,
+                           chunk_slot, task, options);
 }
 
 }  // namespace longnet::cuda

@@ -21,6 +21,7 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
                      const TensorView& out);
 void attention_backward(Context& context, const AttentionBackward& tensors,
                         const AttentionOptions& options, void* workspace);
+/// f32 or bf16 tokens into f32 or bf16 chunks; keys and values have one type, or Error.
 void attention_pack_rows(Context& context, const TensorView& chunk_key,
                          const TensorView& chunk_value, const TensorView& key,
                          const TensorView& value, const HeadRows& rows,

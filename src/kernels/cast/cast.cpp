@@ -1,8 +1,9 @@
-// Dispatcher of cast.h: checks, then the CPU twin.
+// Dispatcher of cast.h: checks, then the twin of the device.
 #include "kernels/cast/cast.h"
 
 #include "core/bf16.h"
 #include "kernels/cast/cast_cpu.h"
+#include "kernels/cast/cast_cuda.h"
 
 namespace longnet {
 
@@ -13,6 +14,7 @@ void cast(Context& context, const TensorView& out, const TensorView& in) {
            "cast of {} to {}: wanted contiguous tensors of equal size", in.describe(),
            out.describe());
   if (context.counting() || in.elements() == 0) return;
+  if (context.device().type == DeviceType::kCUDA) return cuda::cast(context, out, in);
   cpu::cast(context, out, in);
 }
 

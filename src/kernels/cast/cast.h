@@ -1,5 +1,6 @@
 // Conversion of a tensor between float32 and bfloat16: the bf16 copy of the parameters, gradients
-// that enter a matrix product. Twins: cast_reference.cpp, cast_cpu.cpp.
+// that enter a matrix product. Twins: cast_reference.cpp, cast_cpu.cpp,
+// cast_cuda.cu.
 #pragma once
 
 #include "core/context.h"

@@ -3,7 +3,9 @@
 //
 //   loss_t = log(sum_v exp(logits_tv)) - logits_t,target;  grad_tv = (softmax_tv - [v = target])
 //   scale
-// Targets of -1 are ignored: no loss, zero gradient. A target outside [-1, V) throws.
+// Targets of -1 are ignored: no loss, zero gradient. The chunks' losses are summed in memory of the
+// context's device, so that no chunk is waited for. Twins: cross_entropy_reference.cpp,
+// cross_entropy_cpu.cpp, cross_entropy_cuda.cu.
 #pragma once
 
 #include "core/context.h"
@@ -16,9 +18,27 @@ struct CrossEntropyResult {
   int64_t count = 0;    // targets that count
 };
 
-/// logits: [c, V], replaced by the gradient of scale * loss_sum if with_gradient. targets: [c] i64.
-CrossEntropyResult cross_entropy(Context& context, const TensorView& logits,
-                                 const TensorView& targets, float scale, bool with_gradient);
+/// Sums since cross_entropy_begin. On a GPU scratch for one chunk follows it in memory.
+struct CrossEntropySums {
+  double nats;
+  int64_t count;       // targets that count
+  int64_t rows;        // seen so far
+  int64_t bad_row;     // first of them whose target is outside [-1, V); -1: none
+  int64_t bad_target;  // that target
+};
+
+/// Bytes of memory on the context's device for sums, of which chunks have at most max_rows rows.
+int64_t cross_entropy_sums_bytes(const Context& context, int64_t max_rows);
+/// Sets sums (CrossEntropySums in memory of the context's device) to nothing seen.
+void cross_entropy_begin(Context& context, void* sums);
+/// logits: [c, V] f32, replaced by the gradient of scale * loss if with_gradient. targets: [c] i64.
+/// Adds to sums, in an order that does not depend on threads. A row whose target is outside [-1, V)
+/// is taken as ignored and remembered.
+void cross_entropy(Context& context, void* sums, const TensorView& logits,
+                   const TensorView& targets, float scale, bool with_gradient);
+/// Waits for the context and returns what was summed. Throws Error naming the first target outside
+/// the vocabulary and its row.
+CrossEntropyResult cross_entropy_result(Context& context, const void* sums);
 
 namespace reference {
 CrossEntropyResult cross_entropy(const TensorView& logits, const TensorView& targets, float scale,

@@ -39,12 +39,17 @@ LN_CLONES void row_softmax(float* row, float largest, float factor, int64_t widt
 
 }  // namespace
 
-CrossEntropyResult cross_entropy(Context& context, const TensorView& logits,
-                                 const TensorView& targets, float scale, bool with_gradient) {
+void cross_entropy(Context& context, CrossEntropySums* sums, const TensorView& logits,
+                   const TensorView& targets, float scale, bool with_gradient) {
   constexpr int64_t kBlock = 64, kBatch = 64;  // rows a block; blocks whose sums are held at a time
   const int64_t rows = logits.shape[0], width = logits.shape[1];
   const int64_t* target = targets.as<int64_t>();
   float* values = logits.f32();
+  for (int64_t t = 0; t < rows && sums->bad_row < 0; ++t)
+    if (target[t] < -1 || target[t] >= width) {
+      sums->bad_row = sums->rows + t;
+      sums->bad_target = target[t];
+    }
   CrossEntropyResult total;
   for (int64_t first = 0; first < rows; first += kBlock * kBatch) {
     const int64_t blocks = std::min(kBatch, (rows - first + kBlock - 1) / kBlock);
@@ -54,7 +59,7 @@ CrossEntropyResult cross_entropy(Context& context, const TensorView& logits,
       const int64_t begin = first + block * kBlock, end = std::min(rows, begin + kBlock);
       for (int64_t t = begin; t < end; ++t) {
         float* row = values + t * width;
-        if (target[t] < 0) {
+        if (target[t] < 0 || target[t] >= width) {
           if (with_gradient) std::fill_n(row, width, 0.0f);
           continue;
         }
@@ -75,7 +80,9 @@ CrossEntropyResult cross_entropy(Context& context, const TensorView& logits,
       total.count += partial[block].count;
     }
   }
-  return total;
+  sums->nats += total.loss_sum;
+  sums->count += total.count;
+  sums->rows += rows;
 }
 
 }  // namespace longnet::cpu

@@ -5,7 +5,7 @@
 
 namespace longnet::cpu {
 
-CrossEntropyResult cross_entropy(Context& context, const TensorView& logits,
-                                 const TensorView& targets, float scale, bool with_gradient);
+void cross_entropy(Context& context, CrossEntropySums* sums, const TensorView& logits,
+                   const TensorView& targets, float scale, bool with_gradient);
 
 }  // namespace longnet::cpu

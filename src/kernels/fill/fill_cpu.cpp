@@ -1,34 +1,35 @@
-// CPU twin of fill: runs without gaps are as long as the strides allow, and are divided among threads.
+// CPU twin of fill: runs without gaps are as long as the strides allow, and are divided among
+// threads.
+#include "kernels/fill/fill_cpu.h"
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
-#include "kernels/fill/fill.h"
+#include "core/bf16.h"
 
-namespace longnet {
+namespace longnet::cpu {
 namespace {
 
 constexpr int64_t kPieceElements = 64 * 1024;  // 256 KiB: one thread's turn in a long run
 
 void fill_run(float* out, int64_t count, float value) {
   if (std::bit_cast<uint32_t>(value) == 0)
-    std::memset(out, 0, static_cast<size_t>(count) * sizeof(float));  // need not read the lines first
+    std::memset(out, 0,
+                static_cast<size_t>(count) * sizeof(float));  // need not read the lines first
   else
     std::fill_n(out, count, value);
 }
+void fill_run(bf16* out, int64_t count, bf16 value) { std::fill_n(out, count, value); }
 
-}  // namespace
-
-void fill(Context& context, const TensorView& values, float value) {
-  if (context.counting() || values.elements() == 0) return;
+template <typename T>
+void fill_all(const TensorView& values, T value) {
   int last = values.rank - 1;
-  LN_CHECK(last >= 0 && values.stride[last] == 1, "fill needs a contiguous last axis, got {}",
-           values.describe());
   int64_t width = values.shape[last];
   for (; last > 0 && values.stride[last - 1] == width; --last) width *= values.shape[last - 1];
   const int64_t rows = values.elements() / width;
   const int64_t pieces = (width + kPieceElements - 1) / kPieceElements;
-  float* base = values.f32();
+  T* base = values.as<T>();
 #pragma omp parallel for schedule(static) if (rows * width > kPieceElements)
   for (int64_t item = 0; item < rows * pieces; ++item) {
     int64_t rest = item / pieces, offset = item % pieces * kPieceElements;
@@ -41,4 +42,13 @@ void fill(Context& context, const TensorView& values, float value) {
   }
 }
 
-}  // namespace longnet
+}  // namespace
+
+void fill(const TensorView& values, float value) {
+  if (values.dtype == DType::kBF16)
+    fill_all(values, to_bf16(value));
+  else
+    fill_all(values, value);
+}
+
+}  // namespace longnet::cpu

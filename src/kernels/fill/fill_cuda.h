@@ -1,4 +1,5 @@
-// CUDA twin of fill.h. Not public; throws Error in a build without CUDA.
+// What fill.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already. Not
+// public; throws Error in a build without CUDA.
 #pragma once
 
 #include "core/context.h"
@@ -6,7 +7,6 @@
 
 namespace longnet::cuda {
 
-/// values[...] = value, f32 or bf16 (rounded to nearest even), any strides.
 void fill(Context& context, const TensorView& values, float value);
 
 }  // namespace longnet::cuda

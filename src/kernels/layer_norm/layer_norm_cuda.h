@@ -1,6 +1,5 @@
 // What layer_norm.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already and
-// lie in the GPU's memory. Meaning and shapes as in layer_norm.h; x, residual, sum, out, grad_x and
-// grad_out are all f32 or all bf16, everything else f32. Not public.
+// lie in the GPU's memory. Meaning, shapes and types as in layer_norm.h. Not public.
 //
 // Every function throws Error in a build without CUDA. Sums have a fixed order: same bits every
 // time.

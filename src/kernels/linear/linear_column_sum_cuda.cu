@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kColumns* kRows) sum_columns(float* out, const
     for (int64_t row = first + threadIdx.y; row < end; row += kRows)
       sum += to_float(matrix[row * stride + column]);
   sm.partial[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
+  if (LN_BUG != 69) __syncthreads();
   if (threadIdx.y != 0 || column >= columns) return;
   for (int y = 1; y < kRows; ++y) sum += sm.partial[y][threadIdx.x];
   if (into_sums) {

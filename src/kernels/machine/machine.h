@@ -7,13 +7,16 @@
 namespace longnet {
 
 struct MachinePeak {
-  double fma_gflops_f32 = 0;  // register-only fused multiply-adds, best ISA in use, all threads
-  double matmul_gflops = 0;   // linear layer of 1024^3 through the same library as the model's
+  double fma_gflops_f32 = 0;  // register-only fused multiply-adds, best ISA in use, all threads; 0
+                              // on a GPU
+  double matmul_gflops = 0;   // linear layer through the same library as the model's: 1024^3 on the
+                              // CPU; on a GPU 8192^3 (f32: 4096^3) of random numbers
 };
 
 /// Runs for about `seconds` on the Context's threads; the best of many short repetitions, since
 /// these are limits. When several ranks share a host, call it on all of them at once: the limit of
-/// each is then its share. dtype: of the matrix product's operands, f32 or bf16.
+/// each is then its share. dtype: of the matrix product's operands, f32 or bf16. On a GPU it takes
+/// up to 700 MB of memory meanwhile.
 MachinePeak measure_machine(Context& context, double seconds = 0.3, DType dtype = DType::kF32);
 
 /// Only the multiply-add limit, GFLOP/s of all threads (a multiply-add counts two).

@@ -1,5 +1,6 @@
 // Optimizer arithmetic on flat ranges of float32 memory: AdamW (arXiv 1711.05101), StableAdamW
-// (arXiv 2304.13013), sums of squares for norms. Decides nothing about which ranges decay.
+// (arXiv 2304.13013), sums of squares for norms. Decides nothing about which ranges decay. Twins:
+// optimizer_reference.cpp, optimizer_cpu.cpp, optimizer_cuda.cu.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +43,10 @@ int64_t sum_term_count(const SumRange& whole, const SumRange& part);
 double add_sum_terms(const SumRange& whole, std::span<const SumRange> parts,
                      std::span<const double> terms);
 
+/// Functions that sum take a workspace: on a GPU so many bytes of its memory for sums over at most
+/// `elements` (they wait for the terms, which the host adds); on the CPU 0, and it is not read.
+int64_t optimizer_workspace_bytes(const Context& context, int64_t elements);
+
 /// All [n] f32. first_moment, second_moment are updated in place, then
 ///   AdamW: m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2,
 ///   w -= lr (wd w + (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)).
@@ -54,14 +59,15 @@ void adamw_update(Context& context, const TensorView& weight, const TensorView& 
 /// Returns that root mean square (1 is typical, above 1 the update was clipped).
 double stable_adamw_update(Context& context, const TensorView& weight,
                            const TensorView& first_moment, const TensorView& second_moment,
-                           const TensorView& gradient, const AdamWOptions& options);
+                           const TensorView& gradient, const AdamWOptions& options,
+                           void* workspace = nullptr);
 
 /// The two halves of stable_adamw_update, for a tensor that several ranks hold parts of. All views
 /// [part]; options.offset is unused. First: updates the second moments, terms (sum_term_count of
 /// them) of the sum of g^2 / max(v, eps^2) over the tensor `whole`.
 void stable_adamw_terms(Context& context, std::span<double> terms, const TensorView& second_moment,
                         const TensorView& gradient, const AdamWOptions& options,
-                        const SumRange& whole, const SumRange& part);
+                        const SumRange& whole, const SumRange& part, void* workspace = nullptr);
 /// Then, with the root of the whole tensor's mean: updates the first moments and the weights.
 void stable_adamw_apply(Context& context, const TensorView& weight, const TensorView& first_moment,
                         const TensorView& second_moment, const TensorView& gradient,
@@ -69,10 +75,10 @@ void stable_adamw_apply(Context& context, const TensorView& weight, const Tensor
 
 /// Sum of squares, accumulated in double in the order above, where values is the whole from 0: it
 /// depends on n alone. A non-finite entry gives a non-finite result.
-double sum_of_squares(Context& context, const TensorView& values);
+double sum_of_squares(Context& context, const TensorView& values, void* workspace = nullptr);
 /// Terms of the same sum from a part of the whole; values [part].
 void sum_of_squares_terms(Context& context, std::span<double> terms, const TensorView& values,
-                          const SumRange& whole, const SumRange& part);
+                          const SumRange& whole, const SumRange& part, void* workspace = nullptr);
 
 namespace reference {
 void adamw_update(const TensorView& weight, const TensorView& first_moment,

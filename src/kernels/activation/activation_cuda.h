@@ -1,0 +1,17 @@
+// What activation.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already and
+// lie in the GPU's memory. Meaning, shapes and types as in activation.h. Not public.
+//
+// Every function throws Error in a build without CUDA. Sums have a fixed order: same bits every
+// time.
+#pragma once
+
+#include "kernels/activation/activation.h"
+
+namespace longnet::cuda {
+
+/// Bytes of device memory.
+int64_t activation_workspace_bytes(int64_t ffn_dim);
+void activation_forward(Context& context, const ActivationForward& args, void* workspace);
+void activation_backward(Context& context, const ActivationBackward& args, void* workspace);
+
+}  // namespace longnet::cuda

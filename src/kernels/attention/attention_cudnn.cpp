@@ -1,0 +1,174 @@
+// cuDNN behind attention_cudnn.h; the only file that includes the frontend.
+//
+// Compiled and linked where there was no GPU, not run there.
+#include "kernels/attention/attention_cudnn.h"
+
+#include <cudnn_frontend.h>
+#include <fmt/format.h>
+
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "core/text.h"
+
+namespace longnet::cudnn {
+namespace {
+
+namespace fe = cudnn_frontend;
+using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
+
+/// Names of the operands inside a graph.
+enum Uid : int64_t {
+  kQuery = 1,
+  kKey,
+  kValue,
+  kOut,
+  kLse,
+  kGradOut,
+  kGradQuery,
+  kGradKey,
+  kGradValue
+};
+
+void check(cudnnStatus_t status, const char* call) {
+  if (status == CUDNN_STATUS_SUCCESS) return;
+  throw Error("{} failed: {}", call, cudnnGetErrorString(status));
+}
+
+struct Prepared {
+  fe::graph::Graph graph;
+  std::string refusal;
+};
+
+/// Kept with the Context.
+struct Library {
+  cudnnHandle_t handle = nullptr;
+  std::map<sdpa::Shape, std::unique_ptr<Prepared>> prepared;
+
+  Library() = default;
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+  ~Library() {
+    prepared.clear();
+    if (handle != nullptr) cudnnDestroy(handle);
+  }
+};
+
+Library& library_of(Context& context) {
+  Library& library = context.kept<Library>();
+  if (library.handle == nullptr) {
+    check(cudnnCreate(&library.handle), "cudnnCreate");
+    check(cudnnSetStream(library.handle, context.stream()), "cudnnSetStream");
+  }
+  return library;
+}
+
+std::vector<int64_t> strides(const sdpa::Strides& s) { return {s.batch, s.head, s.row, 1}; }
+
+/// Fills the graph; returns why cuDNN does not want it, or nothing.
+std::string build(fe::graph::Graph& graph, const sdpa::Shape& s, cudnnHandle_t handle) {
+  graph.set_io_data_type(fe::DataType_t::BFLOAT16)
+      .set_intermediate_data_type(fe::DataType_t::FLOAT)
+      .set_compute_data_type(fe::DataType_t::FLOAT);
+  const auto dims = [&](int64_t rows) {
+    return std::vector<int64_t>{s.batch, s.heads, rows, s.head_dim};
+  };
+  const auto packed = [&](int64_t rows) {
+    return strides(sdpa::packed_strides(s.heads, rows, s.head_dim));
+  };
+  const auto input = [&](int64_t uid, int64_t rows, const std::vector<int64_t>& stride) {
+    return graph.tensor(
+        fe::graph::Tensor_attributes().set_uid(uid).set_dim(dims(rows)).set_stride(stride));
+  };
+  const auto output = [&](const Tensor& tensor, int64_t uid, int64_t rows) {
+    tensor->set_output(true).set_uid(uid).set_dim(dims(rows)).set_stride(packed(rows));
+  };
+  const auto lse_form = [&](fe::graph::Tensor_attributes& lse) {
+    lse.set_uid(kLse)
+        .set_dim({s.batch, s.heads, s.query_rows, 1})
+        .set_stride({s.heads * s.query_rows, s.query_rows, 1, 1})
+        .set_data_type(fe::DataType_t::FLOAT);
+  };
+  const Tensor query = input(kQuery, s.query_rows, strides(s.query));
+  const Tensor key = input(kKey, s.key_rows, strides(s.key));
+  const Tensor value = input(kValue, s.key_rows, strides(s.value));
+  if (s.backward) {
+    const Tensor out = input(kOut, s.query_rows, packed(s.query_rows));
+    const Tensor grad_out = input(kGradOut, s.query_rows, strides(s.grad_out));
+    fe::graph::Tensor_attributes lse;
+    lse_form(lse);
+    const auto gradients = graph.sdpa_backward(
+        query, key, value, out, grad_out, graph.tensor(lse),
+        fe::graph::SDPA_backward_attributes().set_attn_scale(s.scale).set_causal_mask(s.causal));
+    output(gradients[0], kGradQuery, s.query_rows);
+    output(gradients[1], kGradKey, s.key_rows);
+    output(gradients[2], kGradValue, s.key_rows);
+  } else {
+    const auto results = graph.sdpa(query, key, value,
+                                    fe::graph::SDPA_attributes()
+                                        .set_generate_stats(true)
+                                        .set_attn_scale(s.scale)
+                                        .set_causal_mask(s.causal));
+    output(results[0], kOut, s.query_rows);
+    results[1]->set_output(true);
+    lse_form(*results[1]);
+  }
+  fe::error_t status = graph.validate();
+  if (status.is_good()) status = graph.build_operation_graph(handle);
+  if (status.is_good()) status = graph.create_execution_plans({fe::HeurMode_t::A});
+  if (status.is_good())
+    status = graph.deselect_workspace_greater_than(sdpa::algorithm_workspace_bytes(s.backward))
+                 .check_support();
+  if (status.is_good()) status = graph.build_plans();
+  int64_t workspace = 0;
+  if (status.is_good()) status = graph.get_workspace_size(workspace);
+  if (status.is_bad()) return "cuDNN: " + one_line(status.get_message());
+  const int64_t limit = sdpa::library_workspace_bytes(s);
+  if (workspace > limit)
+    return fmt::format("cuDNN wants {} bytes of scratch, the limit is {}", workspace, limit);
+  return "";
+}
+
+Prepared& prepare(Context& context, const sdpa::Shape& shape) {
+  Library& library = library_of(context);
+  std::unique_ptr<Prepared>& prepared = library.prepared[shape];
+  if (!prepared) {
+    auto made = std::make_unique<Prepared>();
+    made->refusal = build(made->graph, shape, library.handle);
+    prepared = std::move(made);
+  }
+  return *prepared;
+}
+
+}  // namespace
+
+std::string unavailable() { return ""; }
+
+std::string refusal(Context& context, const sdpa::Shape& shape) {
+  return prepare(context, shape).refusal;
+}
+
+void run(Context& context, const sdpa::Shape& shape, const Operands& o) {
+  Prepared& prepared = prepare(context, shape);
+  LN_CHECK(prepared.refusal.empty(), "{}", prepared.refusal);
+  // The frontend's map wants pointers to non-const; it only reads what the graph only reads.
+  std::unordered_map<int64_t, void*> pointers{{kQuery, const_cast<void*>(o.query)},
+                                              {kKey, const_cast<void*>(o.key)},
+                                              {kValue, const_cast<void*>(o.value)},
+                                              {kOut, o.out},
+                                              {kLse, o.lse}};
+  if (shape.backward) {
+    pointers[kGradOut] = const_cast<void*>(o.grad_out);
+    pointers[kGradQuery] = o.grad_query;
+    pointers[kGradKey] = o.grad_key;
+    pointers[kGradValue] = o.grad_value;
+  }
+  fe::error_t status = prepared.graph.execute(library_of(context).handle, pointers, o.workspace);
+  if (status.is_bad())
+    throw Error("attention through cuDNN ({} of {} x {} heads, {} queries, {} keys, D {}): {}",
+                shape.backward ? "backward" : "forward", shape.batch, shape.heads, shape.query_rows,
+                shape.key_rows, shape.head_dim, one_line(status.get_message()));
+}
+
+}  // namespace longnet::cudnn
