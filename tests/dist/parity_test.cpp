@@ -244,10 +244,33 @@ TEST(ModelParity, GoldenFiles) {
   }
 }
 
+/// How far one rank is from itself, as a share of what is allowed, when each parameter moves to a
+/// neighbouring float: what rounding alone does to this case. A row whose norm divides by a tiny
+/// deviation magnifies it beyond the allowance; no order of summation is right or wrong there.
+double rounding_error(const ModelConfig& config, const SequencePlan& plan, int64_t batch,
+                      std::vector<float> parameters, std::vector<int64_t>& tokens,
+                      std::vector<int64_t>& targets, const std::vector<float>& logits,
+                      const std::vector<float>& gradients, double grad_scale) {
+  std::mt19937_64 random(1);
+  for (float& p : parameters) p = std::nextafter(p, random() % 2 ? INFINITY : -INFINITY);
+  NoExchange none;
+  ModelOnRank near(config, plan, batch, none, parameters);
+  near.run(tokens, targets, grad_scale);
+  double worst = error_ratio(difference(near.logits, logits));
+  double largest = 0;
+  for (float g : gradients) largest = std::max(largest, std::abs(double(g)));
+  for (const ParameterInfo& info : near.layout.parameters())
+    worst = std::max(worst, error_ratio(difference(near.gradients.data() + info.offset,
+                                                   gradients.data() + info.offset, info.elements),
+                                        largest));
+  return worst;
+}
+
 TEST(ModelParity, RandomCases) {
   const auto world = make_mpi_communicator();
   const int cases = std::getenv("LN_TEST_LONG") != nullptr ? 200 : 8;
   double worst_of_all = 0;
+  int ill_conditioned = 0;
   for (int i = 0; i < cases; ++i) {
     std::mt19937_64 random(7000 + i);
     const auto pick = [&](int64_t low, int64_t high) {
@@ -279,18 +302,29 @@ TEST(ModelParity, RandomCases) {
     std::vector<int64_t> table(batch * (n + 1));
     for (int64_t& t : table) t = pick(0, config.vocab_size - 1);
 
+    const SequencePlan whole(n, 1, 0, config.heads, config.branches, config.head_offset_mode());
     NoExchange none;
-    ModelOnRank one(config,
-                    SequencePlan(n, 1, 0, config.heads, config.branches, config.head_offset_mode()),
-                    batch, none, parameters);
+    ModelOnRank one(config, whole, batch, none, parameters);
     std::vector<int64_t> tokens, targets;
     split_tokens(table, batch, 0, n, tokens, targets);
     const CrossEntropyResult result = one.run(tokens, targets, 1.0 / (batch * n));
     const double worst = model_error(*world, config, batch, n, parameters, table, one.logits,
                                      result.loss_sum / result.count, one.gradients);
-    EXPECT_LE(worst, 1.0) << "case " << i;
+    if (worst > 1.0) {
+      const double rounding = rounding_error(config, whole, batch, parameters, tokens, targets,
+                                             one.logits, one.gradients, 1.0 / (batch * n));
+      EXPECT_LE(worst, rounding) << "case " << i;
+      ++ill_conditioned;
+      if (world->rank() == 0)
+        printf(
+            "  case %d on %d ranks: %.3f of the allowance; one rank with each parameter one "
+            "float away: %.3f\n",
+            i, world->size(), worst, rounding);
+      continue;
+    }
     worst_of_all = std::max(worst_of_all, worst);
   }
+  EXPECT_LE(ill_conditioned, cases / 100) << "too many cases that rounding alone explains";
   if (world->rank() == 0)
     printf("  %d random models on %d ranks: worst error %.3f of the allowance\n", cases,
            world->size(), worst_of_all);
