@@ -31,8 +31,6 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-bool on_gpu(const Context& context) { return context.device().type == DeviceType::kCUDA; }
-
 struct Samples {
   std::vector<double> seconds;  // of one call
   int64_t calls = 1;            // per sample
@@ -51,7 +49,7 @@ Samples time_samples(Context& context, int repetitions, const std::function<void
   };
   Samples samples;
   sample(1);
-  if (on_gpu(context))
+  if (context.on_gpu())
     samples.calls = std::max<int64_t>(1, std::llround(kSampleSeconds / sample(1)));
   for (int i = 0; i < repetitions; ++i) samples.seconds.push_back(sample(samples.calls));
   return samples;
@@ -185,7 +183,7 @@ class Bench {
         x.host.f32()[i] = to_float(low.back());
       }
     const void* from = low.empty() ? static_cast<const void*>(x.host.data) : low.data();
-    if (on_gpu(context_))
+    if (context_.on_gpu())
       device_runtime::copy_to_device(x.device.data, from, x.device.bytes(), context_.stream());
     else
       std::memcpy(x.device.data, from, static_cast<size_t>(x.device.bytes()));
@@ -195,7 +193,7 @@ class Bench {
 
   /// A copy of a device's f32 tensor.
   TensorView download(const TensorView& x) {
-    if (!on_gpu(context_)) return x;
+    if (!context_.on_gpu()) return x;
     TensorView copy = x;
     copy.device = {};
     copy.data = host_arena_.allocate_bytes(x.bytes());
@@ -229,7 +227,7 @@ class Bench {
 
   void measure_limits(AttentionBenchResult& result) {
     if (!options_.measure_limits) return;
-    if (on_gpu(context_))
+    if (context_.on_gpu())
       result.matmul_gflops = std::max(result.matmul_gflops,
                                       measure_machine(context_, 0.3, options_.dtype).matmul_gflops);
     else
