@@ -203,17 +203,29 @@ int bench_step(const StepArguments& arguments) {
 
 // ------------------------------------------------------------------------------ collectives
 
-int bench_collectives_command(const CollectiveBenchOptions& options) {
-  const auto world = world_communicator();
-  run_on_root(*world, [&] {
+struct CollectivesArguments {
+  CollectiveBenchOptions options;
+  std::string backend = "cpu";
+  ParallelConfig parallel;  // timeout_s
+};
+
+int bench_collectives_command(const CollectivesArguments& arguments) {
+  const CollectiveBenchOptions& options = arguments.options;
+  auto host = world_communicator();
+  run_on_root(*host, [&] {
     if (options.min_bytes > options.max_bytes)
       throw Error("--min-bytes {} is above --max-bytes {}; allowed: up to it", options.min_bytes,
                   options.max_bytes);
   });
-  const CollectiveReport report = bench_collectives(*world, options);
+  Context context(
+      {.device = device_of_rank(*host, arguments.backend), .threads = 0, .counting = false});
+  const auto world = transport_of(context, std::move(host), arguments.parallel);
+  const CollectiveReport report = bench_collectives(context, *world, options);
   if (world->rank() != 0) return 0;
   Json json = header("collectives", report.ranks);
+  json["backend"] = arguments.backend;
   json["transport"] = report.transport;
+  json["calls_per_repetition"] = report.calls;
   json["copy_gigabytes_per_second"] = report.copy_bandwidth / 1e9;
   for (const CollectiveResult& r : report.results)
     json["results"].push_back({{"operation", r.operation},
@@ -275,18 +287,24 @@ void register_bench(CLI::App& app, Action& action) {
   two->add_option("--steps", step->steps)->check(CLI::Range(1, 100000))->capture_default_str();
   two->callback([step, &action] { action = [step] { return bench_step(*step); }; });
 
-  auto collectives = std::make_shared<CollectiveBenchOptions>();
+  auto collectives = std::make_shared<CollectivesArguments>();
+  CollectiveBenchOptions& c = collectives->options;
   CLI::App* three = command->add_subcommand(
       "collectives",
       "All-gather, reduce-scatter, all-reduce: bus bandwidth as nccl-tests define it");
   const auto bytes = CLI::Range(int64_t{4}, int64_t{1} << 40);
-  three->add_option("--min-bytes", collectives->min_bytes)->check(bytes)->capture_default_str();
-  three->add_option("--max-bytes", collectives->max_bytes)->check(bytes)->capture_default_str();
-  three->add_option("--growth", collectives->growth)
-      ->check(CLI::Range(2, 1024))
+  three->add_option("--backend", collectives->backend, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
-  three->add_option("--repetitions", collectives->repetitions)
+  three->add_option("--min-bytes", c.min_bytes)->check(bytes)->capture_default_str();
+  three->add_option("--max-bytes", c.max_bytes)->check(bytes)->capture_default_str();
+  three->add_option("--growth", c.growth)->check(CLI::Range(2, 1024))->capture_default_str();
+  three->add_option("--repetitions", c.repetitions)
       ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  three->add_option("--timeout-s", collectives->parallel.timeout_s,
+                    "With --backend cuda: parallel.timeout_s")
+      ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
   three->callback([collectives, &action] {
     action = [collectives] { return bench_collectives_command(*collectives); };

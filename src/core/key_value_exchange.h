@@ -24,7 +24,8 @@ class KeyValueExchange {
   virtual ~KeyValueExchange() = default;
 
   /// Starts the all-gather of `buffer` (f32 or bf16, GatherLayout::elements() long), whose own
-  /// chunk is filled. Returns at once; the buffer must stay untouched until wait_gather.
+  /// chunk is filled. Returns at once; the buffer must stay untouched until wait_gather. On a GPU
+  /// "filled" and "until" are the order of kernels: the host waits for nothing.
   virtual void start_gather(int branch, int which, const TensorView& buffer) = 0;
   virtual void wait_gather(int branch, int which) = 0;
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/context.h"
 #include "dist/communicator.h"
 
 namespace longnet {
@@ -15,11 +16,14 @@ struct CollectiveBenchOptions {
   int64_t max_bytes = 64 << 20;  // ... up to this one, at most
   int64_t growth = 2;            // or multiplied by this, >= 2
   int repetitions = 9;           // timed ones, after two for warming up
+  /// Operations between two waits, whose mean is one repetition's time; 0: 20 on a GPU, as
+  /// nccl-tests do, where one alone would measure its start; 1 in host memory.
+  int calls = 0;
 };
 
 struct CollectiveResult {
   std::string operation;           // "all_gather", "reduce_scatter", "all_reduce"
-  int64_t bytes = 0;               // the whole buffer: of all chunks together
+  int64_t bytes = 0;               // the whole buffer: of all chunks together, which are equal
   double seconds = 0;              // median over repetitions of the slowest rank's time
   double fastest_seconds = 0;      // the least
   double slowest_seconds = 0;      // the most
@@ -31,15 +35,19 @@ struct CollectiveResult {
 struct CollectiveReport {
   int ranks = 1;
   std::string transport;
-  /// Bytes per second that one rank copies in memory while all ranks copy, buffers of max_bytes:
-  /// the limit of a transport through memory. Median of the repetitions, mean over ranks.
+  int calls = 1;  // between two waits
+  /// Bytes per second that one rank copies in memory (on a GPU: in its own) while all ranks copy,
+  /// buffers of max_bytes: the limit of a transport through memory. Median of the repetitions, mean
+  /// over ranks.
   double copy_bandwidth = 0;
   std::vector<CollectiveResult> results;  // by operation, then by size
 };
 
-/// Collective. Every result is checked exactly, on integers; a wrong one throws Error naming the
-/// operation, size and rank. Takes two buffers of max_bytes per rank.
-CollectiveReport bench_collectives(Communicator& communicator,
+/// Collective. context: the device that `communicator` works on; its progress() is set meanwhile.
+/// Sizes are rounded down to a multiple of the ranks' number of floats, where they have so many.
+/// Every result is checked exactly, on integers; a wrong one throws Error naming the operation, size
+/// and rank. Takes two buffers of max_bytes per rank.
+CollectiveReport bench_collectives(Context& context, Communicator& communicator,
                                    const CollectiveBenchOptions& options = {});
 
 }  // namespace longnet

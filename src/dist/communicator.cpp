@@ -10,6 +10,22 @@ int64_t block_begin(int64_t n, int blocks, int index) {
   return n / blocks * index + std::min<int64_t>(index, n % blocks);
 }
 
+void check_on_device(const Communicator& communicator, const TensorView& view, const char* name) {
+  if (communicator.transport() == "counting" || communicator.transport() == "single" ||
+      view.device == communicator.device())
+    return;
+  throw Error("{} {} lies on {}, the {} transport works on {}", name, view.describe(),
+              device_name(view.device), communicator.transport(),
+              device_name(communicator.device()));
+}
+
+std::unique_ptr<Communicator> same_ranks_for(Communicator& world, const TensorView& view,
+                                             const char* name) {
+  if (world.size() == 1) return nullptr;
+  check_on_device(world, view, name);
+  return world.split_known(world.size(), world.rank(), 0, world.rank());
+}
+
 std::unique_ptr<Communicator> Communicator::split_known(int group_size, int group_rank,
                                                         int64_t color, int64_t key) {
   std::unique_ptr<Communicator> group = split(color, key);

@@ -27,6 +27,13 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string transport() const = 0;  // "single", "mpi", "counting", "nccl"
+  /// Where the buffers of the three start_* operations lie. The single and the counting transport
+  /// touch none and take any.
+  virtual Device device() const { return {}; }
+  /// True if operations run one after another on a stream of the GPU, each behind what the compute
+  /// stream had when it started. Then start as many as are ready, successive ones may share their
+  /// staging, and wait() orders the compute stream's later work instead of blocking the host.
+  virtual bool on_stream() const { return false; }
   /// This rank's place among, and the number of, the group's ranks on the same node (ranks that can
   /// share memory), in rank order. The counting transport knows no nodes and takes one for all.
   virtual int local_rank() const = 0;
@@ -50,6 +57,11 @@ class Communicator {
   virtual void all_reduce_max(std::span<double> values) = 0;
   /// One string per rank, on every rank.
   virtual std::vector<std::string> all_gather_strings(const std::string& mine) = 0;
+  /// All-gather of host memory on every transport, arguments as start_all_gather's; finished at
+  /// return.
+  virtual void all_gather_host(void* buffer, std::span<const int64_t> begin_bytes) {
+    wait(start_all_gather(buffer, begin_bytes));
+  }
 
   /// In-place sum of n floats over all ranks, each element added in rank order in float32: the same
   /// bits on every rank and in every run. The caller leaves the memory alone until wait.
@@ -59,7 +71,8 @@ class Communicator {
   virtual Request start_all_gather(void* buffer, std::span<const int64_t> begin_bytes) = 0;
   /// In-place reduce-scatter: every rank holds values for all chunks (begin: [size + 1] floats);
   /// the own chunk becomes the sum, added in rank order in float32; the others stay as they are.
-  /// staging: (size - 1) * own chunk floats. All three leave `begin` free at return and the buffers
+  /// staging: (size - 1) * own chunk floats, beside `buffer`; on a GPU all chunks together are
+  /// enough where that is less. All three leave `begin` free at return and the buffers
   /// in use until wait; empty chunks are allowed.
   virtual Request start_reduce_scatter(float* buffer, std::span<const int64_t> begin,
                                        float* staging) = 0;
@@ -69,7 +82,7 @@ class Communicator {
   /// wait() or start_*, so that kernels may call it in their loops.
   virtual void progress() = 0;
 
-  /// Payload bytes this rank has sent in the three start_* operations, which exchange directly:
+  /// Payload bytes this rank has sent in the three start_* operations, as a direct exchange sends:
   /// all-gather (size - 1) * own chunk; reduce-scatter all chunks but the own; all-reduce is the
   /// one after the other on size blocks: 2 (size - 1) / size * n * 4 where size divides n.
   int64_t bytes_sent() const { return bytes_sent_; }
@@ -88,6 +101,13 @@ class Communicator {
   int64_t last_bytes_ = 0;
 };
 
+/// Throws Error unless `view` lies where `communicator`'s operations work. name: for the message.
+void check_on_device(const Communicator& communicator, const TensorView& view, const char* name);
+/// A communicator of the same ranks for operations on `view`, which is checked first; null for one
+/// rank. Collective.
+std::unique_ptr<Communicator> same_ranks_for(Communicator& world, const TensorView& view,
+                                             const char* name);
+
 /// First element of block `index` when n elements are cut into `blocks` nearly equal ones; n at
 /// index == blocks. The cut that all-reduce uses.
 int64_t block_begin(int64_t n, int blocks, int index);
@@ -95,6 +115,14 @@ int64_t block_begin(int64_t n, int blocks, int index);
 std::unique_ptr<Communicator> make_single_communicator();
 /// rank p of P of a job that does not exist; collectives leave data as it is.
 std::unique_ptr<Communicator> make_counting_communicator(int size, int rank);
+
+/// From now on a wait of this process for other ranks in host memory (MPI) that takes longer throws
+/// one line with rank, host and operation; 0, as at the start: never. Returns the old limit.
+double set_host_timeout(double seconds);
+/// To be called when the process is told to end (safe in a signal handler): a wait for other ranks
+/// that goes on then says once, on standard error, what it waits for. A launcher that has lost a
+/// rank tells the others in this way, a moment before it kills them.
+void note_termination() noexcept;
 
 /// MPI's life time: construct first thing in main. Threads: MPI_THREAD_FUNNELED. Without mpirun it
 /// is rank 0 of 1. The destructor finalises unless an exception is unwinding.

@@ -10,6 +10,9 @@
 // somebody. So all communicators share one engine, and any wait moves everything on: a rank that
 // waits in one group never holds up another. It does not know GPU memory, and is not thread-safe.
 #include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -18,6 +21,7 @@
 
 #include "dist/communicator.h"
 #include "dist/mpi_check.h"
+#include "dist/transfer_plan.h"
 
 namespace longnet {
 namespace internal {
@@ -26,6 +30,14 @@ namespace {
 // A count of 2^30 bytes is far from int's limit and large enough that its overhead is nothing.
 constexpr int64_t kLargestMessage = int64_t{1} << 30;
 int64_t message_bytes = kLargestMessage;
+
+double host_timeout = 0;  // seconds; 0: never
+void (*wait_hook)() = nullptr;
+volatile std::sig_atomic_t told_to_end = 0;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 std::string error_text(int code) {
   char text[MPI_MAX_ERROR_STRING];
@@ -64,7 +76,43 @@ int64_t set_mpi_message_bytes(int64_t bytes) {
   return std::exchange(message_bytes, bytes);
 }
 
+HostWait::HostWait(const char* name, int size) : name_(name), size_(size), begin_(now()) {
+  static int64_t last_key = 0;
+  key_ = --last_key;  // below zero: the requests of the nccl transport are above
+}
+
+void HostWait::again() {
+  std::this_thread::yield();  // there may be more ranks than cores
+  if (wait_hook != nullptr) wait_hook();
+  say_if_told_to_end(key_, name_, size_);
+  const double seconds = now() - begin_;
+  if (host_timeout > 0 && seconds > host_timeout)
+    throw Error(overdue_message({name_, seconds}, rank_and_host(), size_));
+}
+
+void set_wait_hook(void (*hook)()) { wait_hook = hook; }
+
+void say_if_told_to_end(int64_t key, const char* name, int size) {
+  constexpr double kPatience = 0.3;  // mpirun gives a second between SIGTERM and SIGKILL
+  static int64_t waited_for = 0;
+  static double since = 0;
+  static bool said = false;
+  if (!told_to_end || said) return;
+  if (key != std::exchange(waited_for, key)) since = now();
+  if (now() - since < kPatience) return;
+  said = true;
+  fmt::print(stderr,
+             "{}: told to end (SIGTERM) while {} in a group of {} ranks waits for another rank; if "
+             "the launcher names a lost rank, that is the one\n",
+             rank_and_host(), name, size);
+  std::fflush(stderr);
+}
+
 }  // namespace internal
+
+double set_host_timeout(double seconds) { return std::exchange(internal::host_timeout, seconds); }
+
+void note_termination() noexcept { internal::told_to_end = 1; }
 
 namespace {
 
@@ -165,21 +213,23 @@ class Engine {
   void wait(Request id) {
     rethrow();
     if (id == 0) return;
-    find(id);  // refuses unknown handles
+    const Operation* operation = find(id);
+    internal::HostWait host_wait(operation->name, operation->size);
     while (!release_if_done(id)) {
       advance_all();
-      std::this_thread::yield();  // there may be more ranks than cores
+      if (!operation->done) host_wait.again();
     }
   }
 
   /// Waits for one of MPI's own requests, moving everything else on.
-  void wait(MPI_Request message, const char* name, const char* file, int line) {
+  void wait(MPI_Request message, int size, const char* name, const char* file, int line) {
+    internal::HostWait host_wait(name, size);
     for (;;) {
       int finished = 0;
       internal::check_mpi(MPI_Test(&message, &finished, MPI_STATUS_IGNORE), name, file, line);
       if (finished) return;
       advance_all();
-      std::this_thread::yield();
+      host_wait.again();
     }
   }
 
@@ -196,8 +246,12 @@ class Engine {
     return std::any_of(active_.begin(), active_.end(),
                        [&](const auto& o) { return o->comm == comm && !o->done; });
   }
-  void drain(MPI_Comm comm) {
-    while (uses(comm)) advance_all();
+  void drain(MPI_Comm comm, int size) {
+    internal::HostWait host_wait("closing a communicator", size);
+    while (uses(comm)) {
+      advance_all();
+      host_wait.again();
+    }
   }
 
  private:
@@ -372,7 +426,7 @@ class MpiCommunicator final : public Communicator {
     // While an exception unwinds, the other ranks will not follow: leave everything as it is.
     if (std::uncaught_exceptions() > 0) return;
     try {
-      engine().drain(group_.comm);
+      engine().drain(group_.comm, size());
       MPI_Comm_free(&group_.comm);
     } catch (...) {  // the error stands in the next operation as well; a destructor cannot throw it
     }
@@ -399,7 +453,7 @@ class MpiCommunicator final : public Communicator {
   void barrier() override {
     MPI_Request message;
     LN_MPI(MPI_Ibarrier(group_.comm, &message));
-    engine().wait(message, "barrier", __FILE__, __LINE__);
+    engine().wait(message, size(), "barrier", __FILE__, __LINE__);
   }
 
   void broadcast(void* data, int64_t bytes, int root) override {
@@ -409,7 +463,7 @@ class MpiCommunicator final : public Communicator {
       MPI_Request message;
       LN_MPI(
           MPI_Ibcast(static_cast<char*>(data) + at, count, MPI_BYTE, root, group_.comm, &message));
-      engine().wait(message, "broadcast", __FILE__, __LINE__);
+      engine().wait(message, size(), "broadcast", __FILE__, __LINE__);
     });
   }
 
@@ -510,7 +564,7 @@ class MpiCommunicator final : public Communicator {
       MPI_Request message;
       LN_MPI(
           MPI_Iallreduce(MPI_IN_PLACE, values.data() + at, count, type, op, group_.comm, &message));
-      engine().wait(message, name, __FILE__, __LINE__);
+      engine().wait(message, size(), name, __FILE__, __LINE__);
     });
   }
 

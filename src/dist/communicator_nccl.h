@@ -1,13 +1,15 @@
 // The NCCL transport: the three start_* operations on GPU memory. Twins: communicator_nccl.cpp, and
 // communicator_nccl_stub.cpp in a build without CUDA.
 //
-// Everything small and on the host (barrier, broadcast, sums of doubles, strings) goes over the
-// communicator that it was made from. Each communicator has a stream of its own: an operation runs
-// after all work that the compute stream had when it started, and wait() makes later work of the
-// compute stream run after it. So wait() does not block the host, and the host may read the result
-// only after Context::wait(). Sums: equal chunks and all-reduce are added in NCCL's order, so their
-// bits need not equal the mpi transport's; ragged chunks are added in rank order in float32.
-// None of it has been run on a GPU.
+// Everything small and in host memory (barrier, broadcast, sums of doubles, strings,
+// all_gather_host) goes over the communicator that it was made from, with the same time limit. All
+// NCCL communicators of a process share one stream: an operation runs after all work that the
+// compute stream had when it started, and after the operations started before it; wait() makes later
+// work of the compute stream run after it. So wait() does not block the host, and the host may read
+// the result only after Context::wait(). Sums: equal chunks, all-reduce and chunks of which a few
+// are most of the whole are added in NCCL's order, so their bits need not equal the mpi transport's;
+// other ragged chunks are added in rank order in float32. tests/simt/ranks runs it over a stand-in
+// of NCCL; it has not been run on a GPU.
 #pragma once
 
 #include <memory>
@@ -19,6 +21,7 @@ namespace longnet {
 
 struct NcclOptions {
   device_runtime::Stream compute = nullptr;  // Context::stream(); outlives the communicator
+  Device device{DeviceType::kCUDA, 0};       // Context::device()
   double timeout_seconds = 600;              // parallel.timeout_s; 0: never
 };
 

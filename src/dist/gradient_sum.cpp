@@ -1,12 +1,15 @@
 // Sums of the flat gradient buffer over all ranks. See mesh.h.
 //
-// At most kOutstanding buckets are under way: their staging, not the gradients' size, bounds the
-// memory. Later buckets wait in a queue, which is the same on all ranks, in order. With shards a
-// bucket is a reduce-scatter whose chunks are what each rank owns of it, most of them empty.
+// In host memory at most kOutstanding buckets are under way: their staging, not the gradients' size,
+// bounds the memory. Later buckets wait in a queue, which is the same on all ranks, in order. On a
+// GPU every bucket is started when it is ready, behind the kernels that wrote it and in the order of
+// the transport's stream, which lets all of them share one staging. With shards a bucket is a
+// reduce-scatter whose chunks are what each rank owns of it, most of them empty.
 #include <algorithm>
 #include <deque>
 #include <exception>
 
+#include "core/arena.h"
 #include "dist/mesh.h"
 
 namespace longnet {
@@ -24,26 +27,40 @@ struct GradientSum::Impl {
 
   Impl(Communicator& world, const TensorView& gradients, int64_t bucket_bytes,
        std::span<const int64_t> shards)
-      : world_(world.size() == 1 ? nullptr
-                                 : world.split_known(world.size(), world.rank(), 0, world.rank())),
+      : world_(same_ranks_for(world, gradients, "gradients")),
         values_(static_cast<float*>(gradients.data)),
         elements_(gradients.elements()),
         bucket_elements_(std::max<int64_t>(1, bucket_bytes / static_cast<int64_t>(sizeof(float)))),
-        shards_(shards.begin(), shards.end()) {
-    LN_CHECK(gradients.dtype == DType::kF32 && gradients.contiguous() &&
-                 gradients.device.type == DeviceType::kCPU,
-             "gradients {} must be contiguous f32 in host memory", gradients.describe());
+        shards_(shards.begin(), shards.end()),
+        on_gpu_(gradients.device.type == DeviceType::kCUDA) {
+    LN_CHECK(gradients.dtype == DType::kF32 && gradients.contiguous(),
+             "gradients {} must be contiguous f32", gradients.describe());
     if (!world_ || shards_.empty()) return;
     LN_CHECK(static_cast<int>(shards_.size()) == world_->size() + 1 && shards_.front() == 0 &&
                  shards_.back() == elements_,
              "{} shard limits for {} ranks and {} gradients", shards_.size(), world_->size(),
              elements_);
-    bucket_elements_ =
-        std::max(bucket_elements_ / world_->size(), std::min(bucket_elements_, kSmallestPiece));
+    const int64_t others = world_->size() - 1;
     const int64_t own = shards_[world_->rank() + 1] - shards_[world_->rank()];
-    slot_elements_ = (world_->size() - 1) * std::min(bucket_elements_, own);
+    if (on_gpu_) {
+      // Chunks that are staged are never more than the bucket (direct_is_shorter).
+      slots_ = 1;
+      slot_elements_ = std::min(others * std::min(bucket_elements_, own), bucket_elements_);
+    } else {
+      bucket_elements_ =
+          std::max(bucket_elements_ / world_->size(), std::min(bucket_elements_, kSmallestPiece));
+      slot_elements_ = others * std::min(bucket_elements_, own);
+    }
     chunks_.resize(shards_.size());
-    if (world_->transport() != "counting") staging_.resize(kOutstanding * slot_elements_);
+    arena_ = std::make_unique<Arena>("gradient staging", world_->transport() == "counting",
+                                     gradients.device);
+    staging_ = static_cast<float*>(arena_->allocate_bytes(
+        static_cast<int64_t>(slots_ * sizeof(float)) * slot_elements_));
+  }
+
+  ~Impl() {
+    // While an exception unwinds, messages may still arrive: their memory must outlive this.
+    if (std::uncaught_exceptions() > 0) arena_.release();
   }
 
   void ready(int64_t begin, int64_t end) {
@@ -66,7 +83,7 @@ struct GradientSum::Impl {
   }
 
   void start_queued() {
-    while (!queue_.empty() && running_.size() < kOutstanding) {
+    while (!queue_.empty() && (world_->on_stream() || running_.size() < kOutstanding)) {
       const Bucket bucket = queue_.front();
       queue_.pop_front();
       running_.push_back(start(bucket));
@@ -78,8 +95,9 @@ struct GradientSum::Impl {
       return world_->start_all_reduce_sum(values_ + bucket.begin, bucket.end - bucket.begin);
     for (size_t m = 0; m < shards_.size(); ++m)
       chunks_[m] = std::clamp(shards_[m], bucket.begin, bucket.end);
-    // Buckets end in the order of their start, so the slot of the one kOutstanding ago is free.
-    float* staging = staging_.data() + (started_++ % kOutstanding) * slot_elements_;
+    // Buckets end in the order of their start, so the slot of the one kOutstanding ago is free; on
+    // a stream each has ended before the next one begins.
+    float* staging = staging_ + static_cast<int64_t>(started_++ % slots_) * slot_elements_;
     return world_->start_reduce_scatter(values_, chunks_, staging);
   }
 
@@ -99,7 +117,8 @@ struct GradientSum::Impl {
     if (!world_ || error_) return;
     try {
       world_->progress();
-      while (!running_.empty() && world_->test(running_.front())) running_.pop_front();
+      while (!world_->on_stream() && !running_.empty() && world_->test(running_.front()))
+        running_.pop_front();
       start_queued();
     } catch (...) {
       error_ = std::current_exception();
@@ -112,7 +131,10 @@ struct GradientSum::Impl {
   int64_t bucket_elements_;
   std::vector<int64_t> shards_;  // [ranks + 1]; empty: all-reduce
   std::vector<int64_t> chunks_;  // scratch: what each rank owns of a bucket
-  std::vector<float> staging_;   // [kOutstanding][slot_elements_]
+  bool on_gpu_;
+  std::unique_ptr<Arena> arena_;  // with shards
+  float* staging_ = nullptr;      // [slots_][slot_elements_]
+  size_t slots_ = kOutstanding;
   int64_t slot_elements_ = 0;
   size_t started_ = 0;
   Bucket pending_;                             // reported, not yet a bucket
@@ -134,7 +156,8 @@ int64_t GradientSum::bytes_sent() const { return impl_->world_ ? impl_->world_->
 int64_t GradientSum::staging_bytes() const {
   if (!impl_->world_) return 0;
   if (!impl_->shards_.empty())
-    return static_cast<int64_t>(Impl::kOutstanding * sizeof(float)) * impl_->slot_elements_;
+    return static_cast<int64_t>(impl_->slots_ * sizeof(float)) * impl_->slot_elements_;
+  if (impl_->on_gpu_) return 0;  // NCCL has buffers of its own
   const int64_t bucket = std::min(impl_->bucket_elements_, impl_->elements_);
   const int64_t buckets =
       std::min<int64_t>(Impl::kOutstanding,

@@ -30,7 +30,8 @@ Mesh make_mesh(std::unique_ptr<Communicator> world, int64_t sequence_ranks, int6
 /// The exchange of gathered keys and values over a sequence group. Creates its sub-communicators
 /// (two per branch that straddles anywhere: even and odd segments) once; construction is collective
 /// over `sequence`, which must have plan.ranks() ranks and outlive it. batch, head_dim: as in
-/// GatherLayout. Memory for staging is taken at construction. On the counting transport nothing is
+/// GatherLayout. Memory for staging is taken at construction, where `sequence` works
+/// (Communicator::device); buffers must lie there, too. On the counting transport nothing is
 /// allocated and buffers may be addresses of no memory. Ranks must start transfers branch by
 /// branch, even segments before odd ones.
 class SequenceExchange final : public KeyValueExchange {
@@ -64,20 +65,24 @@ std::vector<int64_t> shard_limits(int64_t n, int ranks);
 /// order, so the result depends on neither the buckets nor the timing. One rank: nothing happens.
 /// With shard limits every element is summed on its owner only (reduce-scatter); the others keep
 /// their own gradients there, which then mean nothing. Owned elements have the same bits as
-/// without.
+/// without. On a GPU the sums of all-reduces and of what few ranks own are in NCCL's order.
 class GradientSum {
  public:
-  /// gradients: [n] f32 flat buffer. bucket_bytes: how much is summed at a time. Collective: the
+  /// gradients: [n] f32 flat buffer, where `world` works (on the counting transport: where its
+  /// device says). bucket_bytes: how much is summed at a time. Collective: the
   /// sums run on a communicator of their own, so they may be outstanding beside anything else.
   /// shards: [ranks + 1] limits as shard_limits gives, copied; empty: every rank gets all sums.
   /// With shards a bucket has one owner or a few, so it is cut into pieces of bucket_bytes / ranks
-  /// (at least 64 KiB, at most bucket_bytes) to bound the memory.
+  /// (at least 64 KiB, at most bucket_bytes) to bound the memory; on a GPU one staging of at most
+  /// bucket_bytes serves all, and buckets stay whole.
   GradientSum(Communicator& world, const TensorView& gradients, int64_t bucket_bytes = 16 << 20,
               std::span<const int64_t> shards = {});
   ~GradientSum();
-  /// Elements [begin, end) are final on this rank. Ranges come in buffer order (backward order).
+  /// Elements [begin, end) are final on this rank; on a GPU: by the kernels started so far. Ranges
+  /// come in buffer order (backward order).
   void ready(int64_t begin, int64_t end);
   /// Waits until every range reported so far is the sum over all ranks (where this rank owns it).
+  /// On a GPU the host goes on, and later kernels run after the sums.
   void wait();
   /// Moves the sums on and starts the next buckets; keeps errors for wait().
   void progress();
@@ -95,8 +100,8 @@ class GradientSum {
 /// One rank: nothing happens.
 class ParameterGather {
  public:
-  /// parameters: [n] flat buffer in host memory, in use from the first ready() to wait(). shards:
-  /// limits as above. Collective: it runs on a communicator of its own.
+  /// parameters: [n] flat buffer, where `world` works, in use from the first ready() to wait().
+  /// shards: limits as above. Collective: it runs on a communicator of its own.
   ParameterGather(Communicator& world, const TensorView& parameters,
                   std::span<const int64_t> shards, int64_t bucket_bytes = 16 << 20);
   ~ParameterGather();
@@ -104,7 +109,8 @@ class ParameterGather {
   /// from call to call; the last call of a round, also by ranks that own nothing, gives the own
   /// range's end.
   void ready(int64_t end);
-  /// Waits until all ranks' elements have arrived; at once if nothing was started.
+  /// Waits until all ranks' elements have arrived; at once if nothing was started. On a GPU the host
+  /// goes on, and later kernels run after it.
   void wait();
   /// Elements after which a range should be reported: pieces begin at multiples of it from the own
   /// range's begin.

@@ -23,6 +23,26 @@ int64_t mpi_message_bytes();
 /// old limit.
 int64_t set_mpi_message_bytes(int64_t bytes);
 
+/// One wait of the host for other ranks; ask again() in its loop. name, size: the operation and its
+/// group, for messages.
+class HostWait {
+ public:
+  HostWait(const char* name, int size);
+  /// Lets others run, calls the hook, and throws when the wait is longer than set_host_timeout().
+  void again();
+
+ private:
+  const char* name_;
+  int size_;
+  int64_t key_;
+  double begin_;
+};
+/// Called by every HostWait, may throw; null: nothing. The nccl transport looks for its own errors.
+void set_wait_hook(void (*hook)());
+/// Says once what is waited for if the process has been told to end (note_termination) and still
+/// waits for the same thing a third of a second later. key: tells one wait from another.
+void say_if_told_to_end(int64_t key, const char* name, int size);
+
 }  // namespace longnet::internal
 
 #define LN_MPI(call) ::longnet::internal::check_mpi((call), #call, __FILE__, __LINE__)

@@ -21,15 +21,13 @@ std::vector<int64_t> shard_limits(int64_t n, int ranks) {
 struct ParameterGather::Impl {
   Impl(Communicator& world, const TensorView& parameters, std::span<const int64_t> shards,
        int64_t bucket_bytes)
-      : world_(world.size() == 1 ? nullptr
-                                 : world.split_known(world.size(), world.rank(), 0, world.rank())),
+      : world_(same_ranks_for(world, parameters, "parameters")),
         values_(static_cast<char*>(parameters.data)),
         width_(dtype_size(parameters.dtype)),
         piece_(std::max<int64_t>(64, bucket_bytes / width_ / 64 * 64)),
         shards_(shards.begin(), shards.end()),
         chunks_(shards.size()) {
-    LN_CHECK(parameters.contiguous() && parameters.device.type == DeviceType::kCPU,
-             "parameters {} must be contiguous in host memory", parameters.describe());
+    LN_CHECK(parameters.contiguous(), "parameters {} must be contiguous", parameters.describe());
     LN_CHECK(static_cast<int>(shards_.size()) == world.size() + 1 && shards_.front() == 0 &&
                  shards_.back() == parameters.elements(),
              "{} shard limits for {} ranks and {} parameters", shards_.size(), world.size(),

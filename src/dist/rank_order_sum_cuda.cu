@@ -2,11 +2,15 @@
 //
 // A thread owns one element and adds the members' parts in rank order, its own in its place, so the
 // bits equal the mpi transport's. Reads size x n x 4 bytes, writes n x 4, and is limited by that.
-// No shared memory. Deterministic. It has been compiled, not run, where there was no GPU.
+// No shared memory. Deterministic. tests/simt/ranks runs it under the emulator (LN_SIMT), which
+// starts kernels by a call of its own.
 #include <algorithm>
 
-#include "core/cuda_check.h"
 #include "dist/communicator_nccl.h"
+#if !defined(LN_SIMT)
+#include "core/cuda_check.h"
+#define LN_BUG 0
+#endif
 
 namespace longnet::internal {
 namespace {
@@ -15,10 +19,18 @@ constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 1 << 16;
 
 __global__ void add_parts(float* values, const float* staging, int rank, int size, int64_t n) {
+  // Defects for the tests: 9001 drops a member, 9002 adds this rank's part last.
+  const int last = LN_BUG == 9001 ? size - 1 : size;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
+    if (LN_BUG == 9002) {
+      float sum = staging[i];
+      for (int part = 1; part + 1 < size; ++part) sum += staging[part * n + i];
+      values[i] += sum;
+      continue;
+    }
     float sum = rank == 0 ? values[i] : staging[i];
-    for (int member = 1; member < size; ++member)
+    for (int member = 1; member < last; ++member)
       sum += member == rank ? values[i] : staging[(member < rank ? member : member - 1) * n + i];
     values[i] = sum;
   }
@@ -30,8 +42,14 @@ void add_in_rank_order(device_runtime::Stream stream, float* values, const float
                        int size, int64_t n) {
   if (n == 0 || size == 1) return;
   const int64_t blocks = std::min(kMostBlocks, (n + kThreads - 1) / kThreads);
-  add_parts<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(values, staging, rank, size, n);
+  const dim3 grid(static_cast<unsigned>(blocks));
+#if defined(LN_SIMT)
+  simt::reach(stream);
+  simt::launch(add_parts, grid, dim3(kThreads), 0, values, staging, rank, size, n);
+#else
+  add_parts<<<grid, kThreads, 0, stream>>>(values, staging, rank, size, n);
   LN_CUDA(cudaGetLastError());
+#endif
 }
 
 }  // namespace longnet::internal

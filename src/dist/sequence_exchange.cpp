@@ -29,7 +29,8 @@ struct SequenceExchange::Impl {
 
   Impl(Communicator& sequence, const SequencePlan& plan, int64_t batch, int64_t head_dim)
       : sequence_(sequence),
-        staging_(std::make_unique<Arena>("exchange staging", sequence.transport() == "counting")) {
+        staging_(std::make_unique<Arena>("exchange staging", sequence.transport() == "counting",
+                                         sequence.device())) {
     LN_CHECK(sequence.size() == plan.ranks() && sequence.rank() == plan.rank(),
              "the plan is rank {} of {}, the sequence group rank {} of {}", plan.rank(),
              plan.ranks(), sequence.rank(), sequence.size());
@@ -88,6 +89,7 @@ void SequenceExchange::start_gather(int branch, int which, const TensorView& buf
   LN_CHECK(!slot.gathering, "branch {} segment {} is already gathering", branch, which);
   LN_CHECK(buffer.elements() == slot.layout.elements() && buffer.contiguous(),
            "gather buffer {} for {} elements", buffer.describe(), slot.layout.elements());
+  check_on_device(*slot.group, buffer, "gather buffer");
   slot.begin_bytes.clear();
   for (int64_t begin : slot.layout.chunk_begin)
     slot.begin_bytes.push_back(begin * dtype_size(buffer.dtype));
@@ -112,6 +114,7 @@ void SequenceExchange::start_reduce(int branch, int which, const TensorView& buf
   LN_CHECK(buffer.dtype == DType::kF32 && buffer.elements() == slot.layout.elements() &&
                buffer.contiguous(),
            "reduce buffer {} for {} f32 elements", buffer.describe(), slot.layout.elements());
+  check_on_device(*slot.group, buffer, "reduce buffer");
   slot.reduce = slot.group->start_reduce_scatter(static_cast<float*>(buffer.data),
                                                  slot.layout.chunk_begin, slot.staging);
   slot.reducing = true;

@@ -13,6 +13,13 @@ bool chunks_are_equal(std::span<const int64_t> begin) {
   return true;
 }
 
+bool direct_is_shorter(std::span<const int64_t> begin) {
+  const auto size = static_cast<int64_t>(begin.size()) - 1;
+  int64_t largest = 0;
+  for (int64_t m = 0; m < size; ++m) largest = std::max(largest, begin[m + 1] - begin[m]);
+  return (size - 1) * largest <= begin.back() - begin.front();
+}
+
 TransferPlan gather_plan(std::span<const int64_t> begin, int rank) {
   const int size = static_cast<int>(begin.size()) - 1;
   const auto chunk = [&](int member) { return begin[member + 1] - begin[member]; };
@@ -49,7 +56,7 @@ void Watchdog::finished(int64_t id) {
 std::optional<Watchdog::Overdue> Watchdog::overdue(double now) const {
   if (timeout_ <= 0) return std::nullopt;
   for (const Running& r : running_)
-    if (now - r.since > timeout_) return Overdue{r.name, now - r.since};
+    if (now - r.since > timeout_) return Overdue{r.name, now - r.since, r.id};
   return std::nullopt;
 }
 

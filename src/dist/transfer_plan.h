@@ -13,6 +13,11 @@ namespace longnet::internal {
 /// True if all chunks [begin[m], begin[m + 1]) have one length: NCCL's own collectives apply.
 bool chunks_are_equal(std::span<const int64_t> begin);
 
+/// Of ragged chunks: true if a direct exchange, each rank with each other, moves less over the
+/// busiest rank's link, (size - 1) x largest chunk, than one broadcast or sum per chunk, all chunks
+/// together. Then (size - 1) x any chunk is at most all chunks together.
+bool direct_is_shorter(std::span<const int64_t> begin);
+
 /// Elements [begin, begin + count) of the caller's buffer, or of the staging, to or from a peer.
 struct Transfer {
   int peer = 0;
@@ -40,10 +45,13 @@ class Watchdog {
   struct Overdue {
     std::string name;
     double seconds = 0;  // since its start
+    int64_t id = 0;
   };
   /// The one that started first among those over time.
   std::optional<Overdue> overdue(double now) const;
   bool idle() const { return running_.empty(); }
+  /// Ends the watch over everything.
+  void clear() { running_.clear(); }
 
  private:
   struct Running {

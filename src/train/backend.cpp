@@ -78,8 +78,9 @@ std::unique_ptr<Communicator> transport_of(const Context& context,
                                            std::unique_ptr<Communicator> world,
                                            const ParallelConfig& parallel) {
   if (!context.on_gpu()) return world;
-  return make_nccl_communicator(
-      std::move(world), {.compute = context.stream(), .timeout_seconds = parallel.timeout_s});
+  return make_nccl_communicator(std::move(world), {.compute = context.stream(),
+                                                   .device = context.device(),
+                                                   .timeout_seconds = parallel.timeout_s});
 }
 
 }  // namespace longnet

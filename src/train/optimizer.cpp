@@ -101,8 +101,7 @@ TensorView Optimizer::moment_part(const TensorView& moment, int64_t begin, int64
 void Optimizer::gather_terms(std::vector<double>& terms, const std::vector<int64_t>& begin) {
   std::vector<int64_t> begin_bytes;
   for (int64_t b : begin) begin_bytes.push_back(b * static_cast<int64_t>(sizeof(double)));
-  Communicator& world = *shards_.world;
-  world.wait(world.start_all_gather(terms.data(), begin_bytes));
+  shards_.world->all_gather_host(terms.data(), begin_bytes);
 }
 
 double Optimizer::gradient_sum_of_squares() {

@@ -26,6 +26,7 @@ void on_signal(int signal) {
     save_wanted = 1;
   else
     stop_wanted = 1;
+  if (signal == SIGTERM) note_termination();
 }
 
 /// Catches SIGUSR1 and SIGTERM while it lives. A launcher may send either as soon as the job is

@@ -436,8 +436,9 @@ TEST(Mesh, EveryFactorisationAndItsErrors) {
 
 TEST(BenchCollectives, ReportsEveryOperationAndSize) {
   const auto comm = make_mpi_communicator();
-  const CollectiveReport report =
-      bench_collectives(*comm, {.min_bytes = 64 << 10, .max_bytes = 256 << 10, .repetitions = 3});
+  Context context;
+  const CollectiveReport report = bench_collectives(
+      context, *comm, {.min_bytes = 64 << 10, .max_bytes = 256 << 10, .repetitions = 3});
   EXPECT_EQ(report.ranks, comm->size());
   EXPECT_GT(report.copy_bandwidth, 0);
   ASSERT_EQ(report.results.size(), 9u);

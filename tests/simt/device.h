@@ -62,6 +62,9 @@ struct Launch {
 /// launch.
 void run(const Launch& launch);
 
+/// Runs what a stream has been given to do besides kernels (stream_work.h).
+void reach(void* stream);
+
 /// Number of the defect that LN_BUG turns on in kernels; 0: none. Tests set it (mutants).
 extern int bug;
 
