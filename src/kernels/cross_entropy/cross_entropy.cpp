@@ -41,6 +41,7 @@ CrossEntropyResult cross_entropy_result(Context& context, const void* sums) {
   if (context.counting()) return {};
   CrossEntropySums total{};
   if (context.device().type == DeviceType::kCUDA) {
+    context.wait();  // with progress: the copy would not hear of a collective that fails
     device_runtime::copy_to_host(&total, sums, sizeof total, context.stream());
     context.wait();
   } else {

@@ -131,6 +131,7 @@ void start_terms(Context& context, double* terms, const Value& value,
   const int64_t blocks = (part.end - 1) / kSumBlock - part.begin / kSumBlock + 1;
   launch(terms_kernel<Value>, blocks_for(blocks, 1), kThreads, sizeof(TermsSmem),
          context_stream(context), static_cast<double*>(workspace), value, whole, part, aligned);
+  context.wait();  // with progress: the copy would not hear of a collective that fails
   copy_to_host(terms, workspace, static_cast<size_t>(count) * sizeof(double),
                context_stream(context));
 }

@@ -6,6 +6,7 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -16,6 +17,7 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "simt/ranks/nccl_faults.h"
@@ -238,6 +240,8 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
   fault();  // the environment is read before anything waits
   if (config == nullptr || config->blocking != 0 || rank < 0 || rank >= ranks)
     return ncclInvalidArgument;
+  if (fault().kind == "fail_to_connect") return ncclSystemError;
+  while (fault().kind == "never_connect") std::this_thread::sleep_for(std::chrono::seconds(1));
   int words[2];
   std::memcpy(words, id.internal, sizeof words);
   const int meeting = words[0], tag = words[1];

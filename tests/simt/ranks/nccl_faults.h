@@ -10,7 +10,7 @@ namespace longnet::simt {
 struct NcclFault {
   /// "": none. "error": the operation never ends and the communicator reports a lost peer.
   /// "hang": the operation never ends. "kill": the process ends by SIGKILL. "refuse": the call
-  /// returns an error.
+  /// returns an error. "fail_to_connect", "never_connect": the first communicator's set-up does.
   std::string kind;
   int64_t operation = 0;  // counted over all communicators of the process, from 0
 };

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# What a job on GPUs does when something breaks: every rank ends, with an exit code above zero, within
+# seconds, and a line names rank, host and operation. Runs the program on emulated GPUs over the
+# stand-in of NCCL, which breaks as LN_NCCL_FAULT says (nccl_faults.h).
+# Usage: tests/simt/ranks/failures.sh lost_rank|nccl_error|hanging|set_up PROGRAM
+set -uo pipefail
+case=$1 program=$(realpath "$2")
+source_dir=$(cd "$(dirname "$0")/../../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+fail() { echo "FAILED: $*"; cat log; exit 1; }
+
+job() {  # RANKS FAULT ARGUMENT...: its output in log, its exit code in status, its seconds in took
+  local ranks=$1 fault=$2; shift 2
+  local begin=$SECONDS
+  LN_NCCL_FAULT=$fault OMP_NUM_THREADS=1 timeout -k 1 60 \
+    "$source_dir/scripts/mpirun_local.sh" "$ranks" "$program" "$@" > log 2>&1
+  status=$? took=$((SECONDS - begin))
+}
+collectives() {  # RANKS FAULT
+  job "$1" "$2" bench collectives --backend cuda --min-bytes 64 --max-bytes 4096 --repetitions 3 \
+    --timeout-s 3
+}
+expect() {  # LARGEST_SECONDS PATTERN: every pattern in a line of the log
+  [ "$status" -ne 0 ] || fail "$case: exit code 0"
+  [ "$status" -ne 124 ] && [ "$took" -le "$1" ] || fail "$case: took $took s"
+  shift
+  for pattern in "$@"; do grep -qE "$pattern" log || fail "$case: no line like: $pattern"; done
+  [ "$(grep -c '^error ' log)" -le 3 ] || fail "$case: too many lines"
+  # Nothing of the job goes on.
+  if pgrep -f "^$program " > /dev/null; then
+    sleep 2
+    pgrep -f "^$program " > /dev/null && fail "$case: a rank goes on"
+  fi
+}
+host=$(hostname)
+
+case $case in
+  lost_rank)
+    # The launcher sees it.
+    collectives 2 'kill 1 60'
+    expect 20 'rank 1 .*exited on signal 9'
+    # A launcher that does not: the others find out by the time limit.
+    export OMPI_MCA_orte_enable_recovery=1 PRTE_MCA_prte_enable_recovery=1
+    collectives 2 'kill 1 60'
+    expect 30 "error \[rank 0 of 2 on $host\]: rank 0 on $host: (all-gather|barrier|maximum) .* 3 s"
+    ;;
+  nccl_error)
+    collectives 3 'error 1 100'
+    expect 20 "error \[rank 1 of 3 on $host\]: rank 1 on $host: [a-z-]+ failed: remote process exited"
+    collectives 2 'refuse 1 30'
+    expect 20 "error \[rank 1 of 2 on $host\]: rank 1 on $host: ncclAllGather\(.* failed: unhandled"
+    ;;
+  hanging)
+    collectives 2 'hang 1 10'
+    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: all-gather in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
+    collectives 3 'hang 2 150'
+    expect 30 'reduce-scatter in a group of 3 ranks has not finished after [34] s'
+    ;;
+  set_up)
+    collectives 3 'fail_to_connect 1 0'
+    expect 20 "error \[rank 1 of 3 on $host\]: rank 1 on $host: ncclCommInitRankConfig\(.* failed"
+    collectives 3 'never_connect 1 0'
+    expect 30 'connecting in a group of 3 ranks has not finished after [34] s'
+    ;;
+  *) echo "unknown case $case"; exit 2 ;;
+esac
+echo "$case: as expected"
