@@ -39,39 +39,31 @@ struct ForwardShared {
   KeyRows keys[kSlots<kD>];
 };
 
-/// Keys of a source that a block with last query row `last_row` sees: the first ones, so many.
-__device__ __forceinline__ int64_t seen_keys(const SourceHead& source, bool causal,
-                                             int64_t last_row) {
-  const int64_t end = last_row - source.first + (LN_BUG == 38 ? 0 : 1);
-  return causal && end < source.count ? end : source.count;
-}
+/// The block's queries, as far as keys are chosen by them.
+struct QueryRows {
+  int64_t first;  // row number
+  int32_t count;
+  bool causal;
 
-/// Goes through the tiles of the keys that a block sees, source after source.
-struct KeyWalk {
-  const SourceHead *source, *end;  // source: the next one
-  const uint16_t *key = nullptr, *value = nullptr;
-  int64_t key_row = 0, value_row = 0;
-  int64_t left = 0;   // keys of the source, from the tile's first
-  int64_t first = 0;  // row number of the tile's first key, from the block's first query row
-
-  __device__ __forceinline__ int count() const {
-    return static_cast<int>(left < kKeyTile ? left : kKeyTile);
+  /// The first so many keys of a source are seen by some of them; may be negative.
+  __device__ __forceinline__ int64_t seen(const SourceHead& source) const {
+    const int64_t end = first - source.first + count - (LN_BUG == 38 ? 1 : 0);
+    return causal && end < source.count ? end : source.count;
   }
+};
+
+/// Goes through the tiles of the keys that a block sees, source after source. Little is kept in
+/// registers: descriptions are read again for every tile.
+struct KeyWalk {
+  int32_t source;  // number of the tile's source
+  int32_t tile;    // in the source
+
   /// To the next tile; there must be one.
-  __device__ __forceinline__ void advance(bool causal, int64_t first_row, int64_t last_row,
-                                          int64_t b) {
-    key += kKeyTile * key_row;
-    value += kKeyTile * value_row;
-    left -= kKeyTile;
-    first += kKeyTile;
-    while (left <= 0) {
-      const SourceHead& s = *source++;
-      left = seen_keys(s, causal, last_row);
-      first = s.first - first_row;
-      key = s.key.half() + b * s.key_batch;
-      value = s.value.half() + b * s.value_batch;
-      key_row = s.key_row;
-      value_row = s.value_row;
+  __device__ __forceinline__ void advance(const SourceHead* sources, const QueryRows& queries) {
+    ++tile;
+    while (int64_t{tile} * kKeyTile >= queries.seen(sources[source])) {
+      ++source;
+      tile = 0;
     }
   }
 };
@@ -91,17 +83,30 @@ struct Running {
 
 using Scores = float[kBlocks][kKeyTile / 8][4];
 
+template <int kD>
+using RowsReader = TileReader<kD, BlockOrder::kRowsFirst>;
+template <int kD>
+using ColumnsReader = TileReader<kD, BlockOrder::kColumnsFirst>;
+
+/// Fragments of the warp's query rows: all, where they stay in registers.
+template <int kD>
+struct QueryFragments {
+  uint32_t a[kBlocks][kQueryInRegisters<kD> ? kD / 16 : 1][4];
+};
+
 /// scores = query rows of the warp times keys.
 template <int kD>
-__device__ __forceinline__ void multiply_keys(
-    Scores& scores, const uint32_t (&query)[kBlocks][kQueryInRegisters<kD> ? kD / 16 : 1][4],
-    const Tile<kQueryTile, kD>& query_tile, const Tile<kKeyTile, kD>& keys, int warp_row) {
+__device__ __forceinline__ void multiply_keys(Scores& scores, const QueryFragments<kD>& query,
+                                              const Tile<kQueryTile, kD>& query_tile,
+                                              const Tile<kKeyTile, kD>& key_tile, int warp_row) {
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m)
 #pragma unroll
     for (int n = 0; n < kKeyTile / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[m][n][i] = 0;
+  const ColumnsReader<kD> keys(key_tile);
+  const RowsReader<kD> queries(query_tile, warp_row);
 #pragma unroll
   for (int k = 0; k < kD / 16; ++k) {
     uint32_t a[kBlocks][4];
@@ -109,9 +114,9 @@ __device__ __forceinline__ void multiply_keys(
     for (int m = 0; m < kBlocks; ++m) {
       if constexpr (kQueryInRegisters<kD>) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[m][i] = query[m][k][i];
+        for (int i = 0; i < 4; ++i) a[m][i] = query.a[m][k][i];
       } else {
-        load_a(a[m], query_tile, warp_row + 16 * m, 2 * k);
+        queries.a(a[m], 16 * m, 2 * k);
       }
       if (LN_BUG == 33) {
         const uint32_t swapped = a[m][1];
@@ -122,7 +127,7 @@ __device__ __forceinline__ void multiply_keys(
 #pragma unroll
     for (int n = 0; n < kKeyTile / 8; n += 2) {
       uint32_t x[4];
-      load_b(x, keys, 8 * n, 2 * k);
+      keys.b(x, 8 * n, 2 * k);
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
         mma_bf16(scores[m][n], a[m], x[0], x[1]);
@@ -181,7 +186,8 @@ __device__ __forceinline__ void weigh(Running<kD>& state, Scores& scores, float 
 /// out += weights times values.
 template <int kD>
 __device__ __forceinline__ void multiply_values(Running<kD>& state, const Scores& weights,
-                                                const Tile<kKeyTile, kD>& values) {
+                                                const Tile<kKeyTile, kD>& value_tile) {
+  const RowsReader<kD> values(value_tile);
 #pragma unroll
   for (int k = 0; k < kKeyTile / 16; ++k) {
     uint32_t a[kBlocks][4];
@@ -190,7 +196,7 @@ __device__ __forceinline__ void multiply_values(Running<kD>& state, const Scores
 #pragma unroll
     for (int n = 0; n < kD / 8; n += 2) {
       uint32_t x[4];
-      load_b_transposed(x, values, 16 * k, n);
+      values.b_transposed(x, 16 * k, n);
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
         mma_bf16(state.out[m][n], a[m], x[0], x[1]);
@@ -244,40 +250,44 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
   const int64_t b = blockIdx.y, begin = int64_t{item.tile} * kQueryTile;
   const int rows =
       static_cast<int>(task.count - begin < kQueryTile ? task.count - begin : kQueryTile);
-  const int64_t first_row = task.first + begin, last_row = first_row + rows - 1;
+  const QueryRows queries{task.first + begin, rows, p.causal};
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
 
-  KeyWalk walk{p.sources + task.source_begin, p.sources + task.source_end};
-  int64_t tiles = 0;
-  for (const SourceHead* s = walk.source; s != walk.end; ++s) {
-    const int64_t seen = seen_keys(*s, p.causal, last_row);
-    if (seen > 0) tiles += (seen + kKeyTile - 1) / kKeyTile;
+  int tiles = 0;
+  for (int s = task.source_begin; s < task.source_end; ++s) {
+    const int64_t seen = queries.seen(p.sources[s]);
+    if (seen > 0) tiles += static_cast<int>((seen + kKeyTile - 1) / kKeyTile);
   }
   if (tiles == 0) return;
 
   const uint16_t* const query = task.query.half() + b * task.query_batch + begin * task.query_row;
-  const int query_rows = LN_BUG == 36 ? rows + 1 : rows;
+  const int query_count = LN_BUG == 36 ? rows + 1 : rows;
   if (task.rotate != 0)
-    load_rotated<kThreads>(sm.query, query, task.query_row, query_rows, p.rotary, 0,
-                           task.position + first_row * p.dilation, p.dilation);
+    load_rotated<kThreads>(sm.query, query, task.query_row, query_count, p.rotary, 0,
+                           task.position + queries.first * p.dilation, p.dilation);
   else
-    load_async<kThreads>(sm.query, query, task.query_row, query_rows);
+    load_async<kThreads>(sm.query, query, task.query_row, query_count);
   // Steps 2 j and 2 j + 1 are keys and values of tile j, in slots of rising number, round and
   // round. Every step is a group of copies of its own, the last ones empty; the queries are in the
   // first.
-  int64_t to_start = 2 * tiles;  // steps that are not yet being copied
+  KeyWalk walk{task.source_begin, -1};
+  int to_start = 2 * tiles;  // steps that are not yet being copied
   int write = 0;
   const auto start = [&](bool keys) {
     if (to_start > 0) {
       --to_start;
-      if (keys) {
-        walk.advance(p.causal, first_row, last_row, b);
-        if (threadIdx.x == 0) sm.keys[write] = {static_cast<int32_t>(walk.first), walk.count()};
-        load_async<kThreads>(sm.ring[write], walk.key, walk.key_row, walk.count());
-      } else {
-        load_async<kThreads>(sm.ring[write], walk.value, walk.value_row, walk.count());
-      }
+      if (keys) walk.advance(p.sources, queries);
+      const SourceHead& source = p.sources[walk.source];
+      const int64_t i = int64_t{walk.tile} * kKeyTile, left = queries.seen(source) - i;
+      const int count = static_cast<int>(left < kKeyTile ? left : kKeyTile);
+      if (keys && threadIdx.x == 0)
+        sm.keys[write] = {static_cast<int32_t>(source.first + i - queries.first), count};
+      const int64_t row = keys ? source.key_row : source.value_row;
+      load_async<kThreads>(sm.ring[write],
+                           keys ? source.key.half() + b * source.key_batch + i * row
+                                : source.value.half() + b * source.value_batch + i * row,
+                           row, count);
     }
     copy_async_commit();
     write = write + 1 == kRing ? 0 : write + 1;
@@ -287,26 +297,26 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
 
   const float scale = p.scale * kLog2E;
   Running<kD> state;
-  uint32_t fragments[kBlocks][kQueryInRegisters<kD> ? kD / 16 : 1][4];
+  QueryFragments<kD> fragments;
   int read = 0;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
+  for (int tile = 0; tile < tiles; ++tile) {
     copy_async_wait<kRing - 2>();
     __syncthreads();  // the keys of all threads are there, and the slot before has been used
     start(kRing % 2 == 1);
     if constexpr (kQueryInRegisters<kD>) {
       if (tile == 0) {
+        const RowsReader<kD> query_rows(sm.query, warp_row);
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m)
 #pragma unroll
-          for (int k = 0; k < kD / 16; ++k)
-            load_a(fragments[m][k], sm.query, warp_row + 16 * m, 2 * k);
+          for (int k = 0; k < kD / 16; ++k) query_rows.a(fragments.a[m][k], 16 * m, 2 * k);
       }
     }
     const KeyRows keys = sm.keys[read];
     const bool seen = warp_row < rows && (!p.causal || keys.first < warp_row + kWarpRows);
     Scores scores;
     if (seen) {
-      multiply_keys<kD>(scores, fragments, sm.query, sm.ring[read], warp_row);
+      multiply_keys(scores, fragments, sm.query, sm.ring[read], warp_row);
       if (keys.count < kKeyTile || (p.causal && keys.first + kKeyTile > warp_row + 1))
         mask(scores, keys, p.causal, warp_row + lane / 4);
       weigh(state, scores, scale);

@@ -11,19 +11,22 @@
 
 namespace longnet::cuda::attention {
 
-/// A row of kD bf16 is 4 kD / 8 banks wide: rows r and r + 1 begin kD / 8 pieces apart, of 8 that
-/// the banks hold. The exchange spreads what that leaves together.
+/// Pieces are exchanged inside groups of so many: the largest power of two that divides their
+/// number, at most the 8 that the banks hold side by side.
 template <int kD>
-__device__ __forceinline__ constexpr int swizzled(int row, int piece) {
+constexpr int kGroup = kD % 64 == 0   ? 8
+                       : kD % 32 == 0 ? 4
+                                      : 2;
+
+/// The same for rows 8 apart.
+template <int kD>
+__host__ __device__ __forceinline__ constexpr int swizzled(int row, int piece) {
   static_assert(kD == 32 || kD == 64 || kD == 80 || kD == 96 || kD == 128);
-  if constexpr (kD == 80) return piece ^ (row >> 2 & 1);
-  if constexpr (kD == 96 || kD == 32) return piece ^ (row >> 1 & 3);
-  return piece ^ (row & 7);
+  return piece ^ (kGroup<kD> == 8 ? row & 7 : kGroup<kD> == 4 ? row >> 1 & 3 : row >> 2 & 1);
 }
 
 template <int kRows, int kD>
 struct Tile {
-  static constexpr int kPieces = kD / 8;
   alignas(16) uint16_t data[kRows * kD];
 
   __device__ __forceinline__ uint16_t* at(int row, int piece) {
@@ -40,13 +43,20 @@ struct Tile {
 template <int kThreads, int kRows, int kD>
 __device__ __forceinline__ void load_async(Tile<kRows, kD>& tile, const uint16_t* rows,
                                            int64_t stride, int count) {
-  constexpr int kPieces = kD / 8, kCopies = kRows * kPieces / kThreads;
-  static_assert(kRows * kPieces % kThreads == 0);
+  // A group's pieces of one row are copied by neighbours; a thread keeps its place in groups and in
+  // rows modulo 8, so that its copies are constant distances apart.
+  constexpr int kRowStep = kThreads / kGroup<kD>;
+  static_assert(kThreads % kGroup<kD> == 0 && kRowStep % 8 == 0 && kRows % kRowStep == 0);
+  const int row = static_cast<int>(threadIdx.x) / kGroup<kD>,
+            piece = static_cast<int>(threadIdx.x) % kGroup<kD>;
+  const SharedAddress to = shared_address(tile.at(row, piece));
+  const uint16_t* from = rows + row * stride + piece * 8;
 #pragma unroll
-  for (int k = 0; k < kCopies; ++k) {
-    const int i = static_cast<int>(threadIdx.x) + k * kThreads;
-    const int row = i / kPieces, piece = i % kPieces;
-    copy_async_16(tile.at(row, piece), row < count ? rows + row * stride + piece * 8 : nullptr);
+  for (int i = 0; i < kRows; i += kRowStep) {
+#pragma unroll
+    for (int k = 0; k < kD; k += 8 * kGroup<kD>)
+      copy_async_16(to + 2 * (i * kD + k), row + i < count ? from + k : nullptr);
+    from += kRowStep * stride;
   }
 }
 
@@ -57,6 +67,7 @@ __device__ __forceinline__ void load_rotated(Tile<kRows, kD>& tile, const uint16
                                              int64_t stride, int count, const RotaryParts& rotary,
                                              int set, int64_t position, int64_t dilation) {
   constexpr int kPieces = kD / 8;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
     const int row = i / kPieces, piece = i % kPieces;
     uint4 v = make_uint4(0, 0, 0, 0);
@@ -77,36 +88,57 @@ __device__ __forceinline__ void load_rotated(Tile<kRows, kD>& tile, const uint16
 
 // --- 2. fragments; whole warp
 
-/// A = tile rows [row, + 16), columns [8 piece, + 16).
-template <int kRows, int kD>
-__device__ __forceinline__ void load_a(uint32_t (&a)[4], const Tile<kRows, kD>& tile, int row,
-                                       int piece) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrix<false>(a, tile.at(row + lane % 16, piece + lane / 16));
-}
-/// A = the transpose of tile rows [row, + 16) (A's columns), columns [8 piece, + 16) (A's rows).
-template <int kRows, int kD>
-__device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], const Tile<kRows, kD>& tile,
-                                                  int row, int piece) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrix<true>(a, tile.at(row + lane % 8 + lane / 16 * 8, piece + lane / 8 % 2));
-}
-/// Two neighbouring B, [k, n] = tile row n, column k: registers 0, 1 of rows [row, + 8) as n,
-/// 2, 3 of rows [row + 8, + 8); columns [8 piece, + 16) as k. For C = A tile^T.
-template <int kRows, int kD>
-__device__ __forceinline__ void load_b(uint32_t (&b)[4], const Tile<kRows, kD>& tile, int row,
-                                       int piece) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrix<false>(b, tile.at(row + lane % 8 + lane / 16 * 8, piece + lane / 8 % 2));
-}
-/// Two neighbouring B, [k, n] = tile row k, column n: rows [row, + 16) as k; registers 0, 1 of
-/// columns [8 piece, + 8) as n, 2, 3 of columns [8 piece + 8, + 8). For C = A tile.
-template <int kRows, int kD>
-__device__ __forceinline__ void load_b_transposed(uint32_t (&b)[4], const Tile<kRows, kD>& tile,
-                                                  int row, int piece) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrix<true>(b, tile.at(row + lane % 16, piece + lane / 16));
-}
+/// Reads fragments of one tile. Blocks are 16 x 16: tile rows [row, + 16) and columns [8 piece,
+/// + 16), row and piece constants, multiples of 8 and of 2. Offset: first row that row 0 means, a
+/// multiple of 8 that need be no constant.
+///   kRowsFirst   registers 0, 1: rows 0-7 and 8-15 of columns 0-7; 2, 3: the same of columns 8-15.
+///                a()            A = block
+///                b_transposed() two B, [k, n] = tile row k, column n: registers 0, 1 of columns
+///                               0-7 as n, 2, 3 of columns 8-15. For C = A tile
+///   kColumnsFirst registers 0, 1: columns 0-7 and 8-15 of rows 0-7; 2, 3: the same of rows 8-15.
+///                b()            two B, [k, n] = tile row n, column k: registers 0, 1 of rows 0-7
+///                               as n, 2, 3 of rows 8-15. For C = A tile^T
+///                a_transposed() A = the block's transpose
+enum class BlockOrder { kRowsFirst, kColumnsFirst };
+
+template <int kD, BlockOrder kOrder>
+class TileReader {
+ public:
+  template <int kRows>
+  __device__ __forceinline__ explicit TileReader(const Tile<kRows, kD>& tile, int offset = 0) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int low = lane / 8 % 2, high = lane / 16;
+    const int row = lane % 8 + 8 * (kOrder == BlockOrder::kRowsFirst ? low : high);
+    const int piece = kOrder == BlockOrder::kRowsFirst ? high : low;
+#pragma unroll
+    for (int k = 0; k < kGroup<kD> / 2; ++k)
+      column_[k] = shared_address(tile.at(offset + row, piece + 2 * k));
+  }
+
+  __device__ __forceinline__ void a(uint32_t (&a)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kRowsFirst);
+    load_matrix<false>(a, at(row, piece));
+  }
+  __device__ __forceinline__ void b_transposed(uint32_t (&b)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kRowsFirst);
+    load_matrix<true>(b, at(row, piece));
+  }
+  __device__ __forceinline__ void b(uint32_t (&b)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kColumnsFirst);
+    load_matrix<false>(b, at(row, piece));
+  }
+  __device__ __forceinline__ void a_transposed(uint32_t (&a)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kColumnsFirst);
+    load_matrix<true>(a, at(row, piece));
+  }
+
+ private:
+  __device__ __forceinline__ SharedAddress at(int row, int piece) const {
+    return column_[piece % kGroup<kD> / 2] + 2 * (row * kD + piece / kGroup<kD> * kGroup<kD> * 8);
+  }
+  SharedAddress column_[kGroup<kD> / 2];  // of the pieces of one group
+};
+
 /// Two neighbouring C, columns [0, 8) and [8, 16), rounded to bf16 as one A.
 __device__ __forceinline__ void a_of_c(uint32_t (&a)[4], const float (&left)[4],
                                        const float (&right)[4]) {
