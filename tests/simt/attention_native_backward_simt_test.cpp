@@ -1,7 +1,7 @@
 // The native attention's backward (attention_native.h) on a GPU or under the emulator, against the
 // double reference, every gradient element within what rounding to bf16 can do to it.
 //
-// Bounds, with u = 2^-9, the largest relative error of rounding to bf16: rotated q and k are
+// Bounds, with u = 2^-8, the largest relative error of rounding to bf16: rotated q and k are
 // rounded, so a score is off by at most E = scale sum_d 2.01 u |q k|; p = exp(s - lse) is off by a
 // factor of exp(E) and its own rounding u; ds = p (t - delta) by p's error, by the rounding of
 // grad_out if it came in float32, and by u again. These errors are added up by absolute value along
@@ -148,7 +148,7 @@ struct Case {
 
   void add_bounds(const SegmentTask& task, const AttentionOptions& options,
                   const RotaryTable& table, int64_t b, int64_t h) {
-    constexpr double u = 1.0 / 512, sums = 1.0 / (1 << 18);
+    constexpr double u = 1.0 / 256, sums = 1.0 / (1 << 18);
     const double turn = p.position == Position::kNone ? 0 : u;
     const double widened = p.grad_out == DType::kBF16 ? 0 : u;
     const HeadRows &queries = task.queries, &keys = task.keys[0].rows;

@@ -502,6 +502,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
     if (LN_BUG != 72) __syncthreads();  // grad_score and the next tile are there; weights are used
     stage = 1 - stage;
   }
+  if (LN_BUG == 77) copy_async_wait<0>();
   if (half == 1) add_grad_query<kD>(sm, part, (queries - 1) / kQueries * kQueries, p.scale);
   add_key_rows<kD>(sm.plan, half, first, sum, half == 1 ? p.scale : 1.0f, p.rotary, p.dilation);
 }
