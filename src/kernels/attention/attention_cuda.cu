@@ -7,9 +7,9 @@
 // writes, so there are no atomics and results do not depend on timing. It does not use tensor
 // cores.
 #include <cmath>
-#include <vector>
 
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_tables_cuda.h"
 #include "kernels/cuda/simt.h"
 #include "kernels/cuda/stream.h"
 #include "kernels/fill/fill_cuda.h"
@@ -17,103 +17,16 @@
 namespace longnet::cuda {
 namespace {
 
+using namespace attention;
+
 constexpr int kThreads = 128;
 constexpr int kTile = 32;                // rows of a tile, of queries and of keys
 constexpr int kQuad = kThreads / kTile;  // threads per row, neighbours in one warp
 constexpr int kPerThread = kTile / kQuad;
-constexpr int kFine = 256;  // positions in the fine table
-constexpr int kMaxPairs = 128;
 constexpr int kPackHeads = 32;  // heads per launch of pack and unpack
 
-// --- 1. what kernels are told
-// ---------------------------------------------------------------------
-
-/// The query rows of one head of one segment; row i is global token `token` + (first + i) dilation.
-struct TaskHead {
-  int64_t slot, step, first, count;
-  int64_t token, position;  // of row number 0: global, and measured from the segment's origin
-  int32_t source_begin, source_end;
-  int32_t head;
-};
-
-/// Numbers that are f32 or bf16 by a flag that all threads share.
-struct Input {
-  const void* data;
-  bool bf16;
-
-  __device__ __forceinline__ float operator[](int64_t i) const {
-    return bf16 ? bf16_to_float(static_cast<const uint16_t*>(data)[i])
-                : static_cast<const float*>(data)[i];
-  }
-  __host__ __device__ __forceinline__ Input operator+(int64_t i) const {
-    return {static_cast<const char*>(data) + i * (bf16 ? 2 : 4), bf16};
-  }
-};
-
-/// The key rows of one head of one source; pointers and strides lead to row i of sequence b.
-struct SourceHead {
-  Input key, value;
-  float *grad_key, *grad_value;
-  int64_t key_batch, value_batch, grad_key_batch, grad_value_batch;
-  int64_t key_row, value_row, grad_key_row, grad_value_row;
-  int64_t first, count;
-  int32_t task;
-  int32_t rotate;
-};
-
-struct Item {
-  int32_t index, tile;  // of TaskHead or SourceHead; rows [kTile tile, + kTile)
-};
-
-struct RotaryParts {
-  const double2 *coarse, *fine;  // [2, coarse_count, pairs], [2, kFine, pairs]; axis 0: query, key
-  int64_t coarse_first;
-  int32_t coarse_count, pairs;  // pairs 0: no positions
-};
-
-struct Frequencies {
-  double angle[kMaxPairs];  // radians per token
-  double log_z[kMaxPairs];  // xPos: log of a query's factor per token; 0 without
-};
-
-/// One [B, L, H, D] tensor, and one that is only read.
-struct Rows {
-  float* data;
-  int64_t batch, token, head;  // strides
-};
-struct InputRows {
-  Input data;
-  int64_t batch, token, head;  // strides
-};
-
-struct Common {
-  const TaskHead* tasks;
-  const SourceHead* sources;
-  const Item* items;
-  RotaryParts rotary;
-  InputRows query, grad_out;
-  Rows out, grad_query;
-  float *lse, *delta;
-  int64_t lse_batch, lse_head, lse_token, delta_batch, delta_head, delta_token;
-  const int64_t *first_visible, *last_visible;
-  int64_t first_batch, first_token, last_batch, last_token;
-  int64_t dilation;
-  float scale;
-  int32_t head_dim;
-  bool causal;
-};
-
-// --- 2. rows
+// --- 1. rows
 // ---------------------------------------------------------------------------------------
-
-__device__ __forceinline__ float2 turn_of(const RotaryParts& r, int set, int64_t position,
-                                          int pair) {
-  const int64_t a = (position >> 8) - r.coarse_first, b = position & (kFine - 1);
-  const double2 x = r.coarse[(int64_t{set} * r.coarse_count + a) * r.pairs + pair];
-  const double2 y = r.fine[(int64_t{set} * kFine + b) * r.pairs + pair];
-  return make_float2(static_cast<float>(x.x * y.x - x.y * y.y),
-                     static_cast<float>(x.y * y.x + x.x * y.y));
-}
 
 /// tile[row] = rows [0, count) of `rows`, rotated if `rotate`; zeros behind head_dim and count. Row
 /// i has position `position` + i dilation.
@@ -226,7 +139,7 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
 
-// --- 3. forward
+// --- 2. forward
 // ------------------------------------------------------------------------------------
 
 template <int kD>
@@ -247,12 +160,9 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(Common p) {
   const int64_t query_row = task.first + begin + row;
   const int64_t slot = task.slot + (begin + row) * task.step;
   const bool valid = row < rows;
-  const bool turned = p.rotary.pairs > 0;
 
-  load_tile<kD>(sm.query,
-                p.query.data + b * p.query.batch + task.head * p.query.head +
-                    (task.slot + begin * task.step) * p.query.token,
-                task.step * p.query.token, rows, p.head_dim, p.rotary, turned, 0,
+  load_tile<kD>(sm.query, task.query + (b * task.query_batch + begin * task.query_row),
+                task.query_row, rows, p.head_dim, p.rotary, task.rotate != 0, 0,
                 task.position + (task.first + begin) * p.dilation, p.dilation);
   // The state so far: weights are exp(s - peak), sum is that of this thread's keys.
   float* lse = p.lse + b * p.lse_batch + task.head * p.lse_head + slot * p.lse_token;
@@ -319,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(Common p) {
   if (quad == 0) *lse = peak + logf(sum);
 }
 
-// --- 4. backward: queries
+// --- 3. backward: queries
 // --------------------------------------------------------------------------
 
 template <int kD>
@@ -340,14 +250,11 @@ __global__ void __launch_bounds__(kThreads, 1) grad_query_kernel(Common p) {
   const int64_t query_row = task.first + begin + row;
   const int64_t slot = task.slot + (begin + row) * task.step;
   const bool valid = row < rows;
-  const bool turned = p.rotary.pairs > 0;
   const int64_t first_slot = task.slot + begin * task.step;
 
-  load_tile<kD>(
-      sm.query,
-      p.query.data + b * p.query.batch + task.head * p.query.head + first_slot * p.query.token,
-      task.step * p.query.token, rows, p.head_dim, p.rotary, turned, 0,
-      task.position + (task.first + begin) * p.dilation, p.dilation);
+  load_tile<kD>(sm.query, task.query + (b * task.query_batch + begin * task.query_row),
+                task.query_row, rows, p.head_dim, p.rotary, task.rotate != 0, 0,
+                task.position + (task.first + begin) * p.dilation, p.dilation);
   load_tile<kD>(sm.grad_out,
                 p.grad_out.data + b * p.grad_out.batch + task.head * p.grad_out.head +
                     first_slot * p.grad_out.token,
@@ -400,11 +307,11 @@ __global__ void __launch_bounds__(kThreads, 1) grad_query_kernel(Common p) {
   if (!valid) return;
   add_gradient<kD>(p.grad_query.data + b * p.grad_query.batch + slot * p.grad_query.token +
                        task.head * p.grad_query.head,
-                   accumulator, p.scale, p.head_dim, quad, p.rotary, turned, 0,
+                   accumulator, p.scale, p.head_dim, quad, p.rotary, p.rotary.pairs > 0, 0,
                    task.position + query_row * p.dilation);
 }
 
-// --- 5. backward: keys and values
+// --- 4. backward: keys and values
 // ------------------------------------------------------------------
 
 template <int kD>
@@ -426,7 +333,6 @@ __global__ void __launch_bounds__(kThreads, 1) grad_key_kernel(Common p) {
   const int keys = static_cast<int>(source.count - begin < kTile ? source.count - begin : kTile);
   const int row = threadIdx.x / kQuad, quad = threadIdx.x % kQuad;
   const int64_t key_row = source.first + begin + row;
-  const bool turned = p.rotary.pairs > 0;
 
   load_tile<kD>(sm.key, source.key + b * source.key_batch + begin * source.key_row, source.key_row,
                 keys, p.head_dim, p.rotary, source.rotate != 0, 1,
@@ -444,11 +350,9 @@ __global__ void __launch_bounds__(kThreads, 1) grad_key_kernel(Common p) {
     const int rows = static_cast<int>(task.count - i0 < kTile ? task.count - i0 : kTile);
     const int64_t first_slot = task.slot + i0 * task.step;
     __syncthreads();
-    load_tile<kD>(
-        sm.query,
-        p.query.data + b * p.query.batch + task.head * p.query.head + first_slot * p.query.token,
-        task.step * p.query.token, rows, p.head_dim, p.rotary, turned, 0,
-        task.position + (task.first + i0) * p.dilation, p.dilation);
+    load_tile<kD>(sm.query, task.query + (b * task.query_batch + i0 * task.query_row),
+                  task.query_row, rows, p.head_dim, p.rotary, task.rotate != 0, 0,
+                  task.position + (task.first + i0) * p.dilation, p.dilation);
     load_tile<kD>(sm.grad_out,
                   p.grad_out.data + b * p.grad_out.batch + task.head * p.grad_out.head +
                       first_slot * p.grad_out.token,
@@ -484,37 +388,14 @@ __global__ void __launch_bounds__(kThreads, 1) grad_key_kernel(Common p) {
   if (row >= keys) return;
   const int64_t i = begin + row;
   add_gradient<kD>(source.grad_key + b * source.grad_key_batch + i * source.grad_key_row, grad_key,
-                   p.scale, p.head_dim, quad, p.rotary, source.rotate != 0, 1,
+                   p.scale, p.head_dim, quad, p.rotary, source.rotate_back != 0, 1,
                    task.position + key_row * p.dilation);
   add_gradient<kD>(source.grad_value + b * source.grad_value_batch + i * source.grad_value_row,
                    grad_value, 1.0f, p.head_dim, quad, p.rotary, false, 0, 0);
 }
 
-// --- 6. the small ones
+// --- 5. the small ones
 // -----------------------------------------------------------------------------
-
-__device__ __forceinline__ double2 turn_in_double(const Frequencies& f, int pair, int64_t position,
-                                                  bool key) {
-  double sine, cosine;
-  sincos(static_cast<double>(position) * f.angle[pair], &sine, &cosine);
-  const double factor = exp((key ? -1.0 : 1.0) * static_cast<double>(position) * f.log_z[pair]);
-  return make_double2(cosine * factor, sine * factor);
-}
-
-/// Grid: (coarse_count + kFine, 2 sets).
-__global__ void __launch_bounds__(kThreads)
-    rotary_table_kernel(double2* coarse, double2* fine, int64_t coarse_first, int coarse_count,
-                        int pairs, Frequencies f) {
-  const int set = blockIdx.y, i = blockIdx.x;
-  for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
-    if (i < coarse_count)
-      coarse[(int64_t{set} * coarse_count + i) * pairs + pair] =
-          turn_in_double(f, pair, (coarse_first + i) * kFine, set == 1);
-    else
-      fine[(int64_t{set} * kFine + i - coarse_count) * pairs + pair] =
-          turn_in_double(f, pair, i - coarse_count, set == 1);
-  }
-}
 
 /// One warp per row of [B, L, H].
 __global__ void __launch_bounds__(kThreads)
@@ -598,184 +479,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// --- 7. the host's side
+// --- 6. the host's side
 // ----------------------------------------------------------------------------
 
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-int64_t tiles(int64_t rows) { return (rows + kTile - 1) / kTile; }
-
-/// Where things lie in the workspace.
-struct Layout {
-  int64_t tasks = 0, sources = 0, query_items = 0, key_items = 0;  // counts
-  int64_t coarse_first = 0, coarse_count = 0;
-  int64_t source_at, query_item_at, key_item_at, coarse_at, fine_at, bytes;
-
-  Layout(int64_t head_dim, std::span<const SegmentTask> segments, bool backward) {
-    int64_t lowest = INT64_MAX, highest = INT64_MIN;
-    for (const SegmentTask& task : segments) {
-      tasks += static_cast<int64_t>(task.queries.count.size());
-      for (int64_t count : task.queries.count) query_items += tiles(count);
-      for (const KeySource& source : task.keys) {
-        sources += static_cast<int64_t>(source.rows.count.size());
-        if (backward)
-          for (int64_t count : source.rows.count) key_items += tiles(count);
-      }
-      lowest = std::min(lowest, task.segment.begin - task.origin);
-      highest = std::max(highest, task.segment.end - 1 - task.origin);
-    }
-    if (lowest <= highest) {
-      coarse_first = lowest >> 8;
-      coarse_count = (highest >> 8) - coarse_first + 1;
-    }
-    const int64_t pair_bytes = 2 * (head_dim / 2) * static_cast<int64_t>(sizeof(double2));
-    source_at = aligned(tasks * static_cast<int64_t>(sizeof(TaskHead)));
-    query_item_at = source_at + aligned(sources * static_cast<int64_t>(sizeof(SourceHead)));
-    key_item_at = query_item_at + aligned(query_items * static_cast<int64_t>(sizeof(Item)));
-    coarse_at = key_item_at + aligned(key_items * static_cast<int64_t>(sizeof(Item)));
-    fine_at = coarse_at + aligned(coarse_count * pair_bytes);
-    bytes = fine_at + aligned(kFine * pair_bytes);
-  }
-};
-
-Frequencies frequencies_of(const AttentionOptions& options, int64_t head_dim) {
-  Frequencies f{};
-  if (options.rotary == nullptr || !options.rotary->enabled()) return f;
-  const RotaryOptions& o = options.rotary->options();
-  const double width = static_cast<double>(head_dim);
-  for (int64_t i = 0; i < head_dim / 2; ++i) {
-    f.angle[i] = std::pow(o.base, -2.0 * static_cast<double>(i) / width);
-    if (o.position == Position::kXpos)
-      f.log_z[i] = std::log((2.0 * static_cast<double>(i) + 0.4 * width) / (1.4 * width)) /
-                   o.xpos_scale_base;
-  }
-  return f;
-}
-
-float* floats(const TensorView& view) { return static_cast<float*>(view.data); }
-Input input(const TensorView& view) { return {view.data, view.dtype == DType::kBF16}; }
-InputRows input_rows(const TensorView& view) {
-  return {input(view), view.stride[0], view.stride[1], view.stride[2]};
-}
-Rows rows_of(const TensorView& view) {
-  return {floats(view), view.stride[0], view.stride[1], view.stride[2]};
-}
-
-/// Writes the descriptions into the workspace and fills what all kernels share.
-struct Prepared {
-  Common common{};
-  const Item *query_items = nullptr, *key_items = nullptr;
-  int64_t query_item_count = 0, key_item_count = 0;
-
-  Prepared(Context& context, const TensorView& query, std::span<const SegmentTask> segments,
-           const AttentionOptions& options, void* workspace, bool backward) {
-    void* stream = context_stream(context);
-    const int64_t heads = query.shape[2], head_dim = query.shape[3];
-    const Layout layout(head_dim, segments, backward);
-    char* base = static_cast<char*>(workspace);
-    std::vector<TaskHead> tasks;
-    std::vector<SourceHead> sources;
-    std::vector<Item> items, key_list;
-    const bool turned = options.rotary != nullptr && options.rotary->enabled();
-    for (const SegmentTask& task : segments)
-      for (int64_t h = 0; h < heads; ++h) {
-        const int32_t index = static_cast<int32_t>(tasks.size());
-        TaskHead t{};
-        t.slot = task.queries.slot[h];
-        t.step = task.queries.step;
-        t.first = task.queries.first[h];
-        t.count = task.queries.count[h];
-        t.token = task.segment.begin + options.head_offset[h];
-        t.position = t.token - task.origin;
-        t.head = static_cast<int32_t>(h);
-        t.source_begin = static_cast<int32_t>(sources.size());
-        for (const KeySource& k : task.keys) {
-          const auto at = [&](const TensorView& view) {
-            return view.defined()
-                       ? floats(view) + h * view.stride[2] + k.rows.slot[h] * view.stride[1]
-                       : nullptr;
-          };
-          SourceHead s{};
-          const auto input_at = [&](const TensorView& view) {
-            return input(view) + (h * view.stride[2] + k.rows.slot[h] * view.stride[1]);
-          };
-          s.key = input_at(k.key);
-          s.value = input_at(k.value);
-          s.key_batch = k.key.stride[0];
-          s.value_batch = k.value.stride[0];
-          s.key_row = k.rows.step * k.key.stride[1];
-          s.value_row = k.rows.step * k.value.stride[1];
-          if (backward) {
-            s.grad_key = at(k.grad_key);
-            s.grad_value = at(k.grad_value);
-            s.grad_key_batch = k.grad_key.stride[0];
-            s.grad_value_batch = k.grad_value.stride[0];
-            s.grad_key_row = k.rows.step * k.grad_key.stride[1];
-            s.grad_value_row = k.rows.step * k.grad_value.stride[1];
-          }
-          s.first = k.rows.first[h];
-          s.count = k.rows.count[h];
-          s.task = index;
-          s.rotate = turned && !k.positions_applied;
-          if (backward && t.count > 0)
-            for (int32_t tile = 0; tile < tiles(s.count); ++tile)
-              key_list.push_back({static_cast<int32_t>(sources.size()), tile});
-          sources.push_back(s);
-        }
-        t.source_end = static_cast<int32_t>(sources.size());
-        // Later tiles of a causal segment take longer: they go first.
-        for (int32_t tile = static_cast<int32_t>(tiles(t.count)) - 1; tile >= 0; --tile)
-          items.push_back({index, tile});
-        tasks.push_back(t);
-      }
-    query_item_count = static_cast<int64_t>(items.size());
-    key_item_count = static_cast<int64_t>(key_list.size());
-    const auto upload = [&](int64_t offset, const auto& list) {
-      copy_to_device(base + offset, list.data(), list.size() * sizeof(list[0]), stream);
-    };
-    upload(0, tasks);
-    upload(layout.source_at, sources);
-    upload(layout.query_item_at, items);
-    upload(layout.key_item_at, key_list);
-    common.tasks = reinterpret_cast<const TaskHead*>(base);
-    common.sources = reinterpret_cast<const SourceHead*>(base + layout.source_at);
-    query_items = reinterpret_cast<const Item*>(base + layout.query_item_at);
-    key_items = reinterpret_cast<const Item*>(base + layout.key_item_at);
-    if (turned) {
-      auto* coarse = reinterpret_cast<double2*>(base + layout.coarse_at);
-      auto* fine = reinterpret_cast<double2*>(base + layout.fine_at);
-      common.rotary = {coarse, fine, layout.coarse_first, static_cast<int32_t>(layout.coarse_count),
-                       static_cast<int32_t>(head_dim / 2)};
-      launch(rotary_table_kernel, dim3(static_cast<unsigned>(layout.coarse_count + kFine), 2),
-             kThreads, 0, stream, coarse, fine, layout.coarse_first,
-             static_cast<int>(layout.coarse_count), static_cast<int>(head_dim / 2),
-             frequencies_of(options, head_dim));
-    }
-    common.query = input_rows(query);
-    const TensorView &first = options.first_visible, &last = options.last_visible;
-    common.first_visible = static_cast<const int64_t*>(first.data);
-    common.last_visible = static_cast<const int64_t*>(last.data);
-    common.first_batch = first.stride[0];
-    common.first_token = first.stride[1];
-    common.last_batch = last.stride[0];
-    common.last_token = last.stride[1];
-    common.dilation = options.dilation;
-    common.scale = options.scale;
-    common.head_dim = static_cast<int32_t>(head_dim);
-    common.causal = options.causal;
-  }
-
-  void set_lse(const TensorView& lse) {
-    common.lse = floats(lse);
-    common.lse_batch = lse.stride[0];
-    common.lse_head = lse.stride[1];
-    common.lse_token = lse.stride[2];
-  }
-};
-
-dim3 grid_of(int64_t items, int64_t batch) {
-  LN_CHECK(items <= INT32_MAX && batch <= 65535, "{} tiles of {} sequences in one launch", items,
-           batch);
-  return dim3(static_cast<unsigned>(items), static_cast<unsigned>(batch));
+TableRequest request(bool backward) {
+  return {.query_tile = kTile, .key_tile = backward ? kTile : 0, .gradients = backward};
 }
 
 /// Calls f with the smallest compiled width that holds head_dim.
@@ -837,7 +545,7 @@ void pack(Context& context, const TensorView& chunk_key, const TensorView& chunk
 
 int64_t attention_workspace_bytes(const Context&, int64_t head_dim,
                                   std::span<const SegmentTask> segments, bool backward) {
-  return Layout(head_dim, segments, backward).bytes;
+  return table_bytes(1, head_dim, segments, request(backward));
 }
 
 void attention_begin(Context& context, const TensorView& out, const TensorView& lse) {
@@ -847,13 +555,13 @@ void attention_begin(Context& context, const TensorView& out, const TensorView& 
 
 void attention_forward(Context& context, const AttentionForward& tensors,
                        const AttentionOptions& options, void* workspace) {
-  Prepared prepared(context, tensors.query, tensors.segments, options, workspace, false);
-  Common& common = prepared.common;
+  Tables tables(context, tensors.query, tensors.segments, options, workspace, request(false));
+  Common& common = tables.common;
   common.out = rows_of(tensors.out);
-  prepared.set_lse(tensors.lse);
-  common.items = prepared.query_items;
+  tables.set_lse(tensors.lse);
+  common.items = tables.query_items;
   with_width(tensors.query.shape[3], [&](auto width) {
-    launch(forward_kernel<width>, grid_of(prepared.query_item_count, tensors.query.shape[0]),
+    launch(forward_kernel<width>, item_grid(tables.query_item_count, tensors.query.shape[0]),
            kThreads, sizeof(ForwardShared<width>), context_stream(context), common);
   });
 }
@@ -862,30 +570,28 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
                      const TensorView& out) {
   const int64_t count = out.shape[0] * out.shape[1] * out.shape[2];
   const int64_t blocks = (count + kThreads / 32 - 1) / (kThreads / 32);
-  launch(delta_kernel, grid_of(blocks, 1), kThreads, 0, context_stream(context), floats(delta),
-         delta.stride[0], delta.stride[1], delta.stride[2], input_rows(grad_out), rows_of(out),
-         count, out.shape[1], out.shape[2], static_cast<int>(out.shape[3]));
+  launch(delta_kernel, item_grid(blocks, 1), kThreads, 0, context_stream(context),
+         static_cast<float*>(delta.data), delta.stride[0], delta.stride[1], delta.stride[2],
+         input_rows(grad_out), rows_of(out), count, out.shape[1], out.shape[2],
+         static_cast<int>(out.shape[3]));
 }
 
 void attention_backward(Context& context, const AttentionBackward& tensors,
                         const AttentionOptions& options, void* workspace) {
-  Prepared prepared(context, tensors.query, tensors.segments, options, workspace, true);
-  Common& common = prepared.common;
+  Tables tables(context, tensors.query, tensors.segments, options, workspace, request(true));
+  Common& common = tables.common;
   common.grad_query = rows_of(tensors.grad_query);
   common.grad_out = input_rows(tensors.grad_out);
-  prepared.set_lse(tensors.lse);
-  common.delta = floats(tensors.delta);
-  common.delta_batch = tensors.delta.stride[0];
-  common.delta_head = tensors.delta.stride[1];
-  common.delta_token = tensors.delta.stride[2];
+  tables.set_lse(tensors.lse);
+  tables.set_delta(tensors.delta);
   const int64_t batch = tensors.query.shape[0];
   void* stream = context_stream(context);
   with_width(tensors.query.shape[3], [&](auto width) {
-    common.items = prepared.query_items;
-    launch(grad_query_kernel<width>, grid_of(prepared.query_item_count, batch), kThreads,
+    common.items = tables.query_items;
+    launch(grad_query_kernel<width>, item_grid(tables.query_item_count, batch), kThreads,
            sizeof(QueryShared<width>), stream, common);
-    common.items = prepared.key_items;
-    launch(grad_key_kernel<width>, grid_of(prepared.key_item_count, batch), kThreads,
+    common.items = tables.key_items;
+    launch(grad_key_kernel<width>, item_grid(tables.key_item_count, batch), kThreads,
            sizeof(KeyShared<width>), stream, common);
   });
 }

@@ -87,6 +87,17 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   for (int i = 0; i < 4; ++i) c[i] = x.d[i];
 }
 
+/// A place in shared memory, in one 32-bit register whose value the compiler cannot look into:
+/// constants added to it become immediate offsets of the instructions that use it, instead of one
+/// register each, computed ahead of a loop.
+struct SharedAddress {
+  char* data;
+  SharedAddress operator+(int bytes) const { return {data + bytes}; }
+};
+inline SharedAddress shared_address(const void* data) {
+  return {static_cast<char*>(const_cast<void*>(data))};
+}
+
 /// Four 8 x 8 matrices of bf16 from shared memory, whole warp: lane 8 m + i gives the address of
 /// row i of matrix m (16-byte aligned); register m holds (row lane / 4, columns 2 (lane % 4) + {0,
 /// 1}) of it, transposed: (rows 2 (lane % 4) + {0, 1}, column lane / 4).
@@ -98,10 +109,17 @@ inline void load_matrix(uint32_t (&r)[4], const void* row, LN_CALL_SITE) {
                   emulated::load_matrix_warp<transposed>, false, file, line);
   for (int i = 0; i < 4; ++i) r[i] = x.value[i];
 }
+template <bool transposed>
+inline void load_matrix(uint32_t (&r)[4], SharedAddress row, LN_CALL_SITE) {
+  load_matrix<transposed>(r, static_cast<const void*>(row.data), file, line);
+}
 
 /// Starts copying 16 bytes into shared memory; both ends 16-byte aligned. source null: zeros.
 inline void copy_async_16(void* shared, const void* source, LN_CALL_SITE) {
   simt::copy_async(shared, source, file, line);
+}
+inline void copy_async_16(SharedAddress shared, const void* source, LN_CALL_SITE) {
+  simt::copy_async(shared.data, source, file, line);
 }
 /// Ends a group of copies of this thread.
 inline void copy_async_commit() { simt::copy_async_commit(); }
@@ -123,28 +141,45 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+struct SharedAddress {
+  uint32_t address;
+  __device__ __forceinline__ SharedAddress operator+(int bytes) const {
+    return {address + static_cast<uint32_t>(bytes)};
+  }
+};
+__device__ __forceinline__ SharedAddress shared_address(const void* data) {
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(data));
+  asm volatile("" : "+r"(address));
+  return {address};
+}
+
 template <bool transposed>
-__device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const void* row) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+__device__ __forceinline__ void load_matrix(uint32_t (&r)[4], SharedAddress row) {
   if constexpr (transposed)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
+                 : "r"(row.address)
                  : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
+                 : "r"(row.address)
                  : "memory");
 }
+template <bool transposed>
+__device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const void* row) {
+  load_matrix<transposed>(r, SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(row))});
+}
 
-__device__ __forceinline__ void copy_async_16(void* shared, const void* source) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+__device__ __forceinline__ void copy_async_16(SharedAddress shared, const void* source) {
   // Of a null source no byte is read and zeros are written.
   const int bytes = source != nullptr ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared.address),
                "l"(__cvta_generic_to_global(source)), "r"(bytes)
                : "memory");
+}
+__device__ __forceinline__ void copy_async_16(void* shared, const void* source) {
+  copy_async_16(SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(shared))}, source);
 }
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");

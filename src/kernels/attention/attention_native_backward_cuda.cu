@@ -1,0 +1,653 @@
+// The backward of attention_native.h: five matrix products per tile of keys and queries, all on
+// tensor cores.
+//
+// A block of eight warps owns 128 key rows of one head of one source and goes through the query
+// rows that see them, 64 at a time. Its two halves work on different products of the same tile; a
+// warp owns 32 of the keys (transposed tiles: keys down, queries across, so that weights leave one
+// product as the left operand of the next without leaving their registers):
+//   half 0:  s = k q^T      p = exp(scale s - lse)     grad_v += p grad_o
+//   half 1:  t = v grad_o^T     ds = p (t - delta)     grad_k += ds q;   grad_q += ds^T k
+// Per tile there are two barriers:
+//   1  half 0: s, p, written to shared memory          half 1: grad_q of the tile before, then t
+//   2  half 0: grad_v                                  half 1: reads p, ds, written; grad_k
+// so exponentials of one half run beside products of the other. Query tiles come by cp.async one
+// tile ahead. Tiles that causality hides are never visited; only tiles on the diagonal and the last
+// keys of a source are masked.
+//
+// grad_v and grad_k stay in registers and are added to their rows once, by the only block that has
+// them. grad_q is added with float atomics, whose order is not fixed: its last bits may differ from
+// run to run. (Without atomics two kernels would compute s and t twice: seven products for five.)
+// With positions the sums of grad_q are of rotated queries; they are gathered in the workspace and
+// rotated back at the end. p and ds are rounded to bf16, everything else is float32.
+#include <vector>
+
+#include "kernels/attention/attention_native.h"
+#include "kernels/attention/attention_tables_cuda.h"
+#include "kernels/cuda/mma.h"
+#include "kernels/cuda/stream.h"
+
+namespace longnet::cuda {
+namespace {
+
+using namespace attention;
+
+constexpr int kThreads = 256;
+constexpr int kKeys = 128;    // key rows of a block
+constexpr int kQueries = 64;  // query rows of a tile
+constexpr int kWarpKeys = 32;
+constexpr int kHalfWarps = kKeys / kWarpKeys;
+constexpr int kRowThreads = 128;  // of the kernels that go through query rows
+constexpr float kLog2e = 1.4426950408889634f;
+
+/// Query-side operands that are not read or added to in place, [B, rows, D] each; null: in place.
+struct Scratch {
+  float* grad_query;         // of rotated queries
+  const uint16_t* grad_out;  // rounded
+  const int64_t* first_row;  // [tasks]
+  int64_t rows;
+};
+
+// --- 1. tiles in shared memory
+// ---------------------------------------------------------------------
+
+/// Rows of kD bf16 in pieces of 16 bytes. Eight rows' pieces of one column lie in different banks:
+/// by exchanging pieces where a row has a multiple of eight of them, else by padding to an odd
+/// number of pieces.
+template <int kD>
+struct Tile {
+  static constexpr bool kExchange = kD % 64 == 0;
+  static constexpr int kStride = kExchange ? kD : kD + 8;
+
+  /// Element `column`, a multiple of 8, of a row.
+  static __device__ __forceinline__ int at(int row, int column) {
+    return row * kStride + (kExchange ? column ^ (row % 8 * 8) : column);
+  }
+};
+using WeightTile = Tile<kQueries>;
+
+/// What a block does, the same for all its threads: here it costs no registers. Pointers lead to
+/// the first row that the block visits; steps are from row to row.
+struct Plan {
+  const uint16_t *key[2], *query[2];  // keys and values; queries and grad_out
+  float* grad_key[2];                 // by half: of values, of keys
+  float* grad_query;
+  const float *lse, *delta;
+  int64_t key_step[2], query_step[2], grad_key_step[2], grad_query_step, lse_step, delta_step;
+  int64_t position;  // of the first key
+  int32_t keys;      // rows of the tile
+  int32_t queries;   // rows from the first one visited on
+  int32_t ahead;     // key j is visible to query i if j <= i + ahead
+  int32_t rotate_back;
+};
+
+template <int kD>
+struct Shared {
+  alignas(16) uint16_t keys[2][kKeys * Tile<kD>::kStride];           // keys, values
+  alignas(16) uint16_t queries[2][2][kQueries * Tile<kD>::kStride];  // stage: queries, grad_out
+  alignas(16) uint16_t weight[kKeys * WeightTile::kStride];          // p, transposed
+  alignas(16) uint16_t grad_score[kKeys * WeightTile::kStride];      // ds, transposed
+  float lse[2][kQueries], delta[2][kQueries];                        // lse in powers of two
+  Plan plan;
+};
+
+/// The thread's number in its block, as if it were read anew: addresses that follow from it are
+/// computed where they are needed, instead of being kept in registers through the whole loop.
+__device__ __forceinline__ unsigned thread_here() {
+  unsigned thread = threadIdx.x;
+#if !defined(LN_SIMT)
+  asm volatile("" : "+r"(thread));
+#endif
+  return thread;
+}
+__device__ __forceinline__ unsigned lane_here() { return thread_here() % 32; }
+/// No load or store is moved past this by the compiler: fewer of them wait in registers.
+__device__ __forceinline__ void keep_order() {
+#if !defined(LN_SIMT)
+  asm volatile("" ::: "memory");
+#endif
+}
+
+/// Starts the copy of rows [0, kRows) into a tile; zeros from `count` on.
+template <int kD, int kRows>
+__device__ __forceinline__ void start_rows(uint16_t* tile, const uint16_t* rows, int64_t stride,
+                                           int count) {
+  constexpr int kPieces = kD / 8;
+#pragma unroll
+  for (int i = thread_here(); i < kRows * kPieces; i += kThreads) {
+    const int row = i / kPieces, d = i % kPieces * 8;
+    copy_async_16(tile + Tile<kD>::at(row, d), row < count ? rows + row * stride + d : nullptr);
+  }
+}
+
+/// 2^x, 2 ulp; results below 2^-126 are 0.
+__device__ __forceinline__ float power_of_two(float x) {
+#if defined(LN_SIMT)
+  return std::exp2(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes.
+__device__ __forceinline__ void add_two(float* to, float a, float b) {
+#if !defined(LN_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(a),
+               "f"(b)
+               : "memory");
+#else
+  if (LN_BUG == 76) {
+    to[0] += a;
+    to[1] += b;
+    return;
+  }
+  atomicAdd(to, a);
+  atomicAdd(to + 1, b);
+#endif
+}
+
+// --- 2. products of a warp
+// -------------------------------------------------------------------------
+
+/// Sums of a 32 x 64 tile: [row / 16][column / 8][register of mma_bf16]. Weights take their place
+/// once they are rounded to bf16: [m][2 k] then holds, as bits, the left operand of depths 16 k ..
+/// (One array: a barrier lies between the two, where one half of the block has these and the other
+/// those.)
+using Scores = float[2][kQueries / 8][4];
+
+/// s = a b^T, rows [first, first + 32) of a, all 64 of b.
+template <int kD>
+__device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, int first,
+                                         const uint16_t* b) {
+  [[maybe_unused]] constexpr int kUnroll = kD == 128 ? 2 : kD / 16;  // more would spill registers
+  const unsigned lane = lane_here();
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int n = 0; n < kQueries / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[m][n][i] = 0;
+#pragma unroll(kUnroll)
+  for (int d = 0; d < kD; d += 16) {
+    uint32_t x[2][4];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      load_matrix<false>(x[m], a + Tile<kD>::at(first + 16 * m + lane % 16, d + lane / 16 * 8));
+      if (LN_BUG == 73) {
+        const uint32_t swapped = x[m][1];
+        x[m][1] = x[m][2];
+        x[m][2] = swapped;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kQueries / 16; ++n) {
+      // Matrices 0, 1: depths d and d + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
+      uint32_t y[4];
+      load_matrix<false>(y,
+                         b + Tile<kD>::at(16 * n + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * 8));
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        mma_bf16(s[m][2 * n], x[m], y[0], y[1]);
+        mma_bf16(s[m][2 * n + 1], x[m], y[2], y[3]);
+      }
+    }
+  }
+}
+
+/// sum += w b, [32, 64] x [64, kD].
+template <int kD>
+__device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Scores& w,
+                                           const uint16_t* b) {
+  const unsigned lane = lane_here();
+#pragma unroll
+  for (int k = 0; k < kQueries / 16; ++k)
+#pragma unroll
+    for (int n = 0; n < kD / 16; ++n) {
+      // Matrices 0, 1: depths 16 k and + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
+      uint32_t y[4];
+      load_matrix<true>(y, b + Tile<kD>::at(16 * k + lane % 16, 16 * n + lane / 16 * 8));
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const float(&v)[4] = w[m][2 * k];
+        const uint32_t x[4] = {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                               __float_as_uint(v[3])};
+        mma_bf16(sum[m][2 * n], x, y[0], y[1]);
+        mma_bf16(sum[m][2 * n + 1], x, y[2], y[3]);
+      }
+    }
+}
+
+/// grad_query += scale ds^T k for the tile that begins at query i, which sm.grad_score is of; by
+/// half 1, each of whose warps takes a part of the rows and columns.
+template <int kD>
+__device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int part, int i, float scale) {
+  constexpr int kAcross = kD % 32 == 0 ? 2 : 1;             // parts side by side
+  constexpr int kRows = kQueries / (kHalfWarps / kAcross);  // of a part
+  constexpr int kColumns = kD / kAcross;
+  const unsigned lane = lane_here();
+  const int row = part / kAcross * kRows, column = part % kAcross * kColumns;
+  float sum[kRows / 16][kColumns / 8][4] = {};
+#pragma unroll
+  for (int j = 0; j < kKeys; j += 16) {
+    uint32_t x[kRows / 16][4];
+#pragma unroll
+    for (int m = 0; m < kRows / 16; ++m)
+      load_matrix<true>(x[m], sm.grad_score + WeightTile::at(j + lane / 16 * 8 + lane % 8,
+                                                             row + 16 * m + lane / 8 % 2 * 8));
+#pragma unroll
+    for (int n = 0; n < kColumns / 16; ++n) {
+      uint32_t y[4];
+      load_matrix<true>(y,
+                        sm.keys[0] + Tile<kD>::at(j + lane % 16, column + 16 * n + lane / 16 * 8));
+#pragma unroll
+      for (int m = 0; m < kRows / 16; ++m) {
+        mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
+        mma_bf16(sum[m][2 * n + 1], x[m], y[2], y[3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kRows / 16; ++m)
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const int query = i + row + 16 * m + 8 * below + lane / 4;
+      if (query >= sm.plan.queries) continue;
+      float* const to =
+          sm.plan.grad_query + query * sm.plan.grad_query_step + column + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n)
+        add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
+    }
+}
+
+// --- 3. the kernel
+// ---------------------------------------------------------------------------------
+
+/// Which pairs of a tile are visible: key j < keys, and j <= query i + ahead.
+struct Visible {
+  int keys, ahead;
+  bool masked;  // some are not
+};
+
+/// One warp's scores become p, 0 where hidden; written to shared memory and kept.
+__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse, int first,
+                                      const Visible& visible, float scale_log2) {
+  const unsigned lane = lane_here();
+  const int pair = lane % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kQueries / 8; ++n) {
+    keep_order();
+    const int i = 8 * n + pair;
+    const float2 peak = *reinterpret_cast<const float2*>(lse + i);
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        const int j = first + 16 * m + 8 * below + lane / 4;
+        float a = power_of_two(s[m][n][2 * below] * scale_log2 - peak.x);
+        float b = power_of_two(s[m][n][2 * below + 1] * scale_log2 - peak.y);
+        if (visible.masked) {
+          const int ahead = visible.ahead - (LN_BUG == 74 ? 1 : 0);
+          if (j >= visible.keys || j > i + ahead) a = 0;
+          if (j >= visible.keys || j > i + 1 + ahead) b = 0;
+        }
+        const uint32_t rounded = pack_bf16(a, b);
+        *reinterpret_cast<uint32_t*>(weight + WeightTile::at(j, 8 * n) + pair) = rounded;
+        s[m][n / 2 * 2][n % 2 * 2 + below] = __uint_as_float(rounded);
+      }
+  }
+}
+
+/// One warp's t becomes ds with the weights in shared memory; written and kept.
+__device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
+                                              uint16_t* grad_score, const float* delta, int first) {
+  const unsigned lane = lane_here();
+  const int pair = lane % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kQueries / 8; ++n) {
+    keep_order();
+    float2 less = *reinterpret_cast<const float2*>(delta + 8 * n + pair);
+    if (LN_BUG == 75) less = make_float2(0, 0);
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        const int j = first + 16 * m + 8 * below + lane / 4;
+        const int at = WeightTile::at(j, 8 * n) + pair;
+        const uint32_t p = *reinterpret_cast<const uint32_t*>(weight + at);
+        const float a = __uint_as_float(p << 16) * (t[m][n][2 * below] - less.x);
+        const float b = __uint_as_float(p & 0xffff0000u) * (t[m][n][2 * below + 1] - less.y);
+        const uint32_t rounded = pack_bf16(a, b);
+        *reinterpret_cast<uint32_t*>(grad_score + at) = rounded;
+        t[m][n / 2 * 2][n % 2 * 2 + below] = __uint_as_float(rounded);
+      }
+  }
+}
+
+/// Zeros for the 32 rows of a warp.
+__device__ __forceinline__ void clear_rows(uint16_t* grad_score, int first) {
+  const unsigned lane = lane_here();
+#pragma unroll
+  for (int d = 0; d < kQueries; d += 8)
+    *reinterpret_cast<uint4*>(grad_score + WeightTile::at(first + lane, d)) =
+        make_uint4(0, 0, 0, 0);
+}
+
+/// row[d], row[d + 1] += (a, b), rotated back if `back`.
+__device__ __forceinline__ void add_pair(float* row, int d, float a, float b,
+                                         const RotaryParts& rotary, bool back, int set,
+                                         int64_t position) {
+  if (back) {
+    const float2 turn = turn_of(rotary, set, position, d / 2);
+    const float c = a;
+    a = c * turn.x + b * turn.y;
+    b = b * turn.x - c * turn.y;
+  }
+  float2* const to = reinterpret_cast<float2*>(row + d);
+  const float2 before = *to;
+  *to = make_float2(before.x + a, before.y + b);
+}
+
+/// Fills the block's plan; one thread.
+template <int kD>
+__device__ __forceinline__ void make_plan(Plan& plan, const Common& p, const Scratch& scratch) {
+  const Item item = p.items[blockIdx.x];
+  const SourceHead& source = p.sources[item.index];
+  const TaskHead& task = p.tasks[source.task];
+  const int64_t b = blockIdx.y, begin = int64_t{item.tile} * kKeys;
+  const int64_t key_row = source.first + begin;
+  // Causal queries before the tile's first key see none of it.
+  const int64_t skipped = p.causal && key_row > task.first ? key_row - task.first : 0;
+  const int64_t ahead = task.first + skipped - key_row;
+  plan.keys = static_cast<int>(source.count - begin < kKeys ? source.count - begin : kKeys);
+  plan.queries = static_cast<int>(task.count - skipped);
+  plan.ahead = p.causal && ahead < kKeys ? static_cast<int>(ahead) : kKeys;
+  plan.position = task.position + key_row * p.dilation;
+  plan.rotate_back = source.rotate_back != 0;
+
+  plan.key[0] = source.key.half() + b * source.key_batch + begin * source.key_row;
+  plan.key[1] = source.value.half() + b * source.value_batch + begin * source.value_row;
+  plan.key_step[0] = source.key_row;
+  plan.key_step[1] = source.value_row;
+  plan.grad_key[0] =
+      source.grad_value + b * source.grad_value_batch + begin * source.grad_value_row;
+  plan.grad_key[1] = source.grad_key + b * source.grad_key_batch + begin * source.grad_key_row;
+  plan.grad_key_step[0] = source.grad_value_row;
+  plan.grad_key_step[1] = source.grad_key_row;
+
+  const int64_t slot = task.slot + skipped * task.step, head = task.head;
+  plan.query[0] = task.query.half() + b * task.query_batch + skipped * task.query_row;
+  plan.query_step[0] = task.query_row;
+  plan.query[1] = p.grad_out.data.half() + b * p.grad_out.batch + head * p.grad_out.head +
+                  slot * p.grad_out.token;
+  plan.query_step[1] = task.step * p.grad_out.token;
+  plan.grad_query = p.grad_query.data + b * p.grad_query.batch + head * p.grad_query.head +
+                    slot * p.grad_query.token;
+  plan.grad_query_step = task.step * p.grad_query.token;
+  plan.lse = p.lse + b * p.lse_batch + head * p.lse_head + slot * p.lse_token;
+  plan.lse_step = task.step * p.lse_token;
+  plan.delta = p.delta + b * p.delta_batch + head * p.delta_head + slot * p.delta_token;
+  plan.delta_step = task.step * p.delta_token;
+  if (scratch.grad_out == nullptr && scratch.grad_query == nullptr) return;
+  const int64_t row = (b * scratch.rows + scratch.first_row[source.task] + skipped) * kD;
+  if (scratch.grad_out != nullptr) {
+    plan.query[1] = scratch.grad_out + row;
+    plan.query_step[1] = kD;
+  }
+  if (scratch.grad_query != nullptr) {
+    plan.grad_query = scratch.grad_query + row;
+    plan.grad_query_step = kD;
+  }
+}
+
+/// Starts the copies of the query tile that begins at row i.
+template <int kD>
+__device__ __forceinline__ void start_queries(Shared<kD>& sm, int stage, int i) {
+#pragma unroll
+  for (int operand = 0; operand < 2; ++operand) {
+    const int64_t step = sm.plan.query_step[operand];
+    start_rows<kD, kQueries>(sm.queries[stage][operand], sm.plan.query[operand] + i * step, step,
+                             sm.plan.queries - i);
+  }
+  copy_async_commit();
+}
+
+/// lse (threads 0 to 63, in powers of two) or delta (64 to 127) of the tile that begins at row i.
+/// Rows past the end, and rows that see no key in any branch, get no weight: lse = inf.
+__device__ __forceinline__ float read_row_value(const Plan& plan, int i) {
+  const int thread = thread_here(), row = i + thread % kQueries;
+  if (thread < kQueries) {
+    const float lse = row < plan.queries ? plan.lse[row * plan.lse_step] : -INFINITY;
+    return lse == -INFINITY ? INFINITY : lse * kLog2e;
+  }
+  return thread < 2 * kQueries && row < plan.queries ? plan.delta[row * plan.delta_step] : 0.0f;
+}
+template <int kD>
+__device__ __forceinline__ void write_row_value(Shared<kD>& sm, int stage, float value) {
+  const int thread = thread_here();
+  if (thread < kQueries) sm.lse[stage][thread] = value;
+  if (thread >= kQueries && thread < 2 * kQueries) sm.delta[stage][thread - kQueries] = value;
+}
+
+/// The rows of a warp += factor sum, rotated back if asked.
+template <int kD>
+__device__ __forceinline__ void add_key_rows(const Plan& plan, int half, int first,
+                                             const float (&sum)[2][kD / 8][4], float factor,
+                                             const RotaryParts& rotary, int64_t dilation) {
+  const unsigned lane = lane_here();
+  const bool back = half == 1 && plan.rotate_back;
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const int j = first + 16 * m + 8 * below + lane / 4;
+      if (j >= plan.keys + (LN_BUG == 78 ? 1 : 0)) continue;
+      float* const to = plan.grad_key[half] + j * plan.grad_key_step[half];
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+        add_pair(to, 8 * n + lane % 4 * 2, factor * sum[m][n][2 * below],
+                 factor * sum[m][n][2 * below + 1], rotary, back, 1, plan.position + j * dilation);
+    }
+}
+
+/// Grid: (key items, B).
+template <int kD>
+__global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch scratch) {
+  auto& sm = shared<Shared<kD>>();
+  if (threadIdx.x == 0) make_plan<kD>(sm.plan, p, scratch);
+  __syncthreads();
+  const int queries = sm.plan.queries, keys = sm.plan.keys;
+  if (queries <= 0) return;
+  start_rows<kD, kKeys>(sm.keys[0], sm.plan.key[0], sm.plan.key_step[0], keys);
+  start_rows<kD, kKeys>(sm.keys[1], sm.plan.key[1], sm.plan.key_step[1], keys);
+  start_queries(sm, 0, 0);
+  write_row_value(sm, 0, read_row_value(sm.plan, 0));
+  copy_async_wait<0>();
+  __syncthreads();
+
+  // Warps w and w + 4, which share a scheduler, do different things.
+  const int warp = threadIdx.x / 32, half = warp / kHalfWarps, part = warp % kHalfWarps;
+  const int first = part * kWarpKeys;
+  const float scale_log2 = p.scale * kLog2e;
+  float sum[2][kD / 8][4] = {};  // half 0: grad_value, 1: grad_key / scale, of 32 rows
+  int stage = 0;
+  for (int i = 0; i < queries; i += kQueries) {
+    const bool more = i + kQueries < queries;
+    float row_value = 0;
+    if (more) {
+      start_queries(sm, 1 - stage, i + kQueries);
+      row_value = read_row_value(sm.plan, i + kQueries);
+    }
+    Visible visible{keys, sm.plan.ahead + i, keys < kKeys};
+    visible.masked = visible.masked || visible.ahead < kKeys - 1;
+    // Nothing of a warp's keys is visible: those past the end, or above the diagonal.
+    const bool hidden = first >= keys || first > kQueries - 1 + visible.ahead;
+
+    if (half == 1 && i > 0) add_grad_query<kD>(sm, part, i - kQueries, p.scale);
+    Scores s;
+    if (!hidden) multiply<kD>(s, sm.keys[half], first, sm.queries[stage][half]);
+    if (half == 0 && !hidden) weigh(s, sm.weight, sm.lse[stage], first, visible, scale_log2);
+    if (LN_BUG != 71) __syncthreads();  // weights are there; grad_score has been used
+    if (half == 1 && !hidden) differentiate(s, sm.weight, sm.grad_score, sm.delta[stage], first);
+    if (half == 1 && hidden) clear_rows(sm.grad_score, first);
+    if (!hidden) accumulate<kD>(sum, s, sm.queries[stage][1 - half]);
+    if (more) {
+      write_row_value(sm, 1 - stage, row_value);
+      if (LN_BUG == 77)
+        copy_async_wait<1>();
+      else
+        copy_async_wait<0>();
+    }
+    if (LN_BUG != 72) __syncthreads();  // grad_score and the next tile are there; weights are used
+    stage = 1 - stage;
+  }
+  if (LN_BUG == 77) copy_async_wait<0>();
+  if (half == 1) add_grad_query<kD>(sm, part, (queries - 1) / kQueries * kQueries, p.scale);
+  add_key_rows<kD>(sm.plan, half, first, sum, half == 1 ? p.scale : 1.0f, p.rotary, p.dilation);
+}
+
+// --- 4. query rows before and after
+// ----------------------------------------------------------------
+
+/// Grid: (query items of 64, B). Zeros for the sums of grad_query, grad_out in bf16.
+__global__ void __launch_bounds__(kRowThreads)
+    begin_rows_kernel(Common p, float* grad_query, uint16_t* grad_out, const int64_t* first_row,
+                      int64_t rows) {
+  const Item item = p.items[blockIdx.x];
+  const TaskHead& task = p.tasks[item.index];
+  const int64_t b = blockIdx.y, begin = int64_t{item.tile} * kQueries;
+  const int64_t count = task.count - begin < kQueries ? task.count - begin : kQueries;
+  const int64_t to = (b * rows + first_row[item.index] + begin) * p.head_dim;
+  const Input from = p.grad_out.data + (b * p.grad_out.batch + task.head * p.grad_out.head +
+                                        (task.slot + begin * task.step) * p.grad_out.token);
+  const int elements = static_cast<int>(count) * p.head_dim;
+  for (int i = threadIdx.x; i < elements; i += kRowThreads) {
+    if (grad_query != nullptr) grad_query[to + i] = 0;
+    if (grad_out != nullptr)
+      grad_out[to + i] =
+          float_to_bf16(from[i / p.head_dim * (task.step * p.grad_out.token) + i % p.head_dim]);
+  }
+}
+
+/// Grid: (query items of 64, B). Sums of grad_query of rotated queries go back to their rows.
+__global__ void __launch_bounds__(kRowThreads) end_rows_kernel(Common p, Scratch scratch) {
+  const Item item = p.items[blockIdx.x];
+  const TaskHead& task = p.tasks[item.index];
+  const int64_t b = blockIdx.y, begin = int64_t{item.tile} * kQueries;
+  const int64_t count = task.count - begin < kQueries ? task.count - begin : kQueries;
+  const float* from =
+      scratch.grad_query + (b * scratch.rows + scratch.first_row[item.index] + begin) * p.head_dim;
+  float* to = p.grad_query.data + b * p.grad_query.batch + task.head * p.grad_query.head +
+              (task.slot + begin * task.step) * p.grad_query.token;
+  const int pairs = p.head_dim / 2;
+  for (int i = threadIdx.x; i < static_cast<int>(count) * pairs; i += kRowThreads) {
+    const int row = i / pairs, d = i % pairs * 2;
+    add_pair(to + row * (task.step * p.grad_query.token), d, from[row * p.head_dim + d],
+             from[row * p.head_dim + d + 1], p.rotary, true, 0,
+             task.position + (task.first + begin + row) * p.dilation);
+  }
+}
+
+// --- 5. the host's side
+// ----------------------------------------------------------------------------
+
+TableRequest request() {
+  TableRequest r;
+  r.query_tile = kQueries;
+  r.key_tile = kKeys;
+  r.gradients = r.pack_keys = r.pack_queries = true;
+  return r;
+}
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+/// Where a run's scratch lies in the workspace, behind its tables; whole operands, so that the
+/// size does not depend on positions and types.
+struct ScratchLayout {
+  std::vector<int64_t> first_row;  // [tasks]
+  int64_t rows = 0;                // of one sequence
+  int64_t first_row_at, grad_query_at, grad_out_at, bytes;
+
+  ScratchLayout(int64_t batch, int64_t head_dim, std::span<const SegmentTask> run) {
+    for (const SegmentTask& task : run)
+      for (const int64_t count : task.queries.count) {
+        first_row.push_back(rows);
+        rows += count;
+      }
+    first_row_at = table_bytes(batch, head_dim, run, request());
+    grad_query_at = first_row_at + aligned(static_cast<int64_t>(first_row.size()) * 8);
+    grad_out_at = grad_query_at + aligned(batch * rows * head_dim * 4);
+    bytes = grad_out_at + aligned(batch * rows * head_dim * 2);
+  }
+};
+
+template <typename F>
+void with_head_dim(int64_t head_dim, F f) {
+  switch (head_dim) {
+    case 64:
+      return f(std::integral_constant<int, 64>{});
+    case 80:
+      return f(std::integral_constant<int, 80>{});
+    case 96:
+      return f(std::integral_constant<int, 96>{});
+    case 128:
+      return f(std::integral_constant<int, 128>{});
+  }
+  LN_CHECK(false, "head dimension {}", head_dim);
+}
+
+void run_backward(Context& context, const AttentionBackward& tensors,
+                  const AttentionOptions& options, std::span<const SegmentTask> run,
+                  void* workspace) {
+  void* const stream = context_stream(context);
+  char* const base = static_cast<char*>(workspace);
+  const int64_t batch = tensors.query.shape[0], head_dim = tensors.query.shape[3];
+  const ScratchLayout layout(batch, head_dim, run);
+  Tables tables(context, tensors.query, run, options, workspace, request());
+  tables.set_lse(tensors.lse);
+  tables.set_delta(tensors.delta);
+  Common common = tables.common;
+  common.grad_out = input_rows(tensors.grad_out);
+  common.grad_query = rows_of(tensors.grad_query);
+  const bool turned = common.rotary.pairs > 0, rounded = !common.grad_out.data.bf16;
+  auto* const grad_query = turned ? reinterpret_cast<float*>(base + layout.grad_query_at) : nullptr;
+  auto* const grad_out = rounded ? reinterpret_cast<uint16_t*>(base + layout.grad_out_at) : nullptr;
+  const Scratch scratch{grad_query, grad_out,
+                        reinterpret_cast<const int64_t*>(base + layout.first_row_at), layout.rows};
+  const dim3 row_grid = item_grid(tables.query_item_count, batch);
+  common.items = tables.query_items;
+  if (turned || rounded) {
+    copy_to_device(base + layout.first_row_at, layout.first_row.data(),
+                   layout.first_row.size() * sizeof(int64_t), stream);
+    launch(begin_rows_kernel, row_grid, kRowThreads, 0, stream, common, grad_query, grad_out,
+           scratch.first_row, layout.rows);
+  }
+  common.items = tables.key_items;
+  with_head_dim(head_dim, [&](auto width) {
+    launch(backward_kernel<width>, item_grid(tables.key_item_count, batch), kThreads,
+           sizeof(Shared<width>), stream, common, scratch);
+  });
+  common.items = tables.query_items;
+  if (turned) launch(end_rows_kernel, row_grid, kRowThreads, 0, stream, common, scratch);
+}
+
+}  // namespace
+
+int64_t native_backward_bytes(const AttentionSize& size, std::span<const SegmentTask> segments) {
+  int64_t most = 0;
+  for (const std::span<const SegmentTask> run :
+       table_runs(size.batch, size.head_dim, segments, request()))
+    most = std::max(most, ScratchLayout(size.batch, size.head_dim, run).bytes);
+  return most;
+}
+
+void native_backward(Context& context, const AttentionBackward& tensors,
+                     const AttentionOptions& options, void* workspace) {
+  const int64_t batch = tensors.query.shape[0], head_dim = tensors.query.shape[3];
+  for (const std::span<const SegmentTask> run :
+       table_runs(batch, head_dim, tensors.segments, request()))
+    run_backward(context, tensors, options, run, workspace);
+}
+
+}  // namespace longnet::cuda

@@ -1,0 +1,175 @@
+// Device code that the native forward and backward share: tiles of bf16 rows in shared memory,
+// filled by cp.async, read as fragments of mma.m16n8k16 (kernels/cuda/mma.h has their layouts).
+//
+// A row is kD / 8 pieces of 16 bytes. Piece p of row r lies in place swizzled(r, p), so that the
+// eight rows an 8 x 8 matrix is loaded from lie in different banks; places depend on r % 8 only.
+// Fragments are of blocks that begin at multiples of 16 rows and 16 columns.
+#pragma once
+
+#include "kernels/attention/attention_tables_cuda.h"
+#include "kernels/cuda/mma.h"
+
+namespace longnet::cuda::attention {
+
+/// Pieces are exchanged inside groups of so many: the largest power of two that divides their
+/// number, at most the 8 that the banks hold side by side.
+template <int kD>
+constexpr int kGroup = kD % 64 == 0   ? 8
+                       : kD % 32 == 0 ? 4
+                                      : 2;
+
+/// The same for rows 8 apart.
+template <int kD>
+__host__ __device__ __forceinline__ constexpr int swizzled(int row, int piece) {
+  static_assert(kD == 32 || kD == 64 || kD == 80 || kD == 96 || kD == 128);
+  return piece ^ (kGroup<kD> == 8 ? row & 7 : kGroup<kD> == 4 ? row >> 1 & 3 : row >> 2 & 1);
+}
+
+template <int kRows, int kD>
+struct Tile {
+  alignas(16) uint16_t data[kRows * kD];
+
+  __device__ __forceinline__ uint16_t* at(int row, int piece) {
+    return data + row * kD + swizzled<kD>(row, piece) * 8;
+  }
+  __device__ __forceinline__ const uint16_t* at(int row, int piece) const {
+    return data + row * kD + swizzled<kD>(row, piece) * 8;
+  }
+};
+
+// --- 1. filling
+
+/// Starts copies of rows [0, count), zeros behind; the caller commits. All kThreads threads.
+template <int kThreads, int kRows, int kD>
+__device__ __forceinline__ void load_async(Tile<kRows, kD>& tile, const uint16_t* rows,
+                                           int64_t stride, int count) {
+  // A group's pieces of one row are copied by neighbours; a thread keeps its place in groups and in
+  // rows modulo 8, so that its copies are constant distances apart.
+  constexpr int kRowStep = kThreads / kGroup<kD>;
+  static_assert(kThreads % kGroup<kD> == 0 && kRowStep % 8 == 0 && kRows % kRowStep == 0);
+  const int row = static_cast<int>(threadIdx.x) / kGroup<kD>,
+            piece = static_cast<int>(threadIdx.x) % kGroup<kD>;
+  const SharedAddress to = shared_address(tile.at(row, piece));
+  const uint16_t* from = rows + row * stride + piece * 8;
+#pragma unroll
+  for (int i = 0; i < kRows; i += kRowStep) {
+#pragma unroll
+    for (int k = 0; k < kD; k += 8 * kGroup<kD>)
+      copy_async_16(to + 2 * (i * kD + k), row + i < count ? from + k : nullptr);
+    from += kRowStep * stride;
+  }
+}
+
+/// The same, rotated on the way (rounded to bf16 once), by ordinary stores. Row i has position
+/// `position` + i dilation.
+template <int kThreads, int kRows, int kD>
+__device__ __forceinline__ void load_rotated(Tile<kRows, kD>& tile, const uint16_t* rows,
+                                             int64_t stride, int count, const RotaryParts& rotary,
+                                             int set, int64_t position, int64_t dilation) {
+  constexpr int kPieces = kD / 8;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
+    const int row = i / kPieces, piece = i % kPieces;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (row < count) {
+      v = *reinterpret_cast<const uint4*>(rows + row * stride + piece * 8);
+      unsigned word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float a = __uint_as_float(word[k] << 16), c = __uint_as_float(word[k] & 0xffff0000u);
+        const float2 turn = turn_of(rotary, set, position + row * dilation, piece * 4 + k);
+        word[k] = pack_bf16(a * turn.x - c * turn.y, c * turn.x + a * turn.y);
+      }
+      v = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+    *reinterpret_cast<uint4*>(tile.at(row, piece)) = v;
+  }
+}
+
+// --- 2. fragments; whole warp
+
+/// Reads fragments of one tile. Blocks are 16 x 16: tile rows [row, + 16) and columns [8 piece,
+/// + 16), row and piece constants, multiples of 8 and of 2. Offset: first row that row 0 means, a
+/// multiple of 8 that need be no constant.
+///   kRowsFirst   registers 0, 1: rows 0-7 and 8-15 of columns 0-7; 2, 3: the same of columns 8-15.
+///                a()            A = block
+///                b_transposed() two B, [k, n] = tile row k, column n: registers 0, 1 of columns
+///                               0-7 as n, 2, 3 of columns 8-15. For C = A tile
+///   kColumnsFirst registers 0, 1: columns 0-7 and 8-15 of rows 0-7; 2, 3: the same of rows 8-15.
+///                b()            two B, [k, n] = tile row n, column k: registers 0, 1 of rows 0-7
+///                               as n, 2, 3 of rows 8-15. For C = A tile^T
+///                a_transposed() A = the block's transpose
+enum class BlockOrder { kRowsFirst, kColumnsFirst };
+
+template <int kD, BlockOrder kOrder>
+class TileReader {
+ public:
+  template <int kRows>
+  __device__ __forceinline__ explicit TileReader(const Tile<kRows, kD>& tile, int offset = 0) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int low = lane / 8 % 2, high = lane / 16;
+    const int row = lane % 8 + 8 * (kOrder == BlockOrder::kRowsFirst ? low : high);
+    const int piece = kOrder == BlockOrder::kRowsFirst ? high : low;
+#pragma unroll
+    for (int k = 0; k < kGroup<kD> / 2; ++k)
+      column_[k] = shared_address(tile.at(offset + row, piece + 2 * k));
+  }
+
+  __device__ __forceinline__ void a(uint32_t (&a)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kRowsFirst);
+    load_matrix<false>(a, at(row, piece));
+  }
+  __device__ __forceinline__ void b_transposed(uint32_t (&b)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kRowsFirst);
+    load_matrix<true>(b, at(row, piece));
+  }
+  __device__ __forceinline__ void b(uint32_t (&b)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kColumnsFirst);
+    load_matrix<false>(b, at(row, piece));
+  }
+  __device__ __forceinline__ void a_transposed(uint32_t (&a)[4], int row, int piece) const {
+    static_assert(kOrder == BlockOrder::kColumnsFirst);
+    load_matrix<true>(a, at(row, piece));
+  }
+
+ private:
+  __device__ __forceinline__ SharedAddress at(int row, int piece) const {
+    return column_[piece % kGroup<kD> / 2] + 2 * (row * kD + piece / kGroup<kD> * kGroup<kD> * 8);
+  }
+  SharedAddress column_[kGroup<kD> / 2];  // of the pieces of one group
+};
+
+/// Two neighbouring C, columns [0, 8) and [8, 16), rounded to bf16 as one A.
+__device__ __forceinline__ void a_of_c(uint32_t (&a)[4], const float (&left)[4],
+                                       const float (&right)[4]) {
+  a[0] = pack_bf16(left[0], left[1]);
+  a[1] = pack_bf16(left[2], left[3]);
+  a[2] = pack_bf16(right[0], right[1]);
+  a[3] = pack_bf16(right[2], right[3]);
+}
+
+// --- 3. rows of fragments: the four lanes of a quad hold the columns of rows lane / 4 and + 8
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(kFullWarp, x, 1);
+  return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+
+/// 2^x within 2 units of the last place; results below 2^-126 are 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+#if defined(LN_SIMT)
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+}  // namespace longnet::cuda::attention
