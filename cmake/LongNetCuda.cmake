@@ -21,6 +21,10 @@ if(LN_CUDA)
   if(NOT LN_NVCC)
     set(ln_missing "nvcc")
   else()
+    # CMake 3.25 stops where this library of older toolkits is missing. Nothing here is linked with it.
+    if(CMAKE_VERSION VERSION_LESS 3.26 AND NOT TARGET CUDA::nvToolsExt)
+      add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
+    endif()
     find_package(CUDAToolkit QUIET)
     find_package(NCCL 2.18 QUIET)  # ncclCommSplit
     if(NOT CUDAToolkit_FOUND OR NOT TARGET CUDA::cudart)
