@@ -61,6 +61,7 @@ Json timing(const AttentionBenchTiming& t, bool gpu) {
       json["sdpa_median_seconds"] = t.sdpa_seconds;
       json["share_of_sdpa"] = t.share_of_sdpa;
     }
+    if (t.unmerged_seconds > 0) json["unmerged_median_seconds"] = t.unmerged_seconds;
   } else {
     json["share_of_fma"] = t.share_of_fma;
   }

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -20,6 +21,9 @@ VisibleGpus visible_gpus(const Communicator& world) {
   gpus.local_size = world.local_size();
   const device_runtime::Availability found = device_runtime::availability();
   gpus.ids = found.devices;
+  // For tests on one GPU only: every rank takes the GPUs it sees for its own.
+  if (const char* const share = std::getenv("LONGNET_SHARE_GPUS"); share && *share == '1')
+    for (std::string& id : gpus.ids) id += fmt::format(" of rank {}", world.rank());
   gpus.reason = found.reason;
   return gpus;
 }

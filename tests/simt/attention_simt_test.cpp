@@ -1,14 +1,16 @@
-// CUDA attention under the emulator: golden files, the double reference on the shapes of the CPU
-// twins, visibility, gathered ranks, far positions, the same bits under every order, defects.
+// CUDA attention, under the emulator or on a GPU: golden files, the double reference on the shapes
+// of the CPU twins, visibility, gathered ranks, far positions, the same bits under every order,
+// defects.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 
 #include "core/bf16.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/segment_tasks.h"
+#include "simt/device_values.h"
 #include "simt/support.h"
 #include "support/compare.h"
 #include "support/golden.h"
@@ -101,22 +103,60 @@ struct Result {
   }
 };
 
-/// Exactly the bytes asked for, aligned as arenas align, NaN: nothing may be read before it is
-/// written, and ASan guards the end.
-struct Workspace {
-  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, std::free};
-  explicit Workspace(int64_t bytes) {
-    void* p = nullptr;
-    if (posix_memalign(&p, kAlignment, std::max<int64_t>(bytes, 1)) != 0) throw std::bad_alloc();
-    std::memset(p, 0xff, bytes);
-    memory.reset(p);
+/// Copies in GPU memory of whole host tensors: the tests' arithmetic keeps vectors, kernels get the
+/// copies. They have exactly the tensors' bytes, so that ASan guards the ends.
+class OnGpu {
+ public:
+  explicit OnGpu(Context& context) : context_(context) {}
+  /// The same view of the copy, which is made when its tensor first comes.
+  TensorView operator()(const TensorView& host) {
+    if (!host.defined()) return host;
+    Copy& copy = copies_[host.data];
+    if (!copy.data) {
+      copy.bytes = host.bytes();
+      copy.data.reset(device_runtime::allocate(copy.bytes));
+      LN_CHECK(copy.data != nullptr, "no GPU memory for {} bytes", copy.bytes);
+      device_runtime::copy_to_device(copy.data.get(), host.data, copy.bytes, context_.stream());
+      context_.wait();
+    }
+    TensorView view = host;
+    view.data = copy.data.get();
+    view.device = kGpu;
+    return view;
   }
+  /// The host's tensors get what the copies hold by now.
+  void download() {
+    for (auto& [host, copy] : copies_)
+      device_runtime::copy_to_host(host, copy.data.get(), copy.bytes, context_.stream());
+    context_.wait();
+  }
+
+ private:
+  struct Free {
+    void operator()(void* data) const noexcept { device_runtime::free(data); }
+  };
+  struct Copy {
+    std::unique_ptr<void, Free> data;
+    int64_t bytes = 0;
+  };
+  Context& context_;
+  std::map<void*, Copy> copies_;
 };
+
+/// Scratch, NaN: nothing may be read before it is written.
+DeviceValues workspace_of(int64_t bytes) {
+  return DeviceValues(DType::kF32, std::max<int64_t>(1, (bytes + 3) / 4));
+}
 
 /// All branches on one rank by the CUDA twin or by the reference. shift: added to global tokens.
 Result run(Problem& p, bool gpu, int64_t shift = 0) {
   p.fill_random();
-  Context context;
+  Context context = gpu ? gpu_context() : Context();
+  OnGpu copies(context);
+  const auto at = [&](const TensorView& host) { return gpu ? copies(host) : host; };
+  const auto view = [&](Values& v) { return at(p.view(v)); };
+  const auto row_view = [&](Values& v) { return at(p.row_view(v)); };
+  const auto input = [&](Values& v) { return at(p.input(v, gpu)); };
   const SequencePlan plan(p.tokens, 1, 0, p.heads, p.branches, p.mode);
   const RotaryTable table(p.head_dim, p.rotary);
   const int64_t n = p.elements();
@@ -124,39 +164,42 @@ Result run(Problem& p, bool gpu, int64_t shift = 0) {
            Values(n)};
   Values delta(r.lse.size(), NAN);
   if (gpu) {
-    cuda::attention_begin(context, p.view(r.out), p.row_view(r.lse));
+    cuda::attention_begin(context, view(r.out), row_view(r.lse));
   } else {
     std::fill(r.out.begin(), r.out.end(), 0.0f);
     std::fill(r.lse.begin(), r.lse.end(), -INFINITY);
   }
   for (int pass = 0; pass < 2; ++pass) {
     if (pass == 1 && gpu)
-      cuda::attention_delta(context, p.row_view(delta), p.input(p.grad_out, true), p.view(r.out));
+      cuda::attention_delta(context, row_view(delta), input(p.grad_out), view(r.out));
     if (pass == 1 && !gpu)
-      reference::attention_delta(p.row_view(delta), p.view(p.grad_out), p.view(r.out));
+      reference::attention_delta(row_view(delta), view(p.grad_out), view(r.out));
     for (int branch = 0; branch < int(p.branches.size()); ++branch) {
       const std::vector<int64_t> offsets = plan.head_offsets(branch);
-      const AttentionOptions options = p.options(p.branches[branch], offsets, &table);
-      std::vector<SegmentTask> tasks =
-          local_segment_tasks(plan, branch, p.input(p.key, gpu), p.input(p.value, gpu),
-                              p.view(r.grad_key), p.view(r.grad_value));
+      AttentionOptions options = p.options(p.branches[branch], offsets, &table);
+      options.first_visible = at(options.first_visible);
+      options.last_visible = at(options.last_visible);
+      std::vector<SegmentTask> tasks = local_segment_tasks(
+          plan, branch, input(p.key), input(p.value), view(r.grad_key), view(r.grad_value));
       for (SegmentTask& task : tasks) {
         task.segment.begin += shift;
         task.segment.end += shift;
         task.origin += shift;
       }
-      const AttentionForward forward{p.view(r.out), p.row_view(r.lse), p.input(p.query, gpu),
-                                     tasks};
-      const AttentionBackward backward{p.view(r.grad_query),  p.input(p.grad_out, gpu),
-                                       p.row_view(r.lse),     p.row_view(delta),
-                                       p.input(p.query, gpu), tasks};
-      Workspace w(cuda::attention_workspace_bytes(context, p.head_dim, tasks, pass == 1));
+      const AttentionForward forward{view(r.out), row_view(r.lse), input(p.query), tasks};
+      const AttentionBackward backward{view(r.grad_query), input(p.grad_out), row_view(r.lse),
+                                       row_view(delta),    input(p.query),    tasks};
       if (!gpu && pass == 0) reference::attention_forward(forward, options);
       if (!gpu && pass == 1) reference::attention_backward(backward, options);
-      if (gpu && pass == 0) cuda::attention_forward(context, forward, options, w.memory.get());
-      if (gpu && pass == 1) cuda::attention_backward(context, backward, options, w.memory.get());
+      if (!gpu) continue;
+      const DeviceValues w =
+          workspace_of(cuda::attention_workspace_bytes(context, p.head_dim, tasks, pass == 1));
+      if (pass == 0) cuda::attention_forward(context, forward, options, w.data());
+      if (pass == 1) cuda::attention_backward(context, backward, options, w.data());
+      context.wait();
     }
   }
+  if (gpu) copies.download();
   return r;
 }
 
@@ -342,48 +385,54 @@ TEST(AttentionSimt, NaNAndLargeScores) {
 /// P ranks one after the other, chunks copied by hand: what the sequence exchange does.
 Result run_ranks(Problem& p, int ranks) {
   p.fill_random();
-  Context context;
+  Context context = gpu_context();
+  OnGpu at(context);
+  const auto view = [&](Values& v) { return at(p.view(v)); };
+  const auto row_view = [&](Values& v) { return at(p.row_view(v)); };
   const RotaryTable table(p.head_dim, p.rotary);
   const int64_t n = p.elements();
   Result r{Values(n), Values(p.batch * p.heads * p.tokens), Values(n), Values(n), Values(n)};
   Values delta(r.lse.size());
-  cuda::attention_begin(context, p.view(r.out), p.row_view(r.lse));
+  cuda::attention_begin(context, view(r.out), row_view(r.lse));
   std::vector<SequencePlan> plans;
   for (int rank = 0; rank < ranks; ++rank)
     plans.emplace_back(p.tokens, ranks, rank, p.heads, p.branches, p.mode);
   for (int pass = 0; pass < 2; ++pass) {
     if (pass == 1)
-      cuda::attention_delta(context, p.row_view(delta), p.input(p.grad_out, true), p.view(r.out));
+      cuda::attention_delta(context, row_view(delta), at(p.input(p.grad_out, true)), view(r.out));
     for (int branch = 0; branch < int(p.branches.size()); ++branch) {
       const std::vector<int64_t> offsets = plans[0].head_offsets(branch);
       const AttentionOptions all = p.options(p.branches[branch], offsets, &table);
       const auto part = [&](const SequencePlan& plan, Values& v) {
-        return p.view(v).slice(1, plan.local_begin(), plan.local_tokens());
+        return view(v).slice(1, plan.local_begin(), plan.local_tokens());
       };
       const auto input_part = [&](const SequencePlan& plan, Values& v) {
-        return p.input(v, true).slice(1, plan.local_begin(), plan.local_tokens());
+        return at(p.input(v, true)).slice(1, plan.local_begin(), plan.local_tokens());
       };
       const auto row_part = [&](const SequencePlan& plan, Values& v) {
-        return p.row_view(v).slice(2, plan.local_begin(), plan.local_tokens());
+        return row_view(v).slice(2, plan.local_begin(), plan.local_tokens());
       };
       const auto options_of = [&](const SequencePlan& plan) {
         AttentionOptions o = all;
         for (TensorView* limit : {&o.first_visible, &o.last_visible})
-          if (limit->defined()) *limit = limit->slice(1, plan.local_begin(), plan.local_tokens());
+          if (limit->defined())
+            *limit = at(*limit).slice(1, plan.local_begin(), plan.local_tokens());
         return o;
       };
       const auto attend = [&](const SequencePlan& plan, std::span<const SegmentTask> tasks) {
-        Workspace w(cuda::attention_workspace_bytes(context, p.head_dim, tasks, pass == 1));
+        const DeviceValues w =
+            workspace_of(cuda::attention_workspace_bytes(context, p.head_dim, tasks, pass == 1));
         if (pass == 0)
           cuda::attention_forward(
               context, {part(plan, r.out), row_part(plan, r.lse), input_part(plan, p.query), tasks},
-              options_of(plan), w.memory.get());
+              options_of(plan), w.data());
         else
           cuda::attention_backward(
               context,
               {part(plan, r.grad_query), input_part(plan, p.grad_out), row_part(plan, r.lse),
                row_part(plan, delta), input_part(plan, p.query), tasks},
-              options_of(plan), w.memory.get());
+              options_of(plan), w.data());
+        context.wait();
       };
       for (const SequencePlan& plan : plans) {
         if (plan.local_tokens() > 0)
@@ -394,11 +443,13 @@ Result run_ranks(Problem& p, int ranks) {
           const GatherLayout layout(plan, branch, gathered, p.batch, p.head_dim);
           Values buffer_values(layout.elements(), NAN), grad_values(layout.elements());
           std::vector<bf16> buffer_rounded(layout.elements(), to_bf16(NAN));
-          const TensorView buffer(p.chunk_dtype == DType::kBF16
-                                      ? static_cast<void*>(buffer_rounded.data())
-                                      : buffer_values.data(),
-                                  p.chunk_dtype, {layout.elements()});
-          const TensorView grads(grad_values.data(), DType::kF32, {layout.elements()});
+          OnGpu chunks_at(context);  // of this segment: the next one's may take the same addresses
+          const TensorView buffer = chunks_at(
+              TensorView(p.chunk_dtype == DType::kBF16 ? static_cast<void*>(buffer_rounded.data())
+                                                       : buffer_values.data(),
+                         p.chunk_dtype, {layout.elements()}));
+          const TensorView grads =
+              chunks_at(TensorView(grad_values.data(), DType::kF32, {layout.elements()}));
           const auto chunk = [&](const TensorView& whole, int member, int which) {
             const int64_t rows = layout.chunk_rows[member];
             return whole.slice(0, layout.chunk_begin[member], layout.chunk_elements(member))
@@ -430,10 +481,12 @@ Result run_ranks(Problem& p, int ranks) {
                                             local_rows(plans[rank], branch, gathered.segment),
                                             layout.row_slot[m], task, options_of(plans[rank]));
           }
+          context.wait();
         }
       }
     }
   }
+  at.download();
   return r;
 }
 
@@ -521,10 +574,12 @@ Values packed(DType from, DType to) {
                                     : chunk.data() + which * n;
     return TensorView(data, to, {1, 18, p.head_dim});
   };
-  Context context;
+  Context context = gpu_context();
+  OnGpu at(context);
   const bool in_bf16 = from == DType::kBF16;
-  cuda::attention_pack_rows(context, view(0), view(1), p.input(p.key, in_bf16),
-                            p.input(p.value, in_bf16), rows, slots, task, options);
+  cuda::attention_pack_rows(context, at(view(0)), at(view(1)), at(p.input(p.key, in_bf16)),
+                            at(p.input(p.value, in_bf16)), rows, slots, task, options);
+  at.download();
   if (to == DType::kBF16)
     for (int64_t i = 0; i < 2 * n; ++i) chunk[i] = to_float(chunk16[i]);
   return chunk;

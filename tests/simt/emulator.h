@@ -35,6 +35,8 @@ class Defect {
   Defect& operator=(const Defect&) = delete;
 };
 
+/// False in tests/gpu, where the same tests run on a real GPU.
+inline bool emulated() { return true; }
 /// True in the program whose kernels are compiled with the access hooks.
 bool race_checked();
 /// True in the program whose kernels are compiled with ASan and UBSan.

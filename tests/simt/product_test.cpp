@@ -1,9 +1,10 @@
-// The wrappers mma, ldmatrix and cp.async against a double product, under every order; their
-// defects.
+// The wrappers mma, ldmatrix and cp.async against a double product, under every order and
+// on a GPU; their defects.
 #include "simt/product.h"
 
-#include <cstring>
+#include <cmath>
 
+#include "simt/device_values.h"
 #include "simt/support.h"
 #include "support/compare.h"
 
@@ -13,36 +14,32 @@ namespace {
 using test::difference;
 using test::random_values;
 
-uint16_t to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return static_cast<uint16_t>((bits + 0x8000u) >> 16);
-}
-float from_bf16(uint16_t bits) {
-  const uint32_t wide = uint32_t{bits} << 16;
-  float x;
-  std::memcpy(&x, &wide, 4);
-  return x;
+std::vector<float> rounded(std::vector<float> values) {
+  for (float& x : values) x = to_float(to_bf16(x));
+  return values;
 }
 
 struct Product {
   int m = 64, n = 128, k = 104;  // four steps, the last one partial
-  std::vector<uint16_t> a, b;
+  std::vector<float> a, b;       // numbers of bf16
   std::vector<float> c, expected;
-  Product() {
-    for (float x : random_values(int64_t{m} * k, 1)) a.push_back(to_bf16(x));
-    for (float x : random_values(int64_t{k} * n, 2)) b.push_back(to_bf16(x));
+  Product()
+      : a(rounded(random_values(int64_t{m} * k, 1))), b(rounded(random_values(int64_t{k} * n, 2))) {
     for (int i = 0; i < m; ++i)
       for (int j = 0; j < n; ++j) {
         double sum = 0;
-        for (int d = 0; d < k; ++d)
-          sum += double(from_bf16(a[i * k + d])) * from_bf16(b[d * n + j]);
+        for (int d = 0; d < k; ++d) sum += double(a[i * k + d]) * b[d * n + j];
         expected.push_back(static_cast<float>(sum));
       }
   }
   void run() {
     c.assign(expected.size(), NAN);
-    product_bf16(c.data(), a.data(), b.data(), m, n, k, nullptr);
+    Context context = gpu_context();
+    const DeviceValues d_a(DType::kBF16, a), d_b(DType::kBF16, b), d_c(DType::kF32, c);
+    product_bf16(static_cast<float*>(d_c.data()), static_cast<const uint16_t*>(d_a.data()),
+                 static_cast<const uint16_t*>(d_b.data()), m, n, k, context.stream());
+    context.wait();
+    c = d_c.floats();
   }
   double error() const { return difference(c, expected).max_difference; }
 };

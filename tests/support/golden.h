@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "support/source_folder.h"
+
 namespace longnet::test {
 
 struct GoldenTensor {
@@ -27,7 +29,7 @@ struct GoldenFile {
 
   /// path: absolute, or a file name inside tests/golden.
   explicit GoldenFile(const std::string& name) {
-    const std::filesystem::path path = std::filesystem::path(LN_SOURCE_DIR "/tests/golden") / name;
+    const std::filesystem::path path = std::filesystem::path(source_folder()) / "tests/golden" / name;
     std::ifstream file(path, std::ios::binary);
     if (!file) throw std::runtime_error(path.string() + ": cannot open");
     const std::string bytes((std::istreambuf_iterator<char>(file)), {});
@@ -66,7 +68,7 @@ struct GoldenFile {
 /// All golden files whose name begins with prefix ("attention-"), sorted.
 inline std::vector<std::string> golden_names(const std::string& prefix) {
   std::map<std::string, int> names;
-  for (const auto& entry : std::filesystem::directory_iterator(LN_SOURCE_DIR "/tests/golden"))
+  for (const auto& entry : std::filesystem::directory_iterator(source_folder() + "/tests/golden"))
     if (entry.path().filename().string().rfind(prefix, 0) == 0)
       names[entry.path().filename().string()] = 1;
   std::vector<std::string> sorted;

@@ -12,11 +12,12 @@
 #include "core/no_exchange.h"
 #include "core/safetensors.h"
 #include "model/longnet.h"
+#include "support/source_folder.h"
 
 namespace longnet::test {
 
 inline std::string golden_path(const std::string& name) {
-  return std::string(LN_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors";
+  return source_folder() + "/tests/golden/" + name + ".safetensors";
 }
 
 /// The "case" metadata of a golden model file as a ModelConfig.

@@ -239,25 +239,25 @@ class Bench {
     if (!sdpa::refusal(context_, size()).empty() || context_.attention() == AttentionChoice::kPlain)
       return;
     bool taken = true;
-    const auto forward_alone = [&] {
-      for (int b = 0; b < branches(); ++b)
-        taken = taken && sdpa::try_forward(context_, forward_tensors(b), attention_options(b),
-                                           workspace_, true, sdpa::Parts::kLibrary)
-                             .refusal.empty();
-    };
-    const auto backward_alone = [&] {
-      for (int b = 0; b < branches(); ++b)
-        taken = taken && sdpa::try_backward(context_, backward_tensors(b), attention_options(b),
-                                            workspace_, true, sdpa::Parts::kLibrary)
-                             .refusal.empty();
-    };
-    const auto time = [&](const std::function<void()>& call) {
+    const auto time = [&](bool backward, sdpa::Parts parts) {
       const Samples samples = time_samples(
-          context_, options_.repetitions, [] {}, call);
+          context_, options_.repetitions, [] {},
+          [&] {
+            for (int b = 0; b < branches(); ++b)
+              taken = taken &&
+                      (backward ? sdpa::try_backward(context_, backward_tensors(b),
+                                                     attention_options(b), workspace_, true, parts)
+                                : sdpa::try_forward(context_, forward_tensors(b),
+                                                    attention_options(b), workspace_, true, parts))
+                          .refusal.empty();
+          });
       return taken ? median(samples.seconds) : 0.0;
     };
-    result.forward.sdpa_seconds = time(forward_alone);
-    result.backward.sdpa_seconds = time(backward_alone);
+    result.forward.sdpa_seconds = time(false, sdpa::Parts::kLibrary);
+    result.backward.sdpa_seconds = time(true, sdpa::Parts::kLibrary);
+    if (context_.attention() == AttentionChoice::kNative) return;
+    result.forward.unmerged_seconds = time(false, sdpa::Parts::kUnmerged);
+    result.backward.unmerged_seconds = time(true, sdpa::Parts::kUnmerged);
   }
 
   /// The last few rows of each head in the last segment, against the definition.

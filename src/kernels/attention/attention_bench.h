@@ -25,12 +25,13 @@ struct AttentionBenchOptions {
 struct AttentionBenchTiming {
   double flops = 0;  // only the pairs that the mask keeps: 4 D forward, 10 D backward each
   double median_seconds = 0, fastest_seconds = 0, slowest_seconds = 0;
-  double gflops = 0;           // at the median
-  double share_of_fma = 0;     // CPU: of the limit measured in the same run
-  double share_of_matmul = 0;  // GPU: likewise
-  double sdpa_seconds = 0;     // GPU: median of cuDNN's calls alone, without packing and merge; 0:
-                               // cuDNN does not take these calls
-  double share_of_sdpa = 0;    // sdpa_seconds / median_seconds
+  double gflops = 0;            // at the median
+  double share_of_fma = 0;      // CPU: of the limit measured in the same run
+  double share_of_matmul = 0;   // GPU: likewise
+  double sdpa_seconds = 0;      // GPU: median of cuDNN's calls alone, without packing and merge; 0:
+                                // cuDNN does not take these calls
+  double share_of_sdpa = 0;     // sdpa_seconds / median_seconds
+  double unmerged_seconds = 0;  // with cuDNN: likewise with packing, without merge or sums; 0: else
   double largest_error =
       0;  // against the reference on a few queries, relative to the largest value
 };

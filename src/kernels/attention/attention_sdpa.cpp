@@ -317,7 +317,7 @@ class Call {
     const auto place = [&](const Operand& operand, int64_t at, const SpanList& list, DType type,
                            const cuda::RowPositions& positions) -> const void* {
       if (!operand.packed) return operand.data;
-      if (parts_ == Parts::kAll)
+      if (parts_ != Parts::kLibrary)
         cuda::sdpa_pack_rows(context_, operands_ + at, list, type, positions);
       return operands_ + at;
     };
@@ -343,7 +343,7 @@ class Call {
     o.grad_key = operands_ + layout.grad_key;
     o.grad_value = operands_ + layout.grad_value;
     cudnn::run(context_, p.shape, o);
-    if (parts_ == Parts::kLibrary) return;
+    if (parts_ != Parts::kAll) return;
     cuda::sdpa_add_rows(context_, query_list(group, p, kGradQuery), o.grad_query, query_positions);
     cuda::sdpa_add_rows(context_, key_list(group, p, kGradKey), o.grad_key, key_positions);
     cuda::sdpa_add_rows(context_, key_list(group, p, kGradValue), o.grad_value, none);

@@ -23,9 +23,9 @@ std::string refusal(const Context& context, const AttentionSize& size);
 int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> segments,
                         bool backward);
 
-/// What of a call is done. kLibrary is for benchmarks: the library's calls alone, on whatever the
-/// workspace holds; nothing is packed, merged or added.
-enum class Parts { kAll, kLibrary };
+/// What of a call is done. Two are for benchmarks: kUnmerged packs and calls the library, but
+/// neither merges nor adds; kLibrary is the library's calls alone, on whatever the workspace holds.
+enum class Parts { kAll, kUnmerged, kLibrary };
 
 /// What came of a try: the problems' number and size, for logs, or the reason why nothing was done.
 struct Outcome {

@@ -1,0 +1,174 @@
+#!/usr/bin/env bash
+# The logic of scripts/gpu_check.sh and gpu_report.py with pretended programs: no GPU, all well, a failing part, a
+# part that hangs, missed targets, no sanitizer, no time, bad words. Half a minute at most.
+set -uo pipefail
+source_dir=$(cd "$(dirname "$0")/../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0
+complain() { echo "FAILED: $*"; failures=$((failures + 1)); }
+
+# The tree that the script sees: its scripts and configurations, no programs.
+mkdir -p "$work/tree/scripts" "$work/tree/configs" "$work/tree/bin"
+cp "$source_dir"/scripts/gpu_check.sh "$source_dir"/scripts/gpu_report.py "$work/tree/scripts/"
+for name in longnet_125m longnet_760m longnet_1m; do echo "model: {}" > "$work/tree/configs/$name.yaml"; done
+
+# gpu_test: GPU=none: no GPU; FAIL=FILTER fails the parts whose filter begins so; HANG=FILTER hangs.
+cat > "$work/tree/bin/gpu_test" <<'S'
+#!/usr/bin/env bash
+if [ "${GPU:-}" = none ]; then echo "SKIPPED: no GPU: no NVIDIA driver is loaded"; exit 77; fi
+filter=${1#--gtest_filter=}
+echo "gpu_test: ${GPUS:-1} GPU$([ "${GPUS:-1}" = 1 ] || echo s)"
+if [ -n "${HANG:-}" ] && [[ $filter == "$HANG"* ]]; then sleep 60; fi
+if [ -n "${FAIL:-}" ] && [[ $filter == "$FAIL"* ]]; then
+  printf '[  PASSED  ] 3 tests.\n[  FAILED  ] 1 test, listed below:\n[  FAILED  ] LinearGpu.AgreesWithReference\n'; exit 1
+fi
+if [ -n "${EMPTY:-}" ] && [[ $filter == "$EMPTY"* ]]; then echo '[  PASSED  ] 0 tests.'; exit 0; fi
+printf '[  PASSED  ] 12 tests.\n[  SKIPPED ] 2 tests, listed below:\n'
+S
+# longnet: train writes losses, bench writes figures; SLOW: share of cuDNN; OFF: what the GPU's losses are off by.
+cat > "$work/tree/bin/longnet" <<'S'
+#!/usr/bin/env python3
+import json, os, sys
+words = sys.argv[1:]
+options = dict(w.split('=', 1) for w in words if '=' in w)
+value = lambda name: words[words.index(name) + 1]
+if words[0] == 'train':
+    folder = options['run.folder']
+    off = float(os.environ.get('OFF', '0')) if options.get('run.backend') == 'cuda' else 0
+    if int(os.environ.get('OMPI_COMM_WORLD_RANK', '0')) > 0:
+        assert os.environ['LONGNET_SHARE_GPUS'] == '1' and os.environ['NCCL_HOSTID'] == 'rank1', os.environ
+        sys.exit(0)
+    os.makedirs(folder, exist_ok=True)
+    with open(folder + '/metrics.jsonl', 'w') as file:
+        for step in range(int(options.get('train.steps', 50))):
+            file.write(json.dumps({'step': step + 1, 'loss': 5.5 - step / 50 + off * step / 50}) + '\n')
+elif words[:2] == ['bench', 'attention']:
+    if os.environ.get('NO_NATIVE') and value('--attention') == 'native':
+        sys.exit('error: run.attention=native: this program has no native kernel')
+    share = float(os.environ.get('SLOW', '0.9'))
+    w, r = map(int, value('--branch').split(':'))
+    t = {'median_seconds': 1 / share, 'sdpa_median_seconds': 1.0, 'flops': 5e14}
+    if value('--attention') == 'cudnn':
+        t['unmerged_median_seconds'] = 1.01
+    print(json.dumps({'benchmark': 'attention', 'attention': value('--attention'), 'position': value('--position'),
+                      'matmul_gflops': 7e5, 'forward': t, 'backward': t,
+                      'shape': {'head_dim': int(value('--head-dim')), 'branches': [[w, r]]}}))
+elif words[:2] == ['bench', 'step']:
+    tokens = 1048576 if '1m' in words[2] else 32768
+    print(json.dumps({'tokens_per_step': tokens, 'median_seconds': 0.5, 'tokens_per_second': 2 * tokens,
+                      'matmul_peak_gflops': 7e5, 'share_of_matmul_peak': 0.55}))
+elif words[:2] == ['bench', 'collectives']:
+    if '--help' in words:
+        print('  --backend TEXT')
+    else:
+        print(json.dumps({'ranks': 1, 'transport': 'nccl', 'results': [
+            {'operation': 'all_reduce', 'bytes': 1, 'bus_gigabytes_per_second': 100.0}]}))
+S
+# Tools: a sanitizer that says what it found, mpirun that starts two ranks, nvidia-smi of one GPU.
+mkdir "$work/tools"
+cat > "$work/tools/compute-sanitizer" <<'S'
+#!/usr/bin/env bash
+[ "$1 $3 $4" = "--tool --error-exitcode 9" ] || exit 2
+tool=$2; shift 4
+"$@" || exit 1
+if [ "${FINDS:-}" = "$tool" ]; then echo "========= ERROR SUMMARY: 3 errors"; exit 9; fi
+echo "========= ERROR SUMMARY: 0 errors"
+S
+cat > "$work/tools/mpirun" <<'S'
+#!/usr/bin/env bash
+while [ "$1" != -n ]; do shift; done
+shift 2
+OMPI_COMM_WORLD_RANK=0 "$@" || exit 1
+OMPI_COMM_WORLD_RANK=1 "$@"
+S
+cat > "$work/tools/nvidia-smi" <<'S'
+#!/usr/bin/env bash
+case $1 in
+  --query-gpu=memory.used) while :; do echo "${MEMORY:-71680}"; sleep 0.2; done ;;
+  *) echo "NVIDIA H100 80GB HBM3, 81559 MiB, 580.0, 1980 MHz, 700.00 W" ;;
+esac
+S
+chmod +x "$work"/tree/bin/* "$work"/tools/*
+
+# run CODE NAME [VARIABLE=VALUE ...] -- WORDS...: the script with these words; complains about another exit code.
+run() {
+  local want=$1 name=$2 settings=(); shift 2
+  while [ "$1" != -- ]; do settings+=("$1"); shift; done
+  shift
+  env CUDA_HOME="$work/none" PATH="$work/tools:$PATH" "${settings[@]}" "$work/tree/scripts/gpu_check.sh" --out "$work/$name" "$@" \
+    > "$work/$name.log" 2>&1
+  local code=$?
+  [ $code = "$want" ] || { complain "$name: exit code $code, not $want"; tail -n 20 "$work/$name.log"; }
+}
+# says NAME PATTERN: the run's output holds a line like this.
+says() { grep -qE -- "$2" "$work/$1.log" || { complain "$1 does not say: $2"; cat "$work/$1.log"; }; }
+
+run 69 no_gpu GPU=none --
+says no_gpu '^gpu_check: no GPU: no NVIDIA driver is loaded$'
+[ "$(wc -l < "$work/no_gpu.log")" = 1 ] || complain "no_gpu: more than one line"
+[ ! -e "$work/no_gpu" ] || complain "no_gpu: left files"
+
+run 0 well --
+says well '^kernels +passed .*12 tests passed, 2 skipped'
+says well '^memcheck +passed .*ERROR SUMMARY: 0 errors'
+says well '^nccl +passed .*two ranks on one GPU'
+says well '^cpu_gpu +passed .*50 steps from 5.500 to 4.520 nats; run.cuda.f32 differs by 0 nats'
+says well 'training step of 760M.* 55\.0 % .*met$'
+says well 'GPU memory of the 125M model at 1M tokens +<= 80.00 GiB +70.00 GiB .*met$'
+says well 'cudnn without the merge, D 64.* 99\.0 % .*5 of 5 +met$'
+says well '13 parts: all that must pass did; 13 targets: 13 met, 0 missed, 0 not fully measured'
+python3 - "$work/well/report.json" <<'P' || complain "report.json"
+import json, sys
+report = json.load(open(sys.argv[1]))
+assert len(report['parts']) == 13 and not report['failed'] and len(report['targets']) == 13
+assert all(t['met'] for t in report['targets']), report['targets']
+assert len(report['attention']) == 32 and report['steps']['million_tokens']['gpu_memory_mib'] == 71680
+assert report['machine']['gpus'].startswith('NVIDIA H100'), report['machine']
+P
+
+few='--only kernels,attention,training,memcheck'
+run 1 failing FAIL=-AttentionGpu -- $few
+says failing '^kernels +failed .*3 tests passed, failed: LinearGpu.AgreesWithReference'
+says failing '^training +passed '
+says failing 'FAILED: kernels;'
+run 1 empty EMPTY=TrainingGpu -- $few
+says empty '^training +failed .*0 tests passed'
+run 1 found FINDS=memcheck -- $few
+says found '^memcheck +failed .*3 errors'
+run 1 hanging HANG=TrainingGpu -- --limit 8 $few
+says hanging '^training +timeout .*stopped after [0-9]+ s'
+says hanging '^memcheck +not run .*no time left'
+run 1 differing OFF=0.01 -- --only cpu_gpu
+says differing '^cpu_gpu +failed .*differs by 0.0098 nats at most \(allowed 2e-3\)'
+run 1 broken OFF=nan -- --only cpu_gpu
+says broken '^cpu_gpu +failed .*differs by inf'
+
+run 0 missed SLOW=0.7 -- --only bench_attention
+says missed 'cudnn with the merge, D 64, .*70.0 % .*MISSED$'
+says missed 'native, D 64, .*70.0 % .*met$'
+run 1 strict SLOW=0.7 -- --only bench_attention --strict
+run 0 no_native NO_NATIVE=1 -- --only bench_attention
+says no_native '^bench_attention +failed .*18 measured, 14 failed'
+says no_native 'native, D 128, .*0 of 5 +NOT MEASURED$'
+run 0 too_large MEMORY=90000 -- --only million_tokens
+says too_large 'at 1M tokens .*87.89 GiB .*MISSED$'
+
+mv "$work/tools/compute-sanitizer" "$work/tools/mpirun" "$work"
+PATH_WITHOUT=$work/tools:$(dirname "$(command -v python3)"):/usr/bin:/bin
+run 0 bare PATH="$PATH_WITHOUT" -- --only memcheck,racecheck
+says bare '^racecheck +skipped .*compute-sanitizer is not on PATH'
+
+run 2 bad_word -- --fast
+says bad_word 'unknown word --fast; see --help'
+run 2 bad_part -- --only kernel
+says bad_part 'no part kernel; allowed: kernels,'
+run 2 bad_limit -- --limit soon
+run 0 help -- --help
+says help '69 no GPU'
+mv "$work/tree/bin/gpu_test" "$work/gpu_test"
+run 2 no_program -- $few
+says no_program 'there is no program .*longnet; build it: scripts/build.sh cuda'
+
+[ "$failures" = 0 ] && echo "gpu_check: all as expected"
+exit $((failures > 0))

@@ -1,0 +1,36 @@
+// Stands in for tests/simt/emulator.h in gpu_test, where the same tests run on a real GPU: orders
+// are runs, nothing is instrumented, and there are no defects, so what follows one is skipped.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+
+namespace longnet::simt {
+
+/// Threads run as the GPU likes: an order is only the name of a run.
+enum class Order { kAscending, kDescending, kRandom, kSkewed };
+inline const char* order_name(Order order) {
+  return order == Order::kAscending ? "first run" : "another run";
+}
+inline void set_order(Order, uint64_t) {}
+
+inline bool emulated() { return false; }
+inline bool race_checked() { return false; }
+inline bool address_checked() { return false; }
+
+/// Ends the running test as skipped (failed, if something has failed before), from any depth.
+[[noreturn]] inline void skip_defect(int number) {
+  GTEST_MESSAGE_("", ::testing::TestPartResult::kSkip)
+      << "kernels of a GPU build have no defect " << number;
+  throw ::testing::AssertionException(
+      ::testing::TestPartResult(::testing::TestPartResult::kSkip, __FILE__, __LINE__, "defect"));
+}
+
+class Defect {
+ public:
+  explicit Defect(int number) { skip_defect(number); }
+  ~Defect() {}  // not trivial, so that a Defect is never an unused variable
+};
+
+}  // namespace longnet::simt
