@@ -44,7 +44,7 @@ void add_in_rank_order(device_runtime::Stream stream, float* values, const float
   const int64_t blocks = std::min(kMostBlocks, (n + kThreads - 1) / kThreads);
   const dim3 grid(static_cast<unsigned>(blocks));
 #if defined(LN_SIMT)
-  simt::reach(stream);
+  simt::finish_copies(stream);
   simt::launch(add_parts, grid, dim3(kThreads), 0, values, staging, rank, size, n);
 #else
   add_parts<<<grid, kThreads, 0, stream>>>(values, staging, rank, size, n);

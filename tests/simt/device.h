@@ -62,8 +62,9 @@ struct Launch {
 /// launch.
 void run(const Launch& launch);
 
-/// Runs what a stream has been given to do besides kernels (stream_work.h).
-void reach(void* stream);
+/// Carries out the copies and other work that wait on a stream (device_runtime_emulated.h,
+/// stream_work.h): launches come after them.
+void finish_copies(void* stream);
 
 /// Number of the defect that LN_BUG turns on in kernels; 0: none. Tests set it (mutants).
 extern int bug;

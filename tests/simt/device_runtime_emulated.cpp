@@ -1,22 +1,67 @@
-// device_runtime.h on a machine without a GPU: device 0 of the emulator. Its memory is the host's,
-// streams and events are names, and everything is finished when the call returns, except what
-// stream_work.h puts on a stream. Under mpirun every rank has a GPU of its own. Twins:
+// device_runtime.h on a machine without a GPU: device 0 of the emulator. Its memory is the host's
+// and kernels run when they are launched. Copies between device and page-locked memory happen as
+// late as they may: when a kernel or another operation on the same stream, or a wait for the stream
+// or for an event behind them, needs them; so does what stream_work.h puts on a stream. So a host
+// that writes over the source too early, or reads the target too early, gets wrong numbers here as
+// on a GPU. Under mpirun every rank has a GPU of its own. Twins:
 // src/core/device_runtime_cuda.cpp; the stub, which the programs of tests/simt do not link because
 // this comes first.
-#include "core/device_runtime.h"
+#include "simt/device_runtime_emulated.h"
 
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
+#include <mutex>
 #include <thread>
+#include <utility>
 
+#include "core/device_runtime.h"
 #include "simt/stream_work.h"
 
-namespace longnet::device_runtime {
+namespace longnet {
+namespace simt {
+extern int bug;
+}
+
+namespace device_runtime {
 namespace {
+
+/// A copy, or what simt::enqueue has put on a stream.
+struct Work {
+  int64_t number;                 // in order of issue, over all streams
+  std::function<bool()> advance;  // true: it has ended
+  bool copies;                    // always ends at once
+};
+/// The work of a stream up to a number.
+struct Point {
+  void* stream = nullptr;
+  int64_t last = 0;
+};
+
+/// Everything there is of the device.
+struct Runtime {
+  std::mutex mutex;
+  std::map<void*, int64_t> device_memory;              // bytes, by address
+  std::map<const char*, int64_t> host_memory;          // page-locked
+  std::map<void*, std::deque<Work>> waiting;           // of a stream, oldest first
+  std::map<void*, std::vector<Point>> depends;         // of a stream, on work that does not end
+  std::map<Event, Point> events;                       // the stream and its last work before it
+  int64_t capacity = int64_t{4} << 30, used = 0;
+  int64_t issued = 0;                                  // pieces of work
+  double patience = 60;                                // seconds
+  bool stuck = false;                                  // some work has outlasted it
+  bool polls_advance = false;
+  uintptr_t names = 0;
+  simt::RuntimeCalls calls;
+};
+Runtime& runtime() {
+  static Runtime* instance = new Runtime;  // contexts may die after static objects
+  return *instance;
+}
+using Lock = std::lock_guard<std::mutex>;
 
 /// Exactly `bytes`, so that address checks see the end; NaN, so that unwritten memory shows.
 void* take(int64_t bytes) {
@@ -27,93 +72,80 @@ void* take(int64_t bytes) {
   return data;
 }
 
-template <typename Handle>
-Handle next_name() {
-  static std::atomic<uintptr_t> last{0};
-  return reinterpret_cast<Handle>(++last);
+bool page_locked(const void* data) {
+  const auto& memory = runtime().host_memory;
+  const char* place = static_cast<const char*>(data);
+  auto next = memory.upper_bound(place);
+  if (next == memory.begin()) return false;
+  --next;
+  return place < next->first + next->second;
 }
-
-/// A point in the work of a stream: everything up to piece `place`.
-struct Point {
-  Stream stream = nullptr;
-  int64_t place = 0;
-};
-/// What a stream has to do: work of its own, and another stream's that it waits for in vain.
-struct Queue {
-  std::deque<std::function<bool()>> pending;
-  int64_t ended = 0;  // pieces of work
-  bool stuck = false;
-  std::vector<Point> waits;
-  int64_t all() const { return ended + static_cast<int64_t>(pending.size()); }
-};
-
-std::map<Stream, Queue> queues;  // of streams with work
-std::map<Event, Point> events;   // recorded behind work
-double patience = 60;
-bool polls_advance = false;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// One attempt at the stream's next piece of work.
-bool advance(Queue& queue) {
-  if (queue.stuck || queue.pending.empty() || !queue.pending.front()()) return false;
-  queue.pending.pop_front();
-  ++queue.ended;
-  return true;
-}
+enum class How { kWait, kTry, kCopiesOnly };
 
-bool ended(const Point& point) {
-  const auto found = queues.find(point.stream);
-  return found == queues.end() || found->second.ended >= point.place;
-}
-
-void reach(const Point& point) {
-  const auto found = queues.find(point.stream);
-  if (found == queues.end()) return;
-  Queue& queue = found->second;
-  for (double since = now(); queue.ended < point.place && !queue.stuck;) {
-    if (advance(queue)) {
+/// Carries out the stream's work up to the one with this number, as far as it goes; false if
+/// nothing was done.
+bool finish(void* stream, How how, int64_t last = INT64_MAX) {
+  Runtime& r = runtime();
+  std::deque<Work>& work = r.waiting[stream];
+  bool any = false;
+  for (double since = now(); !work.empty() && work.front().number <= last;) {
+    if (!work.front().copies && (how == How::kCopiesOnly || r.stuck)) break;
+    if (work.front().advance()) {
+      work.pop_front();
+      any = true;
       since = now();
-    } else if (now() - since > patience) {
-      queue.stuck = true;
+    } else if (how == How::kTry) {
+      break;
+    } else if (now() - since > r.patience) {
+      r.stuck = true;
     } else {
       std::this_thread::yield();
     }
   }
+  return any;
 }
 
-/// Everything on the stream so far.
-Point end_of(Stream stream) {
-  const auto found = queues.find(stream);
-  return {stream, found == queues.end() ? 0 : found->second.all()};
+bool ended(const Point& point) {
+  const auto found = runtime().waiting.find(point.stream);
+  return found == runtime().waiting.end() || found->second.empty() ||
+         found->second.front().number > point.last;
+}
+
+Point point_of(Event event) {
+  const auto found = runtime().events.find(event);
+  return found == runtime().events.end() ? Point{} : found->second;
+}
+
+bool finish_event(Event event, How how) {
+  const Point point = point_of(event);
+  return finish(point.stream, how, point.last);
+}
+
+void finish_all_copies() {
+  for (auto& [stream, work] : runtime().waiting) finish(stream, How::kCopiesOnly);
+}
+
+/// host: which of the two is the host's.
+void copy(void* to, const void* from, int64_t bytes, const void* host, Stream stream) {
+  const Lock lock(runtime().mutex);
+  if (page_locked(host)) {
+    const auto carry_out = [to, from, bytes] {
+      std::memcpy(to, from, static_cast<size_t>(bytes));
+      return true;
+    };
+    runtime().waiting[stream].push_back({++runtime().issued, carry_out, true});
+    return;
+  }
+  finish(stream, How::kWait);
+  std::memcpy(to, from, static_cast<size_t>(bytes));
 }
 
 }  // namespace
-}  // namespace longnet::device_runtime
-
-namespace longnet::simt {
-
-using namespace device_runtime;
-
-void enqueue(Stream stream, std::function<bool()> advance) {
-  queues[stream].pending.push_back(std::move(advance));
-}
-void reach(void* stream) { device_runtime::reach(end_of(static_cast<Stream>(stream))); }
-void drop_work(Stream stream) {
-  const auto found = queues.find(stream);
-  if (found == queues.end()) return;
-  found->second.ended = found->second.all();
-  found->second.pending.clear();
-  found->second.stuck = false;
-}
-double set_patience(double seconds) { return std::exchange(patience, seconds); }
-bool set_polls_advance(bool on) { return std::exchange(polls_advance, on); }
-
-}  // namespace longnet::simt
-
-namespace longnet::device_runtime {
 
 bool built_with_cuda() { return true; }
 Availability availability() {
@@ -124,69 +156,159 @@ void select(Device device) {
   LN_CHECK(device.type == DeviceType::kCUDA && device.index == 0,
            "the emulator has one GPU, cuda:0, and not {}", device_name(device));
 }
-MemoryInfo memory_info() { return {int64_t{1} << 32, int64_t{1} << 32}; }
+MemoryInfo memory_info() {
+  const Lock lock(runtime().mutex);
+  return {runtime().capacity - runtime().used, runtime().capacity};
+}
 
-void* allocate(int64_t bytes) { return take(bytes); }
-void free(void* data) noexcept { std::free(data); }
-void* allocate_host(int64_t bytes) { return take(bytes); }
-void free_host(void* data) noexcept { std::free(data); }
+void* allocate(int64_t bytes) {
+  const Lock lock(runtime().mutex);
+  ++runtime().calls.allocations;
+  if (bytes > runtime().capacity - runtime().used) return nullptr;
+  void* data = take(bytes);
+  if (data == nullptr) return nullptr;
+  runtime().device_memory[data] = bytes;
+  runtime().used += bytes;
+  return data;
+}
+void free(void* data) noexcept {
+  if (data == nullptr) return;
+  const Lock lock(runtime().mutex);
+  finish_all_copies();
+  runtime().used -= runtime().device_memory[data];
+  runtime().device_memory.erase(data);
+  std::free(data);
+}
+void* allocate_host(int64_t bytes) {
+  const Lock lock(runtime().mutex);
+  ++runtime().calls.host_allocations;
+  void* data = take(bytes);
+  if (data != nullptr) runtime().host_memory[static_cast<char*>(data)] = bytes;
+  return data;
+}
+void free_host(void* data) noexcept {
+  if (data == nullptr) return;
+  const Lock lock(runtime().mutex);
+  finish_all_copies();
+  runtime().host_memory.erase(static_cast<char*>(data));
+  std::free(data);
+}
 
 void copy_to_device(void* device_data, const void* host_data, int64_t bytes, Stream stream) {
-  simt::reach(stream);
-  std::memcpy(device_data, host_data, static_cast<size_t>(bytes));
+  copy(device_data, host_data, bytes, host_data, stream);
 }
 void copy_to_host(void* host_data, const void* device_data, int64_t bytes, Stream stream) {
-  simt::reach(stream);
-  std::memcpy(host_data, device_data, static_cast<size_t>(bytes));
+  copy(host_data, device_data, bytes, host_data, stream);
 }
 void copy_on_device(void* out, const void* in, int64_t bytes, Stream stream) {
-  simt::reach(stream);
+  simt::finish_copies(stream);
   std::memmove(out, in, static_cast<size_t>(bytes));
 }
 void fill_bytes(void* device_data, uint8_t value, int64_t bytes, Stream stream) {
-  simt::reach(stream);
+  simt::finish_copies(stream);
   std::memset(device_data, value, static_cast<size_t>(bytes));
 }
 
-Stream make_stream(bool) { return next_name<Stream>(); }
-void destroy_stream(Stream stream) noexcept { queues.erase(stream); }
+Stream make_stream(bool) {
+  const Lock lock(runtime().mutex);
+  ++runtime().calls.streams;
+  return reinterpret_cast<Stream>(++runtime().names);
+}
+void destroy_stream(Stream stream) noexcept {
+  const Lock lock(runtime().mutex);
+  finish(stream, How::kCopiesOnly);
+  runtime().waiting.erase(stream);
+  runtime().depends.erase(stream);
+}
+/// True only when nothing had to be done: who asks too rarely sees it late.
 bool finished(Stream stream) {
-  const auto found = queues.find(stream);
-  if (found == queues.end()) return true;
-  advance(found->second);
-  std::erase_if(found->second.waits, ended);
-  return found->second.pending.empty() && found->second.waits.empty();
+  const Lock lock(runtime().mutex);
+  if (finish(stream, How::kTry)) return false;
+  std::vector<Point>& depends = runtime().depends[stream];
+  std::erase_if(depends, ended);
+  return runtime().waiting[stream].empty() && depends.empty();
 }
 void wait(Stream stream) {
-  simt::reach(stream);
-  while (!finished(stream)) std::this_thread::yield();
+  const Lock lock(runtime().mutex);
+  finish(stream, How::kWait);
 }
 
-Event make_event() { return next_name<Event>(); }
-void destroy_event(Event event) noexcept { events.erase(event); }
-void record(Event event, Stream stream) {
-  events[event] = end_of(stream);
+Event make_event() {
+  const Lock lock(runtime().mutex);
+  ++runtime().calls.events;
+  return reinterpret_cast<Event>(++runtime().names);
 }
-/// The last moment at which the event's work may run: whatever the stream does next is behind it.
+void destroy_event(Event event) noexcept {
+  const Lock lock(runtime().mutex);
+  runtime().events.erase(event);
+}
+void record(Event event, Stream stream) {
+  const Lock lock(runtime().mutex);
+  runtime().events[event] = {stream, runtime().issued};
+}
 void wait_for(Stream stream, Event event) {
-  const Point point = events[event];
+  const Lock lock(runtime().mutex);
+  const Point point = point_of(event);
   if (point.stream == stream) return;
-  reach(point);
-  if (!ended(point)) queues[stream].waits.push_back(point);
+  finish_event(event, How::kWait);
+  if (!ended(point)) runtime().depends[stream].push_back(point);
 }
 bool finished(Event event) {
-  const Point point = events[event];
-  const auto found = queues.find(point.stream);
-  if (polls_advance && found != queues.end()) advance(found->second);
-  return ended(point);
+  if (simt::bug == simt::kEarlyEvents) return true;
+  const Lock lock(runtime().mutex);
+  if (finish_event(event, runtime().polls_advance ? How::kTry : How::kCopiesOnly)) return false;
+  return ended(point_of(event));
 }
 void wait(Event event) {
-  const Point point = events[event];
-  reach(point);
-  while (!ended(point)) std::this_thread::yield();
+  if (simt::bug == simt::kEarlyEvents) return;
+  const Lock lock(runtime().mutex);
+  finish_event(event, How::kWait);
 }
 
 void range_push(const char*) noexcept {}
 void range_pop() noexcept {}
 
-}  // namespace longnet::device_runtime
+}  // namespace device_runtime
+
+namespace simt {
+
+RuntimeCalls runtime_calls() {
+  const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
+  return device_runtime::runtime().calls;
+}
+
+Capacity::Capacity(int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
+  before_ = device_runtime::runtime().capacity;
+  device_runtime::runtime().capacity = bytes;
+}
+Capacity::~Capacity() {
+  const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
+  device_runtime::runtime().capacity = before_;
+}
+
+void finish_copies(void* stream) {
+  const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
+  device_runtime::finish(stream, device_runtime::How::kWait);
+}
+
+void enqueue(device_runtime::Stream stream, std::function<bool()> advance) {
+  device_runtime::Runtime& r = device_runtime::runtime();
+  const std::lock_guard<std::mutex> lock(r.mutex);
+  r.waiting[stream].push_back({++r.issued, std::move(advance), false});
+}
+void drop_work(device_runtime::Stream stream) {
+  device_runtime::Runtime& r = device_runtime::runtime();
+  const std::lock_guard<std::mutex> lock(r.mutex);
+  r.waiting.erase(stream);
+  r.stuck = false;
+}
+double set_patience(double seconds) {
+  return std::exchange(device_runtime::runtime().patience, seconds);
+}
+bool set_polls_advance(bool on) {
+  return std::exchange(device_runtime::runtime().polls_advance, on);
+}
+
+}  // namespace simt
+}  // namespace longnet

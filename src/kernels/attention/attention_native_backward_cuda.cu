@@ -21,6 +21,7 @@
 // rotated back at the end. p and ds are rounded to bf16, everything else is float32.
 #include <vector>
 
+#include "core/upload_ring.h"
 #include "kernels/attention/attention_native.h"
 #include "kernels/attention/attention_tables_cuda.h"
 #include "kernels/cuda/mma.h"
@@ -618,8 +619,8 @@ void run_backward(Context& context, const AttentionBackward& tensors,
   const dim3 row_grid = item_grid(tables.query_item_count, batch);
   common.items = tables.query_items;
   if (turned || rounded) {
-    copy_to_device(base + layout.first_row_at, layout.first_row.data(),
-                   layout.first_row.size() * sizeof(int64_t), stream);
+    upload(context, base + layout.first_row_at, layout.first_row.data(),
+           static_cast<int64_t>(layout.first_row.size() * sizeof(int64_t)));
     launch(begin_rows_kernel, row_grid, kRowThreads, 0, stream, common, grad_query, grad_out,
            scratch.first_row, layout.rows);
   }

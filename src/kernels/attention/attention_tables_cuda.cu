@@ -1,6 +1,7 @@
 // See attention_tables_cuda.h.
 #include <algorithm>
 
+#include "core/upload_ring.h"
 #include "kernels/attention/attention_pack_cuda.h"
 #include "kernels/attention/attention_tables_cuda.h"
 #include "kernels/cuda/stream.h"
@@ -283,7 +284,8 @@ Tables::Tables(Context& context, const TensorView& query, std::span<const Segmen
   query_item_count = static_cast<int64_t>(built.query_items.size());
   key_item_count = static_cast<int64_t>(built.key_items.size());
   const auto upload = [&](int64_t offset, const auto& list) {
-    copy_to_device(base + offset, list.data(), list.size() * sizeof(list[0]), stream);
+    longnet::upload(context, base + offset, list.data(),
+                    static_cast<int64_t>(list.size() * sizeof(list[0])));
   };
   upload(0, built.tasks);
   upload(layout.source_at, built.sources);

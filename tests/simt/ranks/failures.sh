@@ -22,6 +22,18 @@ collectives() {  # RANKS FAULT
   job "$1" "$2" bench collectives --backend cuda --min-bytes 64 --max-bytes 4096 --repetitions 3 \
     --timeout-s 3
 }
+train() {  # RANKS FAULT
+  [ -e text.txt ] || for i in $(seq 400); do echo "line $i of a small text about nothing"; done > text.txt
+  cat > config.yaml <<'Y'
+model: {dim: 32, heads: 2, ffn_dim: 64, layers: 2, branches: [[16, 1], [64, 2]]}
+data: {train: text.txt, cache: cache}
+train: {sequence_length: 64, batch_size: 1, steps: 200, evaluate_every: 0}
+parallel: {shard_optimizer: true, timeout_s: 3}
+run: {backend: cuda, dtype: f32, attention: plain}
+Y
+  rm -rf run
+  job "$1" "$2" train config.yaml run.folder=run
+}
 expect() {  # LARGEST_SECONDS PATTERN: every pattern in a line of the log
   [ "$status" -ne 0 ] || fail "$case: exit code 0"
   [ "$status" -ne 124 ] && [ "$took" -le "$1" ] || fail "$case: took $took s"
@@ -41,21 +53,30 @@ case $case in
     # The launcher sees it.
     collectives 2 'kill 1 60'
     expect 20 'rank 1 .*exited on signal 9'
-    # A launcher that does not: the others find out by the time limit.
+    # In the middle of a training step the other rank adds, before it is killed, what it waits for.
+    train 2 'kill 1 40'
+    expect 20 'rank 1 .*exited on signal 9' \
+      "^rank 0 on $host: told to end \(SIGTERM\) while [a-z -]+ in a group of 2 ranks waits for another rank"
+    # A launcher that does not (its own exit code is zero then): the others find out by the time limit.
     export OMPI_MCA_orte_enable_recovery=1 PRTE_MCA_prte_enable_recovery=1
     collectives 2 'kill 1 60'
+    status=1
     expect 30 "error \[rank 0 of 2 on $host\]: rank 0 on $host: (all-gather|barrier|maximum) .* 3 s"
     ;;
   nccl_error)
     collectives 3 'error 1 100'
     expect 20 "error \[rank 1 of 3 on $host\]: rank 1 on $host: [a-z-]+ failed: remote process exited"
+    train 2 'error 1 50'
+    expect 20 "error \[rank 1 of 2 on $host\]: rank 1 on $host: [a-z -]+ failed: remote process exited"
     collectives 2 'refuse 1 30'
     expect 20 "error \[rank 1 of 2 on $host\]: rank 1 on $host: ncclAllGather\(.* failed: unhandled"
     ;;
   hanging)
     collectives 2 'hang 1 10'
     expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: all-gather in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
-    collectives 3 'hang 2 150'
+    train 2 'hang 1 60'
+    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: [a-z -]+ in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
+    collectives 3 'hang 2 900'
     expect 30 'reduce-scatter in a group of 3 ranks has not finished after [34] s'
     ;;
   set_up)
