@@ -527,6 +527,7 @@ TEST(AttentionNativeSimt, BenchmarkRunsAndChecksItsResults) {
     const AttentionBenchResult r = bench_attention(context, options);
     EXPECT_GT(r.forward.largest_error, 0);
     EXPECT_GT(r.backward.largest_error, 0);
+    EXPECT_EQ(r.forward.sdpa_seconds > 0, cudnn::unavailable().empty()) << "beside cuDNN's time";
   }
 }
 
