@@ -222,9 +222,10 @@ int64_t attention_workspace_bytes(const Context& context, const AttentionSize& s
   int64_t bytes = cuda::attention_workspace_bytes(context, size.head_dim, segments, backward);
   if (allows(context, AttentionChoice::kCudnn) && sdpa::refusal(context, size).empty())
     bytes = std::max(bytes, sdpa::workspace_bytes(size, segments, backward));
-  if (allows(context, AttentionChoice::kNative) && cuda::native_refusal(context, size).empty())
-    bytes = std::max(bytes, backward ? cuda::native_backward_bytes(size, segments)
-                                     : cuda::native_forward_bytes(size, segments));
+  if (allows(context, AttentionChoice::kNative) && cuda::native_refusal(context, size).empty()) {
+    bytes = std::max(bytes, cuda::native_forward_bytes(size, segments));
+    if (backward) bytes = std::max(bytes, cuda::native_backward_bytes(size, segments));
+  }
   return bytes;
 }
 

@@ -98,7 +98,8 @@ struct AttentionSize {
   DType dtype = DType::kF32;  // of query, key and value
 };
 /// Scratch for one call with these segments, whole device, bytes; on a GPU enough for every
-/// implementation that Context::attention() allows. A counting context gives the same.
+/// implementation that Context::attention() allows; backward: for the forward, too. A counting
+/// context gives the same.
 int64_t attention_workspace_bytes(const Context& context, const AttentionSize& size,
                                   std::span<const SegmentTask> segments, bool backward);
 
