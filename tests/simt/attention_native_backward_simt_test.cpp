@@ -464,7 +464,11 @@ TEST(AttentionNativeBackwardSimt, DefectsInNumbersAreFound) {
   // 73: fragments swapped, 74: mask off by one, 75: without delta, 77: wait too weak.
   for (const int bug : {73, 74, 75, 77}) {
     const simt::Defect defect(bug);
-    EXPECT_GT(ratio(c, run(c)), 5) << bug;
+    try {
+      EXPECT_GT(ratio(c, run(c)), 5) << bug;
+    } catch (const std::exception& found) {  // copies that nobody waited for are a race, too
+      EXPECT_TRUE(simt::race_checked() && bug == 77) << bug << found.what();
+    }
   }
 }
 

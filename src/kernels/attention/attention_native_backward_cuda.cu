@@ -60,7 +60,7 @@ struct Tile {
   static constexpr int kStride = kExchange ? kD : kD + 8;
 
   /// Element `column`, a multiple of 8, of a row.
-  static __device__ __forceinline__ int at(int row, int column) {
+  static __device__ __forceinline__ unsigned at(unsigned row, unsigned column) {
     return row * kStride + (kExchange ? column ^ (row % 8 * 8) : column);
   }
 };
@@ -101,6 +101,11 @@ __device__ __forceinline__ unsigned thread_here() {
   return thread;
 }
 __device__ __forceinline__ unsigned lane_here() { return thread_here() % 32; }
+/// The half of the block, the warp in its half, and the first of the warp's keys. Warps w and w +
+/// 4, which share a scheduler, are of different halves.
+__device__ __forceinline__ unsigned half_here() { return thread_here() / (32 * kHalfWarps); }
+__device__ __forceinline__ unsigned part_here() { return thread_here() / 32 % kHalfWarps; }
+__device__ __forceinline__ unsigned first_here() { return part_here() * kWarpKeys; }
 /// No load or store is moved past this by the compiler: fewer of them wait in registers.
 __device__ __forceinline__ void keep_order() {
 #if !defined(LN_SIMT)
@@ -159,9 +164,9 @@ using Scores = float[2][kQueries / 8][4];
 
 /// s = a b^T, rows [first, first + 32) of a, all 64 of b.
 template <int kD>
-__device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, int first,
-                                         const uint16_t* b) {
-  [[maybe_unused]] constexpr int kUnroll = kD == 128 ? 2 : kD / 16;  // more would spill registers
+__device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uint16_t* b) {
+  const unsigned first = first_here();
+  [[maybe_unused]] constexpr int kUnroll = kD == 128 ? 1 : kD / 16;  // more would spill registers
   const unsigned lane = lane_here();
 #pragma unroll
   for (int m = 0; m < 2; ++m)
@@ -220,62 +225,69 @@ __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Sco
 }
 
 /// grad_query += scale ds^T k for the tile that begins at query i, which sm.grad_score is of; by
-/// half 1, each of whose warps takes a part of the rows and columns.
+/// half 1, each of whose warps takes a part of the rows and columns, up to 48 columns at a time.
 template <int kD>
-__device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int part, int i, float scale) {
+__device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, float scale) {
   constexpr int kAcross = kD % 32 == 0 ? 2 : 1;             // parts side by side
   constexpr int kRows = kQueries / (kHalfWarps / kAcross);  // of a part
-  constexpr int kColumns = kD / kAcross;
+  constexpr int kColumns = kD == 128 ? 32 : kD / kAcross;   // at a time
   const unsigned lane = lane_here();
-  const int row = part / kAcross * kRows, column = part % kAcross * kColumns;
-  float sum[kRows / 16][kColumns / 8][4] = {};
+  const unsigned part = part_here(), row = part / kAcross * kRows,
+                 first_column = part % kAcross * (kD / kAcross);
+#pragma unroll 1
+  for (unsigned column = first_column; column < first_column + kD / kAcross; column += kColumns) {
+    float sum[kRows / 16][kColumns / 8][4] = {};
+#pragma unroll(kD == 128 ? 2 : kKeys / 16)
+    for (int j = 0; j < kKeys; j += 16) {
+      uint32_t x[kRows / 16][4];
 #pragma unroll
-  for (int j = 0; j < kKeys; j += 16) {
-    uint32_t x[kRows / 16][4];
+      for (int m = 0; m < kRows / 16; ++m)
+        load_matrix<true>(x[m], sm.grad_score + WeightTile::at(j + lane / 16 * 8 + lane % 8,
+                                                               row + 16 * m + lane / 8 % 2 * 8));
 #pragma unroll
-    for (int m = 0; m < kRows / 16; ++m)
-      load_matrix<true>(x[m], sm.grad_score + WeightTile::at(j + lane / 16 * 8 + lane % 8,
-                                                             row + 16 * m + lane / 8 % 2 * 8));
+      for (int n = 0; n < kColumns / 16; ++n) {
+        uint32_t y[4];
+        load_matrix<true>(
+            y, sm.keys[0] + Tile<kD>::at(j + lane % 16, column + 16 * n + lane / 16 * 8));
 #pragma unroll
-    for (int n = 0; n < kColumns / 16; ++n) {
-      uint32_t y[4];
-      load_matrix<true>(y,
-                        sm.keys[0] + Tile<kD>::at(j + lane % 16, column + 16 * n + lane / 16 * 8));
-#pragma unroll
-      for (int m = 0; m < kRows / 16; ++m) {
-        mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
-        mma_bf16(sum[m][2 * n + 1], x[m], y[2], y[3]);
+        for (int m = 0; m < kRows / 16; ++m) {
+          mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
+          mma_bf16(sum[m][2 * n + 1], x[m], y[2], y[3]);
+        }
       }
     }
+#pragma unroll
+    for (int m = 0; m < kRows / 16; ++m)
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        const int query = i + row + 16 * m + 8 * below + lane / 4;
+        if (query >= sm.plan.queries) continue;
+        float* const to =
+            sm.plan.grad_query + query * sm.plan.grad_query_step + column + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n)
+          add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
+      }
   }
-#pragma unroll
-  for (int m = 0; m < kRows / 16; ++m)
-#pragma unroll
-    for (int below = 0; below < 2; ++below) {
-      const int query = i + row + 16 * m + 8 * below + lane / 4;
-      if (query >= sm.plan.queries) continue;
-      float* const to =
-          sm.plan.grad_query + query * sm.plan.grad_query_step + column + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n)
-        add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
-    }
 }
 
 // --- 3. the kernel
 // ---------------------------------------------------------------------------------
 
-/// Which pairs of a tile are visible: key j < keys, and j <= query i + ahead.
-struct Visible {
-  int keys, ahead;
-  bool masked;  // some are not
-};
+/// Nothing of the warp's keys is visible to the tile that begins at query i: they are past the end
+/// or above the diagonal.
+__device__ __forceinline__ bool is_hidden(const Plan& plan, int i) {
+  const int first = static_cast<int>(first_here());
+  return first >= plan.keys || first > kQueries - 1 + plan.ahead + i;
+}
 
 /// One warp's scores become p, 0 where hidden; written to shared memory and kept.
-__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse, int first,
-                                      const Visible& visible, float scale_log2) {
+__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse,
+                                      const Plan& plan, int tile, float scale_log2) {
   const unsigned lane = lane_here();
-  const int pair = lane % 4 * 2;
+  const unsigned first = first_here(), pair = lane % 4 * 2;
+  const int keys = plan.keys, ahead = plan.ahead + tile - (LN_BUG == 74 ? 1 : 0);
+  const bool masked = keys < kKeys || ahead < kKeys - 1;
 #pragma unroll
   for (int n = 0; n < kQueries / 8; ++n) {
     keep_order();
@@ -288,10 +300,9 @@ __device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* 
         const int j = first + 16 * m + 8 * below + lane / 4;
         float a = power_of_two(s[m][n][2 * below] * scale_log2 - peak.x);
         float b = power_of_two(s[m][n][2 * below + 1] * scale_log2 - peak.y);
-        if (visible.masked) {
-          const int ahead = visible.ahead - (LN_BUG == 74 ? 1 : 0);
-          if (j >= visible.keys || j > i + ahead) a = 0;
-          if (j >= visible.keys || j > i + 1 + ahead) b = 0;
+        if (masked) {
+          if (j >= keys || j > i + ahead) a = 0;
+          if (j >= keys || j > i + 1 + ahead) b = 0;
         }
         const uint32_t rounded = pack_bf16(a, b);
         *reinterpret_cast<uint32_t*>(weight + WeightTile::at(j, 8 * n) + pair) = rounded;
@@ -302,9 +313,9 @@ __device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* 
 
 /// One warp's t becomes ds with the weights in shared memory; written and kept.
 __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
-                                              uint16_t* grad_score, const float* delta, int first) {
+                                              uint16_t* grad_score, const float* delta) {
   const unsigned lane = lane_here();
-  const int pair = lane % 4 * 2;
+  const unsigned first = first_here(), pair = lane % 4 * 2;
 #pragma unroll
   for (int n = 0; n < kQueries / 8; ++n) {
     keep_order();
@@ -315,7 +326,7 @@ __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
 #pragma unroll
       for (int below = 0; below < 2; ++below) {
         const int j = first + 16 * m + 8 * below + lane / 4;
-        const int at = WeightTile::at(j, 8 * n) + pair;
+        const unsigned at = WeightTile::at(j, 8 * n) + pair;
         const uint32_t p = *reinterpret_cast<const uint32_t*>(weight + at);
         const float a = __uint_as_float(p << 16) * (t[m][n][2 * below] - less.x);
         const float b = __uint_as_float(p & 0xffff0000u) * (t[m][n][2 * below + 1] - less.y);
@@ -327,8 +338,9 @@ __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
 }
 
 /// Zeros for the 32 rows of a warp.
-__device__ __forceinline__ void clear_rows(uint16_t* grad_score, int first) {
+__device__ __forceinline__ void clear_rows(uint16_t* grad_score) {
   const unsigned lane = lane_here();
+  const unsigned first = first_here();
 #pragma unroll
   for (int d = 0; d < kQueries; d += 8)
     *reinterpret_cast<uint4*>(grad_score + WeightTile::at(first + lane, d)) =
@@ -431,12 +443,13 @@ __device__ __forceinline__ void write_row_value(Shared<kD>& sm, int stage, float
   if (thread >= kQueries && thread < 2 * kQueries) sm.delta[stage][thread - kQueries] = value;
 }
 
-/// The rows of a warp += factor sum, rotated back if asked.
+/// The warp's rows of grad_value (half 0) or grad_key (1) += its sums, rotated back if asked.
 template <int kD>
-__device__ __forceinline__ void add_key_rows(const Plan& plan, int half, int first,
-                                             const float (&sum)[2][kD / 8][4], float factor,
-                                             const RotaryParts& rotary, int64_t dilation) {
+__device__ __forceinline__ void add_key_rows(const Plan& plan, const float (&sum)[2][kD / 8][4],
+                                             const Common& p) {
   const unsigned lane = lane_here();
+  const unsigned half = half_here(), first = first_here();
+  const float factor = half == 1 ? p.scale : 1.0f;
   const bool back = half == 1 && plan.rotate_back;
 #pragma unroll
   for (int m = 0; m < 2; ++m)
@@ -448,7 +461,8 @@ __device__ __forceinline__ void add_key_rows(const Plan& plan, int half, int fir
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n)
         add_pair(to, 8 * n + lane % 4 * 2, factor * sum[m][n][2 * below],
-                 factor * sum[m][n][2 * below + 1], rotary, back, 1, plan.position + j * dilation);
+                 factor * sum[m][n][2 * below + 1], p.rotary, back, 1,
+                 plan.position + j * p.dilation);
     }
 }
 
@@ -458,54 +472,40 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
   auto& sm = shared<Shared<kD>>();
   if (threadIdx.x == 0) make_plan<kD>(sm.plan, p, scratch);
   __syncthreads();
-  const int queries = sm.plan.queries, keys = sm.plan.keys;
-  if (queries <= 0) return;
-  start_rows<kD, kKeys>(sm.keys[0], sm.plan.key[0], sm.plan.key_step[0], keys);
-  start_rows<kD, kKeys>(sm.keys[1], sm.plan.key[1], sm.plan.key_step[1], keys);
+  if (sm.plan.queries <= 0) return;
+  start_rows<kD, kKeys>(sm.keys[0], sm.plan.key[0], sm.plan.key_step[0], sm.plan.keys);
+  start_rows<kD, kKeys>(sm.keys[1], sm.plan.key[1], sm.plan.key_step[1], sm.plan.keys);
   start_queries(sm, 0, 0);
   write_row_value(sm, 0, read_row_value(sm.plan, 0));
   copy_async_wait<0>();
   __syncthreads();
 
-  // Warps w and w + 4, which share a scheduler, do different things.
-  const int warp = threadIdx.x / 32, half = warp / kHalfWarps, part = warp % kHalfWarps;
-  const int first = part * kWarpKeys;
-  const float scale_log2 = p.scale * kLog2e;
   float sum[2][kD / 8][4] = {};  // half 0: grad_value, 1: grad_key / scale, of 32 rows
-  int stage = 0;
-  for (int i = 0; i < queries; i += kQueries) {
-    const bool more = i + kQueries < queries;
-    float row_value = 0;
-    if (more) {
-      start_queries(sm, 1 - stage, i + kQueries);
-      row_value = read_row_value(sm.plan, i + kQueries);
-    }
-    Visible visible{keys, sm.plan.ahead + i, keys < kKeys};
-    visible.masked = visible.masked || visible.ahead < kKeys - 1;
-    // Nothing of a warp's keys is visible: those past the end, or above the diagonal.
-    const bool hidden = first >= keys || first > kQueries - 1 + visible.ahead;
-
-    if (half == 1 && i > 0) add_grad_query<kD>(sm, part, i - kQueries, p.scale);
+  for (int i = 0; i < sm.plan.queries; i += kQueries) {
+    const int stage = i / kQueries % 2;
+    if (i + kQueries < sm.plan.queries) start_queries(sm, 1 - stage, i + kQueries);
+    if (half_here() == 1 && i > 0) add_grad_query<kD>(sm, i - kQueries, p.scale);
     Scores s;
-    if (!hidden) multiply<kD>(s, sm.keys[half], first, sm.queries[stage][half]);
-    if (half == 0 && !hidden) weigh(s, sm.weight, sm.lse[stage], first, visible, scale_log2);
+    if (!is_hidden(sm.plan, i))
+      multiply<kD>(s, sm.keys[half_here()], sm.queries[stage][half_here()]);
+    if (half_here() == 0 && !is_hidden(sm.plan, i))
+      weigh(s, sm.weight, sm.lse[stage], sm.plan, i, p.scale * kLog2e);
     if (LN_BUG != 71) __syncthreads();  // weights are there; grad_score has been used
-    if (half == 1 && !hidden) differentiate(s, sm.weight, sm.grad_score, sm.delta[stage], first);
-    if (half == 1 && hidden) clear_rows(sm.grad_score, first);
-    if (!hidden) accumulate<kD>(sum, s, sm.queries[stage][1 - half]);
-    if (more) {
-      write_row_value(sm, 1 - stage, row_value);
-      if (LN_BUG == 77)
-        copy_async_wait<1>();
-      else
-        copy_async_wait<0>();
-    }
+    if (half_here() == 1 && !is_hidden(sm.plan, i))
+      differentiate(s, sm.weight, sm.grad_score, sm.delta[stage]);
+    if (half_here() == 1 && is_hidden(sm.plan, i)) clear_rows(sm.grad_score);
+    if (!is_hidden(sm.plan, i)) accumulate<kD>(sum, s, sm.queries[stage][1 - half_here()]);
+    write_row_value(sm, 1 - stage, read_row_value(sm.plan, i + kQueries));
+    if (LN_BUG == 77)
+      copy_async_wait<1>();
+    else
+      copy_async_wait<0>();
     if (LN_BUG != 72) __syncthreads();  // grad_score and the next tile are there; weights are used
-    stage = 1 - stage;
   }
   if (LN_BUG == 77) copy_async_wait<0>();
-  if (half == 1) add_grad_query<kD>(sm, part, (queries - 1) / kQueries * kQueries, p.scale);
-  add_key_rows<kD>(sm.plan, half, first, sum, half == 1 ? p.scale : 1.0f, p.rotary, p.dilation);
+  if (half_here() == 1)
+    add_grad_query<kD>(sm, (sm.plan.queries - 1) / kQueries * kQueries, p.scale);
+  add_key_rows<kD>(sm.plan, sum, p);
 }
 
 // --- 4. query rows before and after

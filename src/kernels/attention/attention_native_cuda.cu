@@ -337,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
       Scores scores;
       multiply_keys(scores, fragments, sm.query, sm.ring[slot], warp_row);
       if (keys.count < kKeyTile || (p.causal && keys.first + kKeyTile > warp_row + 1))
-        mask(scores, keys, p.causal, warp_row + lane / 4);
+        mask(scores, sm.keys[slot], p.causal, warp_row + lane / 4);
       weigh(state, weights, scores, scale);
     }
     slot = after(slot);
@@ -350,6 +350,7 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
     if (seen) multiply_values(state, weights, sm.ring[slot]);
     slot = after(slot);
   }
+  copy_async_wait<0>();  // the last groups, which are empty
   merge(p, sm.result, warp_row + lane / 4, state);
 }
 
