@@ -506,7 +506,8 @@ TEST(AttentionSdpaSimt, TheLogSaysOncePerBranchWhichAndWhy) {
   outcome(context, DType::kBF16, false, 8, true, false, 16);
   spdlog::set_default_logger(before);
   EXPECT_EQ(text.str(),
-            "attention of branch (32, 1): plain; cudnn: query, key and value are f32\n"
+            "attention of branch (32, 1): plain; cudnn: query, key and value are f32; native: query, "
+            "key and value are f32\n"
             "attention of branch (32, 1): cudnn; 1 call of 1 x 1 heads with 32 x 32 rows, query in "
             "place, key in place, value in place\n"
             "attention of branch (16, 1): plain; as run.attention asks\n");

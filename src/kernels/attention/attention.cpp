@@ -8,10 +8,12 @@
 #include <limits>
 #include <set>
 #include <tuple>
+#include <type_traits>
 
 #include "core/bf16.h"
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_native.h"
 #include "kernels/attention/attention_sdpa.h"
 #include "kernels/fill/fill.h"
 
@@ -151,31 +153,62 @@ void log_choice(Context& context, std::span<const SegmentTask> segments,
                backward ? ", backward" : "", attention_choice_name(choice), why);
 }
 
-/// Runs a call on the GPU. attempt(whole): asks cuDNN; plain(segments): the kernel that takes every
-/// segment.
-template <typename Attempt, typename Plain>
-void run_on_gpu(Context& context, std::span<const SegmentTask> segments,
-                const AttentionOptions& options, bool backward, Attempt attempt, Plain plain) {
-  if (context.attention() == AttentionChoice::kNative)
-    throw Error("run.attention=native: this program has no native kernel; set run.attention=auto");
-  std::string why = "as run.attention asks";
+/// What a call on the GPU can be given to; segments: of the call, or those left of it.
+template <typename Tensors>
+struct Implementations {
+  sdpa::Outcome (*cudnn)(Context&, const Tensors&, const AttentionOptions&, void*, bool whole,
+                         sdpa::Parts);
+  void (*native)(Context&, const Tensors&, const AttentionOptions&, void*);
+  void (*plain)(Context&, const Tensors&, const AttentionOptions&, void*);
+};
+
+/// run.attention names an implementation that does not take the call.
+[[noreturn]] void refuse(const Context& context, std::span<const SegmentTask> segments,
+                         const AttentionOptions& options, bool backward,
+                         const std::string& reason) {
+  throw Error("run.attention={}: {}branch ({}, {}): {}; set run.attention=auto",
+              attention_choice_name(context.attention()), backward ? "backward of " : "",
+              branch_length(segments, options), options.dilation, reason);
+}
+
+/// Runs a call on the GPU: by cuDNN, else the native kernel, else the plain one. Segments that
+/// cuDNN leaves go the same way.
+template <typename Tensors>
+void run_on_gpu(Context& context, const Tensors& tensors, const AttentionOptions& options,
+                void* workspace, const Implementations<Tensors>& run) {
+  constexpr bool backward = std::is_same_v<Tensors, AttentionBackward>;
+  const AttentionChoice asked = context.attention();
+  const auto log = [&](AttentionChoice choice, const std::string& why) {
+    log_choice(context, tensors.segments, options, backward, choice, why);
+  };
+  std::string why = asked == AttentionChoice::kAuto ? "" : "as run.attention asks";
+  Tensors left = tensors;
+  sdpa::Outcome outcome;
   if (allows(context, AttentionChoice::kCudnn)) {
-    const bool only = context.attention() == AttentionChoice::kCudnn;
-    const sdpa::Outcome outcome = attempt(only);
+    const bool only = asked == AttentionChoice::kCudnn;
+    outcome = run.cudnn(context, tensors, options, workspace, only, sdpa::Parts::kAll);
     if (outcome.refusal.empty()) {
-      log_choice(context, segments, options, backward, AttentionChoice::kCudnn,
-                 outcome.description);
-      if (!outcome.rest.empty()) plain(outcome.rest);
-      return;
+      log(AttentionChoice::kCudnn, outcome.description);
+      if (outcome.rest.empty()) return;
+      left.segments = outcome.rest;
+      why = "segments that cudnn leaves";
+    } else {
+      if (only) refuse(context, tensors.segments, options, backward, outcome.refusal);
+      why = "cudnn: " + outcome.refusal;
     }
-    if (only)
-      throw Error("run.attention=cudnn: {}branch ({}, {}): {}; set run.attention=auto",
-                  backward ? "backward of " : "", branch_length(segments, options),
-                  options.dilation, outcome.refusal);
-    why = "cudnn: " + outcome.refusal;
   }
-  log_choice(context, segments, options, backward, AttentionChoice::kPlain, why);
-  plain(segments);
+  if (allows(context, AttentionChoice::kNative)) {
+    const std::string refusal = cuda::native_refusal(context, left, options);
+    if (refusal.empty()) {
+      log(AttentionChoice::kNative, why);
+      return run.native(context, left, options, workspace);
+    }
+    if (asked == AttentionChoice::kNative)
+      refuse(context, tensors.segments, options, backward, refusal);
+    why += "; native: " + refusal;
+  }
+  log(AttentionChoice::kPlain, why);
+  run.plain(context, left, options, workspace);
 }
 
 }  // namespace
@@ -189,6 +222,10 @@ int64_t attention_workspace_bytes(const Context& context, const AttentionSize& s
   int64_t bytes = cuda::attention_workspace_bytes(context, size.head_dim, segments, backward);
   if (allows(context, AttentionChoice::kCudnn) && sdpa::refusal(context, size).empty())
     bytes = std::max(bytes, sdpa::workspace_bytes(size, segments, backward));
+  if (allows(context, AttentionChoice::kNative) && cuda::native_refusal(context, size).empty()) {
+    bytes = std::max(bytes, cuda::native_forward_bytes(size, segments));
+    if (backward) bytes = std::max(bytes, cuda::native_backward_bytes(size, segments));
+  }
   return bytes;
 }
 
@@ -208,14 +245,9 @@ void attention_forward(Context& context, const AttentionForward& tensors,
   context.work().attention_flops += 4.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
   if (context.on_gpu())
-    return run_on_gpu(
-        context, tensors.segments, options, false,
-        [&](bool whole) { return sdpa::try_forward(context, tensors, options, workspace, whole); },
-        [&](std::span<const SegmentTask> segments) {
-          AttentionForward some = tensors;
-          some.segments = segments;
-          cuda::attention_forward(context, some, options, workspace);
-        });
+    return run_on_gpu<AttentionForward>(
+        context, tensors, options, workspace,
+        {sdpa::try_forward, cuda::native_forward, cuda::attention_forward});
   attention::cpu_forward(context, tensors, options, workspace);
 }
 
@@ -246,14 +278,9 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   context.work().attention_flops += 10.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
   if (context.on_gpu())
-    return run_on_gpu(
-        context, tensors.segments, options, true,
-        [&](bool whole) { return sdpa::try_backward(context, tensors, options, workspace, whole); },
-        [&](std::span<const SegmentTask> segments) {
-          AttentionBackward some = tensors;
-          some.segments = segments;
-          cuda::attention_backward(context, some, options, workspace);
-        });
+    return run_on_gpu<AttentionBackward>(
+        context, tensors, options, workspace,
+        {sdpa::try_backward, cuda::native_backward, cuda::attention_backward});
   attention::cpu_backward(context, tensors, options, workspace);
 }
 

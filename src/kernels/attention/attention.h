@@ -17,11 +17,12 @@
 // A query without any key keeps o = 0, lse = -inf and passes no gradient. query, key, value and
 // grad_out are each f32 or bf16 by their view; all sums, o, lse and gradients are float32. Twins:
 // attention_reference.cpp (double sums), attention_cpu.cpp (+ one source per instruction set), and
-// on a GPU attention_cuda.cu ("plain") and attention_sdpa.cpp ("cudnn"): Context::attention() names
-// one, or leaves the choice to each call: cudnn where it takes the call, else plain; the log says
-// once per branch which and why. It never allocates: attention_workspace_bytes() says what it
-// needs. Results do not depend on the order in which threads run, cuDNN's gradients excepted
-// (attention_cudnn.h).
+// on a GPU attention_sdpa.cpp ("cudnn"), attention_native_cuda.cu and
+// attention_native_backward_cuda.cu ("native") and attention_cuda.cu ("plain"):
+// Context::attention() names one, or leaves the choice to each call: the first of them, in this
+// order, that takes it; the log says once per branch which and why. It never allocates:
+// attention_workspace_bytes() says what it needs. Results do not depend on the order in which
+// threads run, except gradients of cudnn and of native, which may differ in their last bits.
 #pragma once
 
 #include <cstdint>
@@ -97,7 +98,8 @@ struct AttentionSize {
   DType dtype = DType::kF32;  // of query, key and value
 };
 /// Scratch for one call with these segments, whole device, bytes; on a GPU enough for every
-/// implementation that Context::attention() allows. A counting context gives the same.
+/// implementation that Context::attention() allows; backward: for the forward, too. A counting
+/// context gives the same.
 int64_t attention_workspace_bytes(const Context& context, const AttentionSize& size,
                                   std::span<const SegmentTask> segments, bool backward);
 

@@ -116,8 +116,13 @@ class Bench {
       tasks_.push_back(
           local_segment_tasks(plan_, b, key_.device, value_.device, grad_key_, grad_value_));
       offsets_.push_back(plan_.head_offsets(b));
-      workspace_bytes = std::max(workspace_bytes,
-                                 attention_workspace_bytes(context_, size(), tasks_.back(), true));
+      for (const bool backward : {false, true}) {
+        workspace_bytes = std::max(
+            workspace_bytes, attention_workspace_bytes(context_, size(), tasks_.back(), backward));
+        if (times_library())
+          workspace_bytes =
+              std::max(workspace_bytes, sdpa::workspace_bytes(size(), tasks_.back(), backward));
+      }
     }
     workspace_ = arena_.allocate_bytes(workspace_bytes);
   }
@@ -234,10 +239,13 @@ class Bench {
       result.fma_gflops = std::max(result.fma_gflops, measure_fma_gflops(context_, 0.3));
   }
 
+  bool times_library() const {
+    return context_.attention() != AttentionChoice::kPlain &&
+           sdpa::refusal(context_, size()).empty();
+  }
   /// cuDNN's calls for the same problems, operands where the whole call would have them.
   void time_library(AttentionBenchResult& result) {
-    if (!sdpa::refusal(context_, size()).empty() || context_.attention() == AttentionChoice::kPlain)
-      return;
+    if (!times_library()) return;
     bool taken = true;
     const auto forward_alone = [&] {
       for (int b = 0; b < branches(); ++b)

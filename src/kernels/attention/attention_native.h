@@ -5,7 +5,8 @@
 // Scores are products of bf16 numbers summed in float32; weights are rounded to bf16 for the
 // product with the values, their sum is not; results are merged into the running float32 (out, lse)
 // as attention.h defines. With positions, queries and keys are rotated in float32 and rounded to
-// bf16 once. No atomics: the same bits every time. Nothing waits or allocates.
+// bf16 once. The forward gives the same bits every time; the backward adds grad_query with float
+// atomics, so its last bits may differ. Nothing waits or allocates.
 // Twins: attention_native_cuda.cu, attention_native_backward_cuda.cu; the *_stub.cpp in builds
 // without CUDA throw.
 #pragma once

@@ -20,7 +20,7 @@ constexpr int kQueryTile = 128, kWarpRows = kQueryTile / (kThreads / 32);
 constexpr int kKeyTile = 64;
 constexpr int kBlocks = kWarpRows / 16;  // of 16 rows, per warp
 
-/// Slots of the ring: as many as let two blocks share an SM of 164 KiB.
+/// Slots of the ring, 3 or 4: as many as let two blocks share an SM of 164 KiB.
 template <int kD>
 constexpr int kSlots = kD == 64 ? 4 : 3;
 /// Query fragments stay in registers where there is room for them.
@@ -32,11 +32,10 @@ struct KeyRows {
   int32_t first, count;
 };
 
-template <int kD>
-struct ForwardShared {
-  Tile<kQueryTile, kD> query;
-  Tile<kKeyTile, kD> ring[kSlots<kD>];
-  KeyRows keys[kSlots<kD>];
+/// Where the block's rows lie in out and lse; kept for the end outside of registers.
+struct ResultRows {
+  int64_t slot, step;  // of the first row, and from row to row
+  int32_t head, count;
 };
 
 /// The block's queries, as far as keys are chosen by them.
@@ -50,6 +49,15 @@ struct QueryRows {
     const int64_t end = first - source.first + count - (LN_BUG == 38 ? 1 : 0);
     return causal && end < source.count ? end : source.count;
   }
+};
+
+template <int kD>
+struct ForwardShared {
+  Tile<kQueryTile, kD> query;
+  Tile<kKeyTile, kD> ring[kSlots<kD>];
+  KeyRows keys[kSlots<kD>];
+  QueryRows queries;  // kept here, too, for the main loop
+  ResultRows result;
 };
 
 /// Goes through the tiles of the keys that a block sees, source after source. Little is kept in
@@ -82,6 +90,7 @@ struct Running {
 };
 
 using Scores = float[kBlocks][kKeyTile / 8][4];
+using Weights = uint32_t[kBlocks][kKeyTile / 16][4];
 
 template <int kD>
 using RowsReader = TileReader<kD, BlockOrder::kRowsFirst>;
@@ -154,7 +163,8 @@ __device__ __forceinline__ void mask(Scores& scores, const KeyRows& keys, bool c
 
 /// Scores become weights 2^(scale score - peak) under the risen peaks, to which the state follows.
 template <int kD>
-__device__ __forceinline__ void weigh(Running<kD>& state, Scores& scores, float scale) {
+__device__ __forceinline__ void weigh(Running<kD>& state, Weights& weights, Scores& scores,
+                                      float scale) {
 #pragma unroll
   for (int r = 0; r < 2 * kBlocks; ++r) {
     const int m = r / 2, half = r % 2 * 2;
@@ -181,26 +191,29 @@ __device__ __forceinline__ void weigh(Running<kD>& state, Scores& scores, float 
 #pragma unroll
       for (int i = 0; i < 2; ++i) state.out[m][n][half + i] *= kept;
   }
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+    for (int k = 0; k < kKeyTile / 16; ++k) {
+      a_of_c(weights[m][k], scores[m][2 * k], scores[m][2 * k + 1]);
+    }
 }
 
 /// out += weights times values.
 template <int kD>
-__device__ __forceinline__ void multiply_values(Running<kD>& state, const Scores& weights,
+__device__ __forceinline__ void multiply_values(Running<kD>& state, const Weights& weights,
                                                 const Tile<kKeyTile, kD>& value_tile) {
   const RowsReader<kD> values(value_tile);
 #pragma unroll
   for (int k = 0; k < kKeyTile / 16; ++k) {
-    uint32_t a[kBlocks][4];
-#pragma unroll
-    for (int m = 0; m < kBlocks; ++m) a_of_c(a[m], weights[m][2 * k], weights[m][2 * k + 1]);
 #pragma unroll
     for (int n = 0; n < kD / 8; n += 2) {
       uint32_t x[4];
       values.b_transposed(x, 16 * k, n);
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
-        mma_bf16(state.out[m][n], a[m], x[0], x[1]);
-        mma_bf16(state.out[m][n + 1], a[m], x[2], x[3]);
+        mma_bf16(state.out[m][n], weights[m][k], x[0], x[1]);
+        mma_bf16(state.out[m][n + 1], weights[m][k], x[2], x[3]);
       }
     }
   }
@@ -209,15 +222,16 @@ __device__ __forceinline__ void multiply_values(Running<kD>& state, const Scores
 /// Folds the rows into the running (out, lse): with a the running lse and c this branch's,
 /// out' = (exp(a) out + exp(c) o) / (exp(a) + exp(c)), lse' = log of the divisor.
 template <int kD>
-__device__ __forceinline__ void merge(const Common& p, const TaskHead& task, int64_t b,
-                                      int64_t begin, int rows, int row, const Running<kD>& state) {
+__device__ __forceinline__ void merge(const Common& p, const ResultRows& rows, int row,
+                                      const Running<kD>& state) {
+  const int64_t b = blockIdx.y;
   const int quad = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int r = 0; r < 2 * kBlocks; ++r) {
     const float sum = quad_sum(state.sum[r]);
-    const int64_t slot = task.slot + (begin + row + 8 * r) * task.step;
-    float* const lse = p.lse + b * p.lse_batch + task.head * p.lse_head + slot * p.lse_token;
-    const bool valid = row + 8 * r < rows && sum != 0.0f;
+    const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
+    float* const lse = p.lse + b * p.lse_batch + rows.head * p.lse_head + slot * p.lse_token;
+    const bool valid = row + 8 * r < rows.count && sum != 0.0f;
     const float a = valid ? *lse : 0.0f;
     if (LN_BUG != 35) __syncwarp();  // all lanes of a row have read its lse
     if (!valid) continue;
@@ -227,7 +241,7 @@ __device__ __forceinline__ void merge(const Common& p, const TaskHead& task, int
     const float both = old_weight + weight, factor = weight / (sum * both);
     const float old_factor = old_weight / both;
     float* const out =
-        p.out.data + b * p.out.batch + slot * p.out.token + task.head * p.out.head + 2 * quad;
+        p.out.data + b * p.out.batch + slot * p.out.token + rows.head * p.out.head + 2 * quad;
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n) {
       float2 o = make_float2(0, 0);
@@ -260,6 +274,10 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
     if (seen > 0) tiles += static_cast<int>((seen + kKeyTile - 1) / kKeyTile);
   }
   if (tiles == 0) return;
+  if (threadIdx.x == 0) {
+    sm.queries = queries;
+    sm.result = {task.slot + begin * task.step, task.step, task.head, rows};
+  }
 
   const uint16_t* const query = task.query.half() + b * task.query_batch + begin * task.query_row;
   const int query_count = LN_BUG == 36 ? rows + 1 : rows;
@@ -269,69 +287,71 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
   else
     load_async<kThreads>(sm.query, query, task.query_row, query_count);
   // Steps 2 j and 2 j + 1 are keys and values of tile j, in slots of rising number, round and
-  // round. Every step is a group of copies of its own, the last ones empty; the queries are in the
-  // first.
+  // round; kRing - 1 of them are under way. Every step is a group of copies of its own, the last
+  // ones empty; the queries are in the first.
   KeyWalk walk{task.source_begin, -1};
-  int to_start = 2 * tiles;  // steps that are not yet being copied
-  int write = 0;
-  const auto start = [&](bool keys) {
-    if (to_start > 0) {
-      --to_start;
-      if (keys) walk.advance(p.sources, queries);
+  const auto start = [&](const QueryRows& from, bool keys, bool exists, int slot) {
+    if (exists) {
+      if (keys) walk.advance(p.sources, from);
       const SourceHead& source = p.sources[walk.source];
-      const int64_t i = int64_t{walk.tile} * kKeyTile, left = queries.seen(source) - i;
+      const int64_t i = int64_t{walk.tile} * kKeyTile, left = from.seen(source) - i;
       const int count = static_cast<int>(left < kKeyTile ? left : kKeyTile);
       if (keys && threadIdx.x == 0)
-        sm.keys[write] = {static_cast<int32_t>(source.first + i - queries.first), count};
+        sm.keys[slot] = {static_cast<int32_t>(source.first + i - from.first), count};
       const int64_t row = keys ? source.key_row : source.value_row;
-      load_async<kThreads>(sm.ring[write],
+      load_async<kThreads>(sm.ring[slot],
                            keys ? source.key.half() + b * source.key_batch + i * row
                                 : source.value.half() + b * source.value_batch + i * row,
                            row, count);
     }
     copy_async_commit();
-    write = write + 1 == kRing ? 0 : write + 1;
   };
 #pragma unroll
-  for (int step = 0; step < kRing - 1; ++step) start(step % 2 == 0);
+  for (int step = 0; step < kRing - 1; ++step)
+    start(queries, step % 2 == 0, step / 2 < tiles, step);
 
   const float scale = p.scale * kLog2E;
   Running<kD> state;
   QueryFragments<kD> fragments;
-  int read = 0;
-  for (int tile = 0; tile < tiles; ++tile) {
+  if constexpr (kQueryInRegisters<kD>) {
+    copy_async_wait<kRing - 2>();
+    __syncthreads();
+    const RowsReader<kD> query_rows(sm.query, warp_row);
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+      for (int k = 0; k < kD / 16; ++k) query_rows.a(fragments.a[m][k], 16 * m, 2 * k);
+  }
+  const auto before = [](int slot) { return slot == 0 ? kRing - 1 : slot - 1; };
+  const auto after = [](int slot) { return slot + 1 == kRing ? 0 : slot + 1; };
+  int slot = 0;
+  for (; tiles > 0; --tiles) {
     copy_async_wait<kRing - 2>();
     __syncthreads();  // the keys of all threads are there, and the slot before has been used
-    start(kRing % 2 == 1);
-    if constexpr (kQueryInRegisters<kD>) {
-      if (tile == 0) {
-        const RowsReader<kD> query_rows(sm.query, warp_row);
-#pragma unroll
-        for (int m = 0; m < kBlocks; ++m)
-#pragma unroll
-          for (int k = 0; k < kD / 16; ++k) query_rows.a(fragments.a[m][k], 16 * m, 2 * k);
-      }
-    }
-    const KeyRows keys = sm.keys[read];
-    const bool seen = warp_row < rows && (!p.causal || keys.first < warp_row + kWarpRows);
-    Scores scores;
+    start(sm.queries, kRing % 2 == 1, tiles > 1, before(slot));
+    const KeyRows keys = sm.keys[slot];
+    const bool seen =
+        warp_row < sm.queries.count && (!p.causal || keys.first < warp_row + kWarpRows);
+    Weights weights;
     if (seen) {
-      multiply_keys(scores, fragments, sm.query, sm.ring[read], warp_row);
+      Scores scores;
+      multiply_keys(scores, fragments, sm.query, sm.ring[slot], warp_row);
       if (keys.count < kKeyTile || (p.causal && keys.first + kKeyTile > warp_row + 1))
-        mask(scores, keys, p.causal, warp_row + lane / 4);
-      weigh(state, scores, scale);
+        mask(scores, sm.keys[slot], p.causal, warp_row + lane / 4);
+      weigh(state, weights, scores, scale);
     }
-    read = read + 1 == kRing ? 0 : read + 1;
+    slot = after(slot);
     if (LN_BUG == 31)
       copy_async_wait<kRing - 1>();  // too weak: the values may be under way
     else
       copy_async_wait<kRing - 2>();
     if (LN_BUG != 30) __syncthreads();
-    start(kRing % 2 == 0);
-    if (seen) multiply_values(state, scores, sm.ring[read]);
-    read = read + 1 == kRing ? 0 : read + 1;
+    start(sm.queries, kRing % 2 == 0, tiles > (kRing == 4 ? 2 : 1), before(slot));
+    if (seen) multiply_values(state, weights, sm.ring[slot]);
+    slot = after(slot);
   }
-  merge(p, task, b, begin, rows, warp_row + lane / 4, state);
+  copy_async_wait<0>();  // the last groups, which are empty
+  merge(p, sm.result, warp_row + lane / 4, state);
 }
 
 constexpr TableRequest kRequest{.query_tile = kQueryTile, .pack_keys = true};
