@@ -73,7 +73,8 @@ struct DilatedAttention::Impl {
                                                .training = true,
                                                .dtype = DType::kF32},
                       exchange != nullptr ? *exchange : no_exchange, *workspace);
-    scratch.emplace(context, model, batch * tokens, DType::kF32, true, *workspace);
+    const TensorView grad_qkv = workspace->allocate(DType::kF32, {batch * tokens, 3 * model.dim});
+    scratch.emplace(context, model, batch * tokens, 0, DType::kF32, true, grad_qkv, *workspace);
     layer.emplace(model, layout, kPrefix, FlatBuffers{parameters, parameters, gradients},
                   *attention, batch, tokens,
                   AttentionActivations(model, batch, tokens, DType::kF32, *activations),

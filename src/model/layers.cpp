@@ -9,6 +9,20 @@
 
 namespace longnet {
 
+namespace {
+
+/// Whether out_proj reads something else than the merged attention itself.
+bool has_out_input(const ModelConfig& config, DType dtype) {
+  return config.norm == "sub_ln" || dtype != DType::kF32;
+}
+
+/// Rows [begin, begin + count) of an optional tensor.
+TensorView rows_of(const TensorView& view, int64_t begin, int64_t count) {
+  return view.defined() ? view.slice(0, begin, count) : TensorView{};
+}
+
+}  // namespace
+
 RotaryOptions rotary_options(const ModelConfig& config) {
   RotaryOptions options;
   options.position = config.position == "xpos"   ? Position::kXpos
@@ -19,20 +33,27 @@ RotaryOptions rotary_options(const ModelConfig& config) {
   return options;
 }
 
-LayerScratch::LayerScratch(Context& context, const ModelConfig& config, int64_t rows, DType dtype,
-                           bool training, Arena& workspace) {
+LayerScratch::LayerScratch(Context& context, const ModelConfig& config, int64_t rows,
+                           int64_t feed_forward_rows, DType dtype, bool training,
+                           const TensorView& grad_qkv, Arena& workspace)
+    : grad_qkv(grad_qkv) {
   const int64_t c = config.dim, f = config.ffn_dim;
   const int64_t hidden = config.activation == "swiglu" ? 2 * f : f;
   if (training) {
-    grad_hidden = workspace.allocate(dtype, {rows, hidden});
-    grad_activated = workspace.allocate(dtype, {rows, f});
-    grad_qkv = workspace.allocate(DType::kF32, {rows, 3 * c});
-    if (dtype != DType::kF32) rounded_grad_qkv = workspace.allocate(dtype, {rows, 3 * c});
-    grad_attended = workspace.allocate(dtype, {rows, c});
+    grad_hidden = workspace.allocate(dtype, {feed_forward_rows, hidden});
+    grad_activated = workspace.allocate(dtype, {feed_forward_rows, f});
+    if (!has_out_input(config, dtype)) grad_attended = workspace.allocate(dtype, {rows, c});
   }
   reduction = workspace.allocate_bytes(
       std::max(layer_norm_backward_workspace_bytes(context, std::max(c, f)),
                activation_workspace_bytes(context, f, dtype)));
+}
+
+CountsAsRecomputed::~CountsAsRecomputed() {
+  Work& work = context_.work();
+  work = {before_.matmul_flops, before_.attention_flops,
+          work.recomputed_flops + work.matmul_flops - before_.matmul_flops + work.attention_flops -
+              before_.attention_flops};
 }
 
 AttentionActivations::AttentionActivations(const ModelConfig& config, int64_t batch,
@@ -55,8 +76,7 @@ AttentionActivations::AttentionActivations(const ModelConfig& config, int64_t ba
     attended_mean = take({rows});
     attended_rstd = take({rows});
   }
-  if (config.norm == "sub_ln" || dtype != DType::kF32)
-    out_input = activations.allocate(dtype, {rows, c});
+  if (has_out_input(config, dtype)) out_input = activations.allocate(dtype, {rows, c});
 }
 
 FeedForwardActivations::FeedForwardActivations(const ModelConfig& config, int64_t rows, DType dtype,
@@ -214,6 +234,7 @@ void AttentionLayer::forward(Context& context, const TensorView& out, const Tens
   attention_.forward(attended_heads(), kept_.lse, attended_inputs(), saved_, visibility);
   Range range(context, "out");
   make_out_input(context);
+  filled_ = true;
   linear_forward(context, out, out_input(), out_weight_, out_bias_, accumulate);
 }
 
@@ -223,13 +244,18 @@ void AttentionLayer::recompute(Context& context, const TensorView& out, const Te
   attention_.recompute(attended_heads(), kept_.lse, attended_inputs(), saved_, visibility);
   Range range(context, "out");
   make_out_input(context);
+  filled_ = true;
   if (out.defined()) linear_forward(context, out, out_input(), out_weight_, out_bias_);
 }
 
 void AttentionLayer::backward(Context& context, const TensorView& grad_x,
                               const TensorView& grad_out, const TensorView& x, bool accumulate,
                               const Visibility& visibility, LayerScratch& scratch) {
-  const TensorView& grad_attended = scratch.grad_attended;  // [T, C]
+  LN_CHECK(filled_, "attention backward without a forward since the last backward");
+  filled_ = false;
+  // [T, C]; takes the place of out_input once the weight's gradient has read that
+  const TensorView& grad_attended =
+      kept_.out_input.defined() ? kept_.out_input : scratch.grad_attended;
   {
     Range range(context, "out");
     // out = out_input W_out^T + b
@@ -274,9 +300,9 @@ void AttentionLayer::backward(Context& context, const TensorView& grad_x,
   }
   // qkv = x W_qkv^T + b
   TensorView grad_qkv = scratch.grad_qkv;  // sums over branches and queries: float32 until here
-  if (scratch.rounded_grad_qkv.defined()) {
-    cast(context, scratch.rounded_grad_qkv, grad_qkv);
-    grad_qkv = scratch.rounded_grad_qkv;
+  if (kept_.qkv.dtype != DType::kF32) {    // qkv itself has been read for the last time
+    cast(context, kept_.qkv, grad_qkv);
+    grad_qkv = kept_.qkv;
   }
   linear_backward_weight(context, grad_qkv_weight_, grad_qkv_bias_, grad_qkv, x);
   linear_backward_input(context, grad_x, grad_qkv, qkv_weight_, accumulate);
@@ -316,22 +342,42 @@ TensorView FeedForwardLayer::gate_of(const TensorView& hidden) const {
   return activation_ == Activation::kSwiglu ? hidden.slice(1, ffn_dim_, ffn_dim_) : TensorView{};
 }
 
+template <typename Body>
+void FeedForwardLayer::for_parts(Context& context, const TensorView& x, Body body) {
+  const int64_t rows = x.shape[0], part = kept_.hidden.shape[0];
+  for (int64_t begin = 0; begin < rows; begin += part) {
+    body(begin, std::min(part, rows - begin));
+    if (in_parts(x)) context.progress();
+  }
+}
+
 void FeedForwardLayer::forward(Context& context, const TensorView& out, const TensorView& x,
                                bool accumulate, LayerScratch& scratch) {
-  recompute(context, x, scratch);
   Range range(context, "feed_forward");
-  linear_forward(context, out, kept_.activated, fc2_weight_, fc2_bias_, accumulate);
+  for_parts(context, x, [&](int64_t begin, int64_t count) {
+    activate(context, x.slice(0, begin, count), scratch);
+    linear_forward(context, out.slice(0, begin, count), kept_.activated.slice(0, 0, count),
+                   fc2_weight_, fc2_bias_, accumulate);
+  });
 }
 
 void FeedForwardLayer::recompute(Context& context, const TensorView& x, LayerScratch& scratch) {
+  if (in_parts(x)) return;
   Range range(context, "feed_forward");
-  linear_forward(context, kept_.hidden, x, fc1_weight_, fc1_bias_);
+  activate(context, x, scratch);
+}
+
+/// Activations of x, at most R rows.
+void FeedForwardLayer::activate(Context& context, const TensorView& x, LayerScratch& scratch) {
+  const int64_t rows = x.shape[0];
+  const TensorView hidden = kept_.hidden.slice(0, 0, rows);
+  linear_forward(context, hidden, x, fc1_weight_, fc1_bias_);
   activation_forward(context,
-                     {.out = kept_.activated,
-                      .mean = kept_.mean,
-                      .rstd = kept_.rstd,
-                      .hidden = hidden_of(kept_.hidden),
-                      .gate = gate_of(kept_.hidden),
+                     {.out = kept_.activated.slice(0, 0, rows),
+                      .mean = rows_of(kept_.mean, 0, rows),
+                      .rstd = rows_of(kept_.rstd, 0, rows),
+                      .hidden = hidden_of(hidden),
+                      .gate = gate_of(hidden),
                       .weight = norm_weight_,
                       .bias = norm_bias_,
                       .eps = eps_,
@@ -343,26 +389,46 @@ void FeedForwardLayer::backward(Context& context, const TensorView& grad_x,
                                 const TensorView& grad_out, const TensorView& x, bool accumulate,
                                 LayerScratch& scratch) {
   Range range(context, "feed_forward");
+  for_parts(context, x, [&](int64_t begin, int64_t count) {
+    const TensorView part = x.slice(0, begin, count);
+    if (in_parts(x)) {
+      const CountsAsRecomputed counts(context);
+      activate(context, part, scratch);
+    }
+    backward_part(context, grad_x.slice(0, begin, count), grad_out.slice(0, begin, count), part,
+                  accumulate, scratch);
+  });
+}
+
+/// Of rows whose activations are in memory.
+void FeedForwardLayer::backward_part(Context& context, const TensorView& grad_x,
+                                     const TensorView& grad_out, const TensorView& x,
+                                     bool accumulate, LayerScratch& scratch) {
+  const int64_t rows = x.shape[0];
+  const TensorView hidden = kept_.hidden.slice(0, 0, rows);
+  const TensorView grad_hidden = scratch.grad_hidden.slice(0, 0, rows);
+  const TensorView grad_activated = scratch.grad_activated.slice(0, 0, rows);
   // out = activated W_fc2^T + b
-  linear_backward_weight(context, grad_fc2_weight_, grad_fc2_bias_, grad_out, kept_.activated);
-  linear_backward_input(context, scratch.grad_activated, grad_out, fc2_weight_);
+  linear_backward_weight(context, grad_fc2_weight_, grad_fc2_bias_, grad_out,
+                         kept_.activated.slice(0, 0, rows));
+  linear_backward_input(context, grad_activated, grad_out, fc2_weight_);
   // activated = (LayerNorm of) activation(hidden, gate)
   activation_backward(context,
-                      {.grad_hidden = hidden_of(scratch.grad_hidden),
-                       .grad_gate = gate_of(scratch.grad_hidden),
+                      {.grad_hidden = hidden_of(grad_hidden),
+                       .grad_gate = gate_of(grad_hidden),
                        .grad_weight = grad_norm_weight_,
                        .grad_bias = grad_norm_bias_,
-                       .grad_out = scratch.grad_activated,
-                       .hidden = hidden_of(kept_.hidden),
-                       .gate = gate_of(kept_.hidden),
-                       .mean = kept_.mean,
-                       .rstd = kept_.rstd,
+                       .grad_out = grad_activated,
+                       .hidden = hidden_of(hidden),
+                       .gate = gate_of(hidden),
+                       .mean = rows_of(kept_.mean, 0, rows),
+                       .rstd = rows_of(kept_.rstd, 0, rows),
                        .weight = norm_weight_,
                        .activation = activation_},
                       scratch.reduction);
   // hidden | gate = x W_fc1^T + b
-  linear_backward_weight(context, grad_fc1_weight_, grad_fc1_bias_, scratch.grad_hidden, x);
-  linear_backward_input(context, grad_x, scratch.grad_hidden, fc1_weight_, accumulate);
+  linear_backward_weight(context, grad_fc1_weight_, grad_fc1_bias_, grad_hidden, x);
+  linear_backward_input(context, grad_x, grad_hidden, fc1_weight_, accumulate);
 }
 
 }  // namespace longnet

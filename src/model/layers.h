@@ -4,9 +4,11 @@
 //
 // T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and no
 // activations: the caller gives it a place for them, its own or one that layers share, of which
-// each backward then begins with recompute(). The norm before a layer and the residual after it are
-// the caller's. With bf16 matrices the operands of every product are bf16; the merged attention,
-// statistics, sums of gradients and what a layer adds to the residual stream are f32.
+// each backward then begins with recompute(). A backward overwrites activations that it no longer
+// needs, so each needs a forward or recompute() of its own. The norm before a layer and the
+// residual after it are the caller's. With bf16 matrices the operands of every product are bf16;
+// the merged attention, statistics, sums of gradients and what a layer adds to the residual stream
+// are f32.
 #pragma once
 
 #include <string>
@@ -32,19 +34,34 @@ struct FlatBuffers {
 
 /// Scratch shared by all layers of a model, big enough for the widest.
 struct LayerScratch {
-  TensorView grad_hidden;       // [T, F or 2 F] feed-forward; not defined without training
-  TensorView grad_activated;    // [T, F]
-  TensorView grad_qkv;          // [T, 3 C] f32
-  TensorView rounded_grad_qkv;  // [T, 3 C] bf16; not defined with f32
-  TensorView grad_attended;     // [T, C]
-  void* reduction = nullptr;    // weight gradients of norms
-  /// Takes it from `workspace`; dtype: of activations; training: with the backward's part.
-  LayerScratch(Context& context, const ModelConfig& config, int64_t rows, DType dtype,
-               bool training, Arena& workspace);
+  TensorView grad_hidden;     // [R, F or 2 F] feed-forward; not defined without training
+  TensorView grad_activated;  // [R, F]
+  TensorView grad_qkv;        // [T, 3 C] f32, the caller's: memory that is free while
+                              // AttentionLayer::backward runs
+  TensorView grad_attended;   // [T, C]; only where AttentionActivations::out_input is not defined
+  void* reduction = nullptr;  // weight gradients of norms
+  /// Takes it from `workspace`; rows: T; feed_forward_rows: R, see FeedForwardActivations; dtype:
+  /// of activations; training: with the backward's part.
+  LayerScratch(Context& context, const ModelConfig& config, int64_t rows, int64_t feed_forward_rows,
+               DType dtype, bool training, const TensorView& grad_qkv, Arena& workspace);
+};
+
+/// While it lives, FLOPs count as recomputed ones (Work::recomputed_flops).
+class CountsAsRecomputed {
+ public:
+  explicit CountsAsRecomputed(Context& context) : context_(context), before_(context.work()) {}
+  ~CountsAsRecomputed();
+  CountsAsRecomputed(const CountsAsRecomputed&) = delete;
+  CountsAsRecomputed& operator=(const CountsAsRecomputed&) = delete;
+
+ private:
+  Context& context_;
+  Work before_;
 };
 
 /// What an AttentionLayer's forward leaves for its backward, besides the gathered rows. Of the type
-/// that is given, but for the f32 statistics and merged attention.
+/// that is given, but for the f32 statistics and merged attention. The backward puts the gradient
+/// of attended in the place of out_input, and with bf16 the rounded one of qkv in the place of qkv.
 struct AttentionActivations {
   TensorView qkv;                           // [T, 3 C]
   TensorView query_mean, query_rstd;        // [T, H] f32, with qk_norm
@@ -59,11 +76,13 @@ struct AttentionActivations {
                        Arena& activations);
 };
 
-/// What a FeedForwardLayer's forward leaves for its backward.
+/// What a FeedForwardLayer's forward leaves for its backward. R: rows that the layer works on at a
+/// time. With R < T it goes over the rows in parts, of which the last one's activations remain, and
+/// the backward computes each part's anew.
 struct FeedForwardActivations {
-  TensorView hidden;      // [T, F] or [T, 2 F]: fc1 (and gate) outputs
-  TensorView activated;   // [T, F]
-  TensorView mean, rstd;  // [T] f32, with sub_ln
+  TensorView hidden;      // [R, F] or [R, 2 F]: fc1 (and gate) outputs
+  TensorView activated;   // [R, F]
+  TensorView mean, rstd;  // [R] f32, with sub_ln
   FeedForwardActivations(const ModelConfig& config, int64_t rows, DType dtype, Arena& activations);
 };
 
@@ -110,6 +129,7 @@ class AttentionLayer {
   TensorView out_weight_, out_bias_, grad_out_weight_, grad_out_bias_;
   Norm query_norm_, key_norm_, inner_norm_;
   AttentionActivations kept_;
+  bool filled_ = false;  // kept_ is whole: no backward has written over it
   AttentionOperator::Saved saved_;
 };
 
@@ -122,14 +142,23 @@ class FeedForwardLayer {
   /// out [T, C] = feed-forward part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
                LayerScratch& scratch);
-  /// Fills the activations as the last forward of this layer did, from the same x.
+  /// Fills the activations as the last forward of this layer did, from the same x. Nothing where
+  /// the layer works in parts: there backward() does it.
   void recompute(Context& context, const TensorView& x, LayerScratch& scratch);
+  /// grad_x [T, C] = gradient (+ grad_x if accumulate); weight gradients are added to, part by
+  /// part.
   void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
                 const TensorView& x, bool accumulate, LayerScratch& scratch);
 
  private:
   TensorView gate_of(const TensorView& hidden) const;
   TensorView hidden_of(const TensorView& hidden) const;
+  bool in_parts(const TensorView& x) const { return kept_.hidden.shape[0] < x.shape[0]; }
+  template <typename Body>  // body(first row, rows) of every part
+  void for_parts(Context& context, const TensorView& x, Body body);
+  void activate(Context& context, const TensorView& x, LayerScratch& scratch);
+  void backward_part(Context& context, const TensorView& grad_x, const TensorView& grad_out,
+                     const TensorView& x, bool accumulate, LayerScratch& scratch);
 
   int64_t ffn_dim_;
   float eps_;

@@ -26,22 +26,34 @@ TensorView as_stat(const TensorView& vector) {  // [T] -> [T, 1]
   return vector.view({vector.shape[0], 1});
 }
 
+/// Rows that a feed-forward layer works on at a time: parts of one length.
+int64_t feed_forward_part(int64_t rows, int64_t limit) {
+  LN_CHECK(limit > 0, "feed-forward layers of {} rows in parts of {}", rows, limit);
+  if (rows <= limit) return rows;
+  const int64_t parts = (rows - 1) / limit + 1;
+  return (rows - 1) / parts + 1;
+}
+
 }  // namespace
 
 LongNet::BlockActivations::BlockActivations(const ModelConfig& config, int64_t batch,
-                                            int64_t local_tokens, DType dtype, Arena& activations)
-    : attention(config, batch, local_tokens, dtype, activations),
-      feed_forward(config, batch * local_tokens, dtype, activations) {
+                                            int64_t local_tokens, int64_t feed_forward_rows,
+                                            DType dtype, const TensorView& middle,
+                                            const TensorView& normed_middle, Arena& activations)
+    : middle(middle),
+      normed_middle(normed_middle),
+      attention(config, batch, local_tokens, dtype, activations),
+      feed_forward(config, feed_forward_rows, dtype, activations) {
   const int64_t rows = batch * local_tokens;
   const auto norm = [&](TensorView& mean, TensorView& rstd, TensorView& normed) {
     mean = activations.allocate(DType::kF32, {rows});
     rstd = activations.allocate(DType::kF32, {rows});
-    normed = activations.allocate(dtype, {rows, config.dim});
+    if (!normed.defined()) normed = activations.allocate(dtype, {rows, config.dim});
   };
   norm(input_mean, input_rstd, normed_input);
   if (config.block != "sequential") return;
-  middle = activations.allocate(DType::kF32, {rows, config.dim});
-  norm(middle_mean, middle_rstd, normed_middle);
+  if (!middle.defined()) this->middle = activations.allocate(DType::kF32, {rows, config.dim});
+  norm(middle_mean, middle_rstd, this->normed_middle);
 }
 
 LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan& plan,
@@ -87,18 +99,23 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
         exchange, workspace);
     attention = own_attention_.get();
   }
-  scratch_ = std::make_unique<LayerScratch>(context, config, rows_, dtype_, training, workspace);
+  const int64_t part = recompute_ ? feed_forward_part(rows_, options.feed_forward_rows) : rows_;
+  for (int64_t layer = 0; layer < config.layers; ++layer)
+    blocks_.emplace_back().input = matrix(activations);
+  place_shared_buffers(training, activations);
+  scratch_ = std::make_unique<LayerScratch>(context, config, rows_, part, dtype_, training,
+                                            grad_qkv_, workspace);
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
-    Block block;
+    Block& block = blocks_[layer];
     block.attention_norm_weight = layout.view(parameters, prefix + "self_attn_layer_norm.weight");
     block.attention_norm_bias = layout.view(parameters, prefix + "self_attn_layer_norm.bias");
     block.grad_attention_norm_weight = grad(prefix + "self_attn_layer_norm.weight");
     block.grad_attention_norm_bias = grad(prefix + "self_attn_layer_norm.bias");
-    block.input = matrix(activations);
     block.kept = recompute_ && layer > 0 ? blocks_[0].kept
                                          : std::make_shared<BlockActivations>(
-                                               config, batch, local_tokens_, dtype_, activations);
+                                               config, batch, local_tokens_, part, dtype_, middle_,
+                                               normed_middle_, activations);
     if (sequential_) {
       block.ffn_norm_weight = layout.view(parameters, prefix + "final_layer_norm.weight");
       block.ffn_norm_bias = layout.view(parameters, prefix + "final_layer_norm.bias");
@@ -110,7 +127,6 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
                                          batch, local_tokens_, block.kept->attention, activations);
     block.feed_forward = std::make_unique<FeedForwardLayer>(config, layout, prefix + "ffn.",
                                                             buffers, block.kept->feed_forward);
-    blocks_.push_back(std::move(block));
     layer_ranges_.push_back(layout.layer_range(layer));
   }
   head_range_ = layout.head_range();
@@ -127,15 +143,13 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
   grad_final_weight_ = grad("layer_norm.weight");
   grad_final_bias_ = grad("layer_norm.bias");
 
-  embedded_ = matrix(activations);
-  final_sum_ = matrix(activations);
+  embedded_ = blocks_[0].input;
   final_mean_ = column();
   final_rstd_ = column();
-  hidden_ = activations.allocate(dtype_, {rows_, c});
   branch_out_ = matrix(workspace);
   if (training) {
     grad_stream_ = matrix(workspace);
-    grad_normed_ = matrix(workspace);
+    grad_normed_ = branch_out_;  // a norm has read either before the other is written
     const int64_t bytes = embedding_backward_workspace_bytes(context, rows_, config.vocab_size, c);
     if (bytes > 0) embedding_workspace_ = workspace.allocate_bytes(bytes);
   }
@@ -145,9 +159,33 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
   chunk_logits_ = workspace.allocate(DType::kF32, {chunk, config.vocab_size});
   loss_sums_ = workspace.allocate_bytes(cross_entropy_sums_bytes(context, chunk));
   if (training && dtype_ != DType::kF32) {
-    rounded_grad_stream_ = workspace.allocate(dtype_, {rows_, c});
+    rounded_grad_stream_ = hidden_;  // which the loss has read; products read it before grad_qkv_
     rounded_chunk_grad_ = workspace.allocate(dtype_, {chunk, config.vocab_size});
   }
+}
+
+/// What is alive at other times than the gradients of queries, keys and values, in their memory:
+/// the final norm's tensors until the backward begins; after that the stream's gradient and a
+/// block's middle until its attention's backward.
+void LongNet::place_shared_buffers(bool training, Arena& activations) {
+  const int64_t c = config_.dim;
+  char* next = nullptr;
+  if (training) {
+    // Together the others are no larger but for their alignment.
+    grad_qkv_ = TensorView(nullptr, DType::kF32, {rows_, 3 * c}, activations.device());
+    grad_qkv_.data = activations.allocate_bytes(grad_qkv_.bytes() + 4 * kAlignment);
+    next = static_cast<char*>(grad_qkv_.data);
+  }
+  const auto take = [&](DType dtype) {
+    if (!training) return activations.allocate(dtype, {rows_, c});
+    const TensorView view(next, dtype, {rows_, c}, grad_qkv_.device);
+    next += (view.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    return view;
+  };
+  final_sum_ = take(DType::kF32);
+  if (recompute_ && sequential_) middle_ = take(DType::kF32);
+  hidden_ = take(dtype_);
+  if (recompute_ && sequential_) normed_middle_ = take(dtype_);
 }
 
 // The Context may outlive this; it must not call back into it.
@@ -182,7 +220,8 @@ void LongNet::run_blocks(const Visibility& visibility) {
   TensorView stream = embedded_, pending;
   for (Block& block : blocks_) {
     BlockActivations& kept = *block.kept;
-    norm_forward(kept.normed_input, block.input, kept.input_mean, kept.input_rstd, stream, pending,
+    const TensorView sum = pending.defined() ? block.input : TensorView{};  // the first has it
+    norm_forward(kept.normed_input, sum, kept.input_mean, kept.input_rstd, stream, pending,
                  block.attention_norm_weight, block.attention_norm_bias);
     block.attention->forward(context_, branch_out_, kept.normed_input, false, visibility);
     stream = block.input;
@@ -199,6 +238,16 @@ void LongNet::run_blocks(const Visibility& visibility) {
   norm_forward(hidden_, final_sum_, final_mean_, final_rstd_, stream, pending, final_weight_,
                final_bias_);
   activations_of_ = config_.layers - 1;
+  forward_kept_ = true;
+}
+
+void LongNet::check_forward(const char* what) const {
+  LN_CHECK(forward_kept_, "{} without a forward since the last backward", what);
+}
+
+const TensorView& LongNet::hidden() const {
+  check_forward("hidden");
+  return hidden_;
 }
 
 void LongNet::norm_forward(const TensorView& out, const TensorView& sum, const TensorView& mean,
@@ -220,7 +269,7 @@ void LongNet::recompute_block(int64_t layer) {
   if (activations_of_ == layer) return;
   Block& block = blocks_[layer];
   BlockActivations& kept = *block.kept;
-  const Work before = context_.work();
+  const CountsAsRecomputed counts(context_);
   norm_forward(kept.normed_input, {}, kept.input_mean, kept.input_rstd, block.input, {},
                block.attention_norm_weight, block.attention_norm_bias);
   block.attention->recompute(context_, sequential_ ? branch_out_ : TensorView{}, kept.normed_input,
@@ -230,24 +279,23 @@ void LongNet::recompute_block(int64_t layer) {
                  branch_out_, block.ffn_norm_weight, block.ffn_norm_bias);
   block.feed_forward->recompute(context_, sequential_ ? kept.normed_middle : kept.normed_input,
                                 *scratch_);
-  Work& work = context_.work();
-  work = {before.matmul_flops, before.attention_flops,
-          before.recomputed_flops + work.matmul_flops - before.matmul_flops + work.attention_flops -
-              before.attention_flops};
   activations_of_ = layer;
 }
 
 void LongNet::logits(const TensorView& out, int64_t begin) {
+  check_forward("logits");
   linear_forward(context_, out, hidden_.slice(0, begin, out.shape[0]), output_weight_, {});
 }
 
 QueryKeyValue LongNet::attended_inputs(int64_t layer) const {
   LN_CHECK(!recompute_, "a model that recomputes does not keep layer {}'s inputs", layer);
+  check_forward("attended_inputs");
   return blocks_[layer].attention->attended_inputs();
 }
 
 void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gradient) {
   Range range(context_, "loss");
+  check_forward("loss");
   LN_CHECK(targets.elements() == rows_, "targets {}, this rank holds {} x {}", targets.describe(),
            batch_, local_tokens_);
   const TensorView flat_targets = targets.view({rows_});
@@ -313,6 +361,8 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
   const Phase phase("backward");
   // grad_stream_: gradient of the residual stream at the point reached; grad_normed_: of a norm's
   // output.
+  check_forward("backward");
+  forward_kept_ = false;
   const auto norm = [&](const TensorView& grad_weight, const TensorView& grad_bias,
                         const TensorView& x, const TensorView& mean, const TensorView& rstd,
                         const TensorView& weight, bool accumulate) {
@@ -359,6 +409,7 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
     }
     norm(block.grad_attention_norm_weight, block.grad_attention_norm_bias, block.input,
          kept.input_mean, kept.input_rstd, block.attention_norm_weight, true);
+    activations_of_ = -1;
     report(layer_ranges_[layer]);
   }
   // embedded = table[tokens], or the given vectors

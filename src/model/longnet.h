@@ -25,8 +25,9 @@ namespace longnet {
 
 /// The arenas a model takes memory from, by purpose.
 struct ModelArenas {
-  Arena& activations;  // what the forward keeps for the backward
-  Arena& workspace;    // scratch, gradients of activations, gathered gradients, logits of a chunk
+  Arena& activations;  // what the forward keeps for the backward, which may write over it
+  Arena& workspace;    // scratch, gradients of activations, gathered gradients, logits of a chunk:
+                       // nothing that must live on from a forward to its backward
 };
 
 struct LongNetOptions {
@@ -35,6 +36,10 @@ struct LongNetOptions {
   /// Keeps only each block's input and the gathered rows; the backward runs each block's forward
   /// again, without communication. Same bits. Nothing without gradients.
   bool recompute = false;
+  /// With recompute: feed-forward layers of more rows than this work in parts of at most so many,
+  /// and their activations and gradients exist for one part at a time. The forward's bits stay;
+  /// weight gradients are summed part by part, equal to rounding.
+  int64_t feed_forward_rows = 65536;
   /// bf16 copy of the parameters, which the caller keeps up to date: linear layers and the
   /// embedding read it, and activations are bf16. Not defined: the parameters themselves, all f32.
   TensorView matrices{};
@@ -63,8 +68,10 @@ class LongNet {
   /// After forward: summed loss of this rank's targets [B, L] i64 (-1: ignored), nats.
   CrossEntropyResult loss(const TensorView& targets);
   /// After forward: loss, and the whole backward of loss * scale. Gradients are added to the flat
-  /// buffer. Waits at the end, for the loss. scale: usually 1 / (targets of all ranks and
-  /// micro-steps). grad_vectors: [B, L, C], written, only after forward_vectors (else not defined).
+  /// buffer. Waits at the end, for the loss. Overwrites what the forward left: until the next
+  /// forward, another loss, backward, logits or hidden throws Error. scale: usually 1 / (targets of
+  /// all ranks and micro-steps). grad_vectors: [B, L, C], written, only after forward_vectors (else
+  /// not defined).
   CrossEntropyResult loss_and_backward(const TensorView& targets, double scale,
                                        const GradientsReady& ready = {},
                                        const TensorView& grad_vectors = {});
@@ -73,7 +80,7 @@ class LongNet {
                        const TensorView& grad_vectors = {});
 
   /// [T, C] output of the final norm after forward, of the activations' type.
-  const TensorView& hidden() const { return hidden_; }
+  const TensorView& hidden() const;
   /// logits [c, V] of hidden rows [begin, begin + c).
   void logits(const TensorView& out, int64_t begin);
   /// Queries, keys, values of a layer after forward, before positions: [B, L, H, D]. Not of a model
@@ -91,8 +98,10 @@ class LongNet {
     TensorView middle_mean, middle_rstd, normed_middle;  // [T], [T], [T, C] (sequential)
     AttentionActivations attention;
     FeedForwardActivations feed_forward;
-    BlockActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens, DType dtype,
-                     Arena& activations);
+    /// middle, normed_middle: theirs if they are defined.
+    BlockActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens,
+                     int64_t feed_forward_rows, DType dtype, const TensorView& middle,
+                     const TensorView& normed_middle, Arena& activations);
   };
   struct Block {
     TensorView attention_norm_weight, attention_norm_bias, grad_attention_norm_weight,
@@ -104,6 +113,8 @@ class LongNet {
     std::unique_ptr<FeedForwardLayer> feed_forward;
   };
 
+  void place_shared_buffers(bool training, Arena& activations);
+  void check_forward(const char* what) const;
   void run_blocks(const Visibility& visibility);
   void norm_forward(const TensorView& out, const TensorView& sum, const TensorView& mean,
                     const TensorView& rstd, const TensorView& x, const TensorView& residual,
@@ -125,25 +136,28 @@ class LongNet {
   std::unique_ptr<LayerScratch> scratch_;
   std::vector<Block> blocks_;
   int64_t activations_of_ = -1;  // with recompute: the layer whose activations are in memory
+  bool forward_kept_ = false;    // what the last forward left is still there
   ParameterRange head_range_, embedding_range_;
   std::vector<ParameterRange> layer_ranges_;
   TensorView embedding_, grad_embedding_;          // [V, C]
   TensorView output_weight_, grad_output_weight_;  // [V, C]; the embedding when tied
   TensorView final_weight_, final_bias_, grad_final_weight_, grad_final_bias_;
   // f32, but hidden_ and those that say so.
-  TensorView embedded_;                             // [T, C] the stream's start
-  TensorView branch_out_;                           // [T, C] what a half adds to the stream
+  TensorView embedded_;    // [T, C] the stream's start: the first block's input
+  TensorView branch_out_;  // [T, C] what a half adds to the stream
   TensorView final_sum_, final_mean_, final_rstd_;  // [T, C], [T], [T]
   TensorView hidden_;                               // [T, C] of the activations' type
+  TensorView middle_, normed_middle_;               // of all blocks, where they share one place
+  TensorView grad_qkv_;                             // [T, 3 C]; lies over the five above
   TensorView grad_stream_;                          // [T, C]
-  TensorView grad_normed_;                          // [T, C]
+  TensorView grad_normed_;                          // [T, C]; lies over branch_out_
   void* loss_sums_ = nullptr;                       // of cross_entropy
   void* embedding_workspace_ = nullptr;             // of the embedding's backward
-  TensorView rounded_grad_stream_;                  // [T, C] bf16; not defined with f32
-  TensorView chunk_logits_;                         // [c, V]
-  TensorView rounded_chunk_grad_;                   // [c, V] bf16; not defined with f32
-  TensorView tokens_;                               // of the last forward; not defined for vectors
-  Visibility visibility_;                           // of the last forward
+  TensorView rounded_grad_stream_;  // [T, C] bf16, over hidden_; not defined with f32
+  TensorView chunk_logits_;         // [c, V]
+  TensorView rounded_chunk_grad_;   // [c, V] bf16; not defined with f32
+  TensorView tokens_;               // of the last forward; not defined for vectors
+  Visibility visibility_;           // of the last forward
 };
 
 }  // namespace longnet
