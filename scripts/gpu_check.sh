@@ -70,9 +70,6 @@ for program in "$longnet" "$gpu_test"; do
     echo "gpu_check: there is no program $program; build it: scripts/build.sh cuda" >&2; exit 2
   fi
 done
-for program in python3 timeout; do
-  command -v "$program" > /dev/null || { echo "gpu_check: $program is not installed" >&2; exit 2; }
-done
 export LN_SOURCE_DIR=$root
 # find_program NAME FOLDER...: on PATH, else in one of the folders; nothing if it is nowhere.
 find_program() {
@@ -94,6 +91,7 @@ if [ $code = 77 ]; then echo "gpu_check: no GPU: ${said#*no GPU: }"; exit 69; fi
 if [ $code != 0 ]; then
   echo "gpu_check: $gpu_test does not start (exit code $code): $(tail -n 1 <<< "$said")" >&2; exit 2
 fi
+command -v python3 > /dev/null || { echo "gpu_check: python3 is not installed" >&2; exit 2; }
 
 out=${out:-gpu_check-$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$out/bench" || exit 2
@@ -168,7 +166,7 @@ sanitize() {  # sanitize TOOL FILTER
   if [ -z "$sanitizer" ]; then
     echo "detail: compute-sanitizer is not on PATH, in \$CUDA_HOME/bin or in /usr/local/cuda/bin"; exit 75
   fi
-  tests "$2" "$sanitizer" --tool "$1" --error-exitcode 9
+  tests "$2" "$sanitizer" --tool "$1" --target-processes all --error-exitcode 9
 }
 
 # A small byte model with one attention branch per kind of row: text and configuration in $out.

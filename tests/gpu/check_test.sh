@@ -69,8 +69,8 @@ S
 mkdir "$work/tools"
 cat > "$work/tools/compute-sanitizer" <<'S'
 #!/usr/bin/env bash
-[ "$1 $3 $4" = "--tool --error-exitcode 9" ] || exit 2
-tool=$2; shift 4
+[ "$1 $3 $5 $6" = "--tool --target-processes --error-exitcode 9" ] || exit 2
+tool=$2; shift 6
 "$@" || exit 1
 if [ "${FINDS:-}" = "$tool" ]; then echo "========= ERROR SUMMARY: 3 errors"; exit 9; fi
 echo "========= ERROR SUMMARY: 0 errors"
