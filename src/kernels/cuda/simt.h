@@ -1,4 +1,4 @@
-// What every kernel file includes: launch(), shared memory, copies from and to the device, warp helpers.
+// What every kernel file includes: launch(), shared memory, copies from the device, warp helpers.
 //
 // Kernel files keep to what two worlds offer: nvcc, and the emulator of tests/simt that runs the
 // same source without a GPU (LN_SIMT). So: no <<<>>>, no __shared__ variables, one trivial struct
@@ -62,21 +62,6 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   if (status != cudaSuccess)
     throw Error("CUDA kernel of {} x {} x {} blocks of {} threads, {} bytes of shared memory: {}",
                 grid.x, grid.y, grid.z, block.x, shared_bytes, cudaGetErrorString(status));
-#endif
-}
-
-/// Copies bytes of pageable host memory into device memory, ordered on stream; `from` may be reused
-/// on return.
-inline void copy_to_device(void* to, const void* from, size_t bytes, void* stream) {
-  if (bytes == 0) return;
-#if defined(LN_SIMT)
-  simt::finish_copies(stream);
-  std::memcpy(to, from, bytes);
-#else
-  const cudaError_t status =
-      cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream));
-  if (status != cudaSuccess)
-    throw Error("copy of {} bytes to the GPU: {}", bytes, cudaGetErrorString(status));
 #endif
 }
 
