@@ -94,12 +94,14 @@ void set_wait_hook(void (*hook)()) { wait_hook = hook; }
 
 void say_if_told_to_end(int64_t key, const char* name, int size) {
   constexpr double kPatience = 0.3;  // mpirun gives a second between SIGTERM and SIGKILL
-  static int64_t waited_for = 0;
-  static double since = 0;
+  // A wait on the host (key below zero) may ask in turn with one for the GPU's stream.
+  static int64_t waited_for[2] = {};
+  static double since[2] = {};
   static bool said = false;
   if (!told_to_end || said) return;
-  if (key != std::exchange(waited_for, key)) since = now();
-  if (now() - since < kPatience) return;
+  const int kind = key < 0 ? 0 : 1;
+  if (key != std::exchange(waited_for[kind], key)) since[kind] = now();
+  if (now() - since[kind] < kPatience) return;
   said = true;
   fmt::print(stderr,
              "{}: told to end (SIGTERM) while {} in a group of {} ranks waits for another rank; if "

@@ -336,7 +336,6 @@ class NcclCommunicator final : public Communicator {
       if (state == ncclSuccess) return;
       poll_all();
       rethrow();
-      internal::say_if_told_to_end(shared().last_id, name, size());
       const double seconds = now() - begin;
       if (options_.timeout_seconds > 0 && seconds > options_.timeout_seconds) {
         fail(overdue({name, seconds}, size()));
