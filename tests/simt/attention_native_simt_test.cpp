@@ -507,7 +507,9 @@ TEST(AttentionNativeSimt, WorkspaceIsTheSameForACountingContextAndCoversNative) 
       const int64_t bytes = attention_workspace_bytes(counting, size, tasks, backward);
       EXPECT_EQ(bytes, attention_workspace_bytes(context, size, tasks, backward));
       EXPECT_GE(bytes, cuda::native_forward_bytes(size, tasks));
-      if (backward) EXPECT_GE(bytes, cuda::native_backward_bytes(size, tasks));
+      if (backward) {
+        EXPECT_GE(bytes, cuda::native_backward_bytes(size, tasks));
+      }
     }
 }
 
