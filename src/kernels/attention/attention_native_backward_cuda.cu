@@ -71,8 +71,8 @@ struct Plan {
   const uint16_t *key[2], *query[2];  // keys and values; queries and grad_out
   float* grad_key[2];                 // by half: of values, of keys
   float* grad_query;
-  const float *lse, *delta;
-  int64_t key_step[2], query_step[2], grad_key_step[2], grad_query_step, lse_step, delta_step;
+  const float* row_value[2];  // lse, delta
+  int64_t key_step[2], query_step[2], grad_key_step[2], grad_query_step, row_value_step[2];
   int64_t position;  // of the first key
   int32_t keys;      // rows of the tile
   int32_t queries;   // rows from the first one visited on
@@ -86,7 +86,7 @@ struct Shared {
   alignas(16) uint16_t queries[2][2][kQueries * Tile<kD>::kStride];  // stage: queries, grad_out
   alignas(16) uint16_t weight[kKeys * WeightTile::kStride];          // p, transposed
   alignas(16) uint16_t grad_score[kKeys * WeightTile::kStride];      // ds, transposed
-  float lse[2][kQueries], delta[2][kQueries];                        // lse in powers of two
+  float row_value[2][2][kQueries];  // stage: lse in powers of two, delta
   Plan plan;
 };
 
@@ -206,7 +206,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Sco
                                            const uint16_t* b) {
   const unsigned lane = lane_here();
 #pragma unroll
-  for (int k = 0; k < kQueries / 16; ++k)
+  for (int k = 0; k < kQueries / 16; ++k) {
 #pragma unroll
     for (int n = 0; n < kD / 16; ++n) {
       // Matrices 0, 1: depths 16 k and + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
@@ -221,6 +221,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Sco
         mma_bf16(sum[m][2 * n + 1], x, y[2], y[3]);
       }
     }
+  }
 }
 
 /// grad_query += scale ds^T k for the tile that begins at query i, which sm.grad_score is of; by
@@ -236,7 +237,7 @@ __device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, floa
 #pragma unroll 1
   for (unsigned column = first_column; column < first_column + kD / kAcross; column += kColumns) {
     float sum[kRows / 16][kColumns / 8][4] = {};
-#pragma unroll(kD == 128 ? 2 : kKeys / 16)
+#pragma unroll(kD == 128 ? 1 : kKeys / 16)
     for (int j = 0; j < kKeys; j += 16) {
       uint32_t x[kRows / 16][4];
 #pragma unroll
@@ -273,8 +274,8 @@ __device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, floa
 // --- 3. the kernel
 // ---------------------------------------------------------------------------------
 
-/// Nothing of the warp's keys is visible to the tile that begins at query i: they are past the end
-/// or above the diagonal.
+/// Nothing of the warp's keys is visible to the tile that begins at query i: they are past the
+/// end or above the diagonal.
 __device__ __forceinline__ bool is_hidden(const Plan& plan, int i) {
   const int first = static_cast<int>(first_here());
   return first >= plan.keys || first > kQueries - 1 + plan.ahead + i;
@@ -397,10 +398,10 @@ __device__ __forceinline__ void make_plan(Plan& plan, const Common& p, const Scr
   plan.grad_query = p.grad_query.data + b * p.grad_query.batch + head * p.grad_query.head +
                     slot * p.grad_query.token;
   plan.grad_query_step = task.step * p.grad_query.token;
-  plan.lse = p.lse + b * p.lse_batch + head * p.lse_head + slot * p.lse_token;
-  plan.lse_step = task.step * p.lse_token;
-  plan.delta = p.delta + b * p.delta_batch + head * p.delta_head + slot * p.delta_token;
-  plan.delta_step = task.step * p.delta_token;
+  plan.row_value[0] = p.lse + b * p.lse_batch + head * p.lse_head + slot * p.lse_token;
+  plan.row_value_step[0] = task.step * p.lse_token;
+  plan.row_value[1] = p.delta + b * p.delta_batch + head * p.delta_head + slot * p.delta_token;
+  plan.row_value_step[1] = task.step * p.delta_token;
   if (scratch.grad_out == nullptr && scratch.grad_query == nullptr) return;
   const int64_t row = (b * scratch.rows + scratch.first_row[source.task] + skipped) * kD;
   if (scratch.grad_out != nullptr) {
@@ -425,21 +426,18 @@ __device__ __forceinline__ void start_queries(Shared<kD>& sm, int stage, int i) 
   copy_async_commit();
 }
 
-/// lse (threads 0 to 63, in powers of two) or delta (64 to 127) of the tile that begins at row i.
-/// Rows past the end, and rows that see no key in any branch, get no weight: lse = inf.
-__device__ __forceinline__ float read_row_value(const Plan& plan, int i) {
-  const int thread = thread_here(), row = i + thread % kQueries;
-  if (thread < kQueries) {
-    const float lse = row < plan.queries ? plan.lse[row * plan.lse_step] : -INFINITY;
-    return lse == -INFINITY ? INFINITY : lse * kLog2e;
-  }
-  return thread < 2 * kQueries && row < plan.queries ? plan.delta[row * plan.delta_step] : 0.0f;
-}
+/// Copies lse (threads 0 to 63; in powers of two) and delta (64 to 127) of the tile that begins
+/// at row i. Rows past the end, and rows that see no key in any branch, get no weight: lse = inf.
 template <int kD>
-__device__ __forceinline__ void write_row_value(Shared<kD>& sm, int stage, float value) {
-  const int thread = thread_here();
-  if (thread < kQueries) sm.lse[stage][thread] = value;
-  if (thread >= kQueries && thread < 2 * kQueries) sm.delta[stage][thread - kQueries] = value;
+__device__ __forceinline__ void copy_row_values(Shared<kD>& sm, int stage, int i) {
+  const unsigned thread = thread_here();
+  if (thread >= 2 * kQueries) return;
+  const unsigned which = thread / kQueries;
+  const int row = i + static_cast<int>(thread % kQueries);
+  float value = which == 0 ? -INFINITY : 0.0f;
+  if (row < sm.plan.queries) value = sm.plan.row_value[which][row * sm.plan.row_value_step[which]];
+  if (which == 0) value = value == -INFINITY ? INFINITY : value * kLog2e;
+  sm.row_value[stage][which][thread % kQueries] = value;
 }
 
 /// The warp's rows of grad_value (half 0) or grad_key (1) += its sums, rotated back if asked.
@@ -475,7 +473,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
   start_rows<kD, kKeys>(sm.keys[0], sm.plan.key[0], sm.plan.key_step[0], sm.plan.keys);
   start_rows<kD, kKeys>(sm.keys[1], sm.plan.key[1], sm.plan.key_step[1], sm.plan.keys);
   start_queries(sm, 0, 0);
-  write_row_value(sm, 0, read_row_value(sm.plan, 0));
+  copy_row_values(sm, 0, 0);
   copy_async_wait<0>();
   __syncthreads();
 
@@ -488,13 +486,13 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
     if (!is_hidden(sm.plan, i))
       multiply<kD>(s, sm.keys[half_here()], sm.queries[stage][half_here()]);
     if (half_here() == 0 && !is_hidden(sm.plan, i))
-      weigh(s, sm.weight, sm.lse[stage], sm.plan, i, p.scale * kLog2e);
+      weigh(s, sm.weight, sm.row_value[stage][0], sm.plan, i, p.scale * kLog2e);
     if (LN_BUG != 71) __syncthreads();  // weights are there; grad_score has been used
     if (half_here() == 1 && !is_hidden(sm.plan, i))
-      differentiate(s, sm.weight, sm.grad_score, sm.delta[stage]);
+      differentiate(s, sm.weight, sm.grad_score, sm.row_value[stage][1]);
     if (half_here() == 1 && is_hidden(sm.plan, i)) clear_rows(sm.grad_score);
     if (!is_hidden(sm.plan, i)) accumulate<kD>(sum, s, sm.queries[stage][1 - half_here()]);
-    write_row_value(sm, 1 - stage, read_row_value(sm.plan, i + kQueries));
+    copy_row_values(sm, 1 - stage, i + kQueries);
     if (LN_BUG == 77)
       copy_async_wait<1>();
     else
