@@ -27,5 +27,9 @@ export LN_TEST_LONG=1
     echo "== launch: $launcher"
     timeout 3600 "tests/launch/$launcher.sh" build/longnet 2>&1 | tail -n 30 | grep . || echo "no result"
   done
+  if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    echo "== launch: CUDA image"
+    timeout 5400 tests/launch/image.sh build/longnet cuda 2>&1 | tail -n 30 | grep . || echo "no result"
+  fi
 } | tee "$out"
 ! grep -q -E 'FAILED|no result' "$out"

@@ -4,7 +4,7 @@
 # Usage: tests/launch/image.sh PROGRAM [cpu|cuda]    Exits 77 where it cannot be done.
 #   cpu, the default: docker/cpu.Dockerfile. 4 GB in the temporary folder while it runs, ten minutes on two cores.
 #   cuda: docker/Dockerfile, with the toolkit of CUDA_HOME (/usr/local/cuda) copied into the build stage's base; the
-#     image's CPU path, its libraries, and its refusal of run.backend=cuda without a driver. 15 GB, twenty minutes.
+#     image's CPU path, its libraries, and its refusal of run.backend=cuda without a driver. 8 GB (twice that with vfs), twenty minutes.
 #     LN_CUDA_ARCHITECTURES: GPUs to compile for, default 90a-real; empty: those of the preset.
 # BASE_IMAGE=name: pulled; BASE_ROOTFS=folder: a Debian 12 there; default: one made by debootstrap, for which no
 # registry is needed. LN_JOBS: compilers at a time. Installs docker.io and debootstrap where they are missing.
