@@ -48,9 +48,9 @@ int evaluate(const Arguments& arguments) {
   Learner learner(context, config, mesh);
   run_on_root(*mesh.world, [&] {
     load_tensors(open_checkpoint(arguments.checkpoint), learner.layout(),
-                 {learner.parameters(), {}, {}});
+                 {learner.parameters(), {}, {}, nullptr, context.on_gpu() ? &context : nullptr});
   });
-  mesh.world->broadcast(learner.parameters().data, learner.parameters().bytes(), 0);
+  learner.broadcast_parameters();
   learner.parameters_changed();
   const LossSum loss = evaluate_dataset(learner, mesh, config, *dataset, arguments.samples);
   if (mesh.world->rank() != 0) return 0;

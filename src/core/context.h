@@ -137,4 +137,13 @@ class Range {
   std::chrono::steady_clock::time_point start_;
 };
 
+/// What ranges lie in: step, forward, backward. An NVTX range only; its seconds are its ranges'.
+class Phase {
+ public:
+  explicit Phase(const char* name) { device_runtime::range_push(name); }
+  ~Phase() { device_runtime::range_pop(); }
+  Phase(const Phase&) = delete;
+  Phase& operator=(const Phase&) = delete;
+};
+
 }  // namespace longnet

@@ -307,9 +307,16 @@ const void* SafetensorsFile::data(const std::string& name) const {
 }
 
 std::vector<float> SafetensorsFile::floats(const std::string& name) const {
+  return floats(name, 0, entry(name).elements());
+}
+
+std::vector<float> SafetensorsFile::floats(const std::string& name, int64_t begin,
+                                           int64_t count) const {
   const SafetensorsEntry& e = entry(name);
-  const void* bytes = data(name);
-  std::vector<float> values(static_cast<size_t>(e.elements()));
+  LN_CHECK(begin >= 0 && count >= 0 && begin <= e.elements() - count, "{} [{}, {}) of {}",
+           in_quotes(name), begin, begin + count, e.elements());
+  const void* bytes = static_cast<const char*>(data(name)) + begin * dtype_bytes(e.dtype);
+  std::vector<float> values(static_cast<size_t>(count));
   if (e.dtype == "F32") {
     if (!values.empty()) std::memcpy(values.data(), bytes, values.size() * sizeof(float));
   } else if (e.dtype == "F64") {

@@ -38,6 +38,8 @@ class SafetensorsFile {
   const void* data(const std::string& name) const;
   /// Converted copies: F32, F64, BF16, F16 -> float; I64, I32, U16, U8 -> int64.
   std::vector<float> floats(const std::string& name) const;
+  /// Elements [begin, begin + count) of them.
+  std::vector<float> floats(const std::string& name, int64_t begin, int64_t count) const;
   std::vector<int64_t> integers(const std::string& name) const;
 
  private:

@@ -31,7 +31,7 @@ struct GradientSum::Impl {
         bucket_elements_(std::max<int64_t>(1, bucket_bytes / static_cast<int64_t>(sizeof(float)))),
         shards_(shards.begin(), shards.end()) {
     LN_CHECK(gradients.dtype == DType::kF32 && gradients.contiguous() &&
-                 gradients.device.type == DeviceType::kCPU,
+                 (gradients.device.type == DeviceType::kCPU || world.size() == 1),
              "gradients {} must be contiguous f32 in host memory", gradients.describe());
     if (!world_ || shards_.empty()) return;
     LN_CHECK(static_cast<int>(shards_.size()) == world_->size() + 1 && shards_.front() == 0 &&

@@ -28,7 +28,8 @@ struct ParameterGather::Impl {
         piece_(std::max<int64_t>(64, bucket_bytes / width_ / 64 * 64)),
         shards_(shards.begin(), shards.end()),
         chunks_(shards.size()) {
-    LN_CHECK(parameters.contiguous() && parameters.device.type == DeviceType::kCPU,
+    LN_CHECK(parameters.contiguous() &&
+                 (parameters.device.type == DeviceType::kCPU || world.size() == 1),
              "parameters {} must be contiguous in host memory", parameters.describe());
     LN_CHECK(static_cast<int>(shards_.size()) == world.size() + 1 && shards_.front() == 0 &&
                  shards_.back() == parameters.elements(),

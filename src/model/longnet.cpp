@@ -2,8 +2,8 @@
 #include "model/longnet.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "core/host_copy.h"
 #include "kernels/cast/cast.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/fill/fill.h"
@@ -169,12 +169,12 @@ void LongNet::forward_vectors(const TensorView& vectors, const Visibility& visib
            "vectors {}, wanted [{}, {}, {}] without gaps", vectors.describe(), batch_,
            local_tokens_, config_.dim);
   tokens_ = {};
-  if (!context_.counting())
-    std::memcpy(embedded_.f32(), vectors.f32(), static_cast<size_t>(vectors.bytes()));
+  copy(context_, embedded_, vectors);
   run_blocks(visibility);
 }
 
 void LongNet::run_blocks(const Visibility& visibility) {
+  const Phase phase("forward");
   visibility_ = visibility;
   context_.set_progress([this] { exchange_.progress(); });
   // The stream's value before the pending addition, and what is to be added (nothing at first).
@@ -298,8 +298,7 @@ void LongNet::backward_hidden(const TensorView& grad_hidden, const GradientsRead
   LN_CHECK(grad_stream_.defined(), "backward of a model built without gradients");
   LN_CHECK(grad_hidden.elements() == grad_normed_.elements() && grad_hidden.contiguous(),
            "gradient {} of hidden {}", grad_hidden.describe(), grad_normed_.describe());
-  if (!context_.counting())
-    std::memcpy(grad_normed_.f32(), grad_hidden.f32(), static_cast<size_t>(grad_hidden.bytes()));
+  copy(context_, grad_normed_, grad_hidden);
   backward_blocks(ready, grad_vectors);
 }
 
@@ -311,6 +310,7 @@ const TensorView& LongNet::stream_gradient() {
 }
 
 void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& grad_vectors) {
+  const Phase phase("backward");
   // grad_stream_: gradient of the residual stream at the point reached; grad_normed_: of a norm's
   // output.
   const auto norm = [&](const TensorView& grad_weight, const TensorView& grad_bias,
@@ -365,10 +365,10 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
   Range range(context_, "embed");
   if (tokens_.defined())
     embedding_backward(context_, grad_embedding_, grad_stream_, tokens_, embedding_workspace_);
-  if (grad_vectors.defined() && !context_.counting()) {
+  if (grad_vectors.defined()) {
     LN_CHECK(grad_vectors.elements() == grad_stream_.elements() && grad_vectors.contiguous(),
              "grad_vectors {}", grad_vectors.describe());
-    std::memcpy(grad_vectors.f32(), grad_stream_.f32(), static_cast<size_t>(grad_stream_.bytes()));
+    copy(context_, grad_vectors, grad_stream_);
   }
   report(embedding_range_);
 }

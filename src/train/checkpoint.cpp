@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/host_copy.h"
 #include "core/safetensors.h"
 
 namespace longnet {
@@ -89,11 +90,21 @@ Fingerprint fingerprint(const std::string& path) {
   return print;
 }
 
+/// context: of the buffer's GPU; null: it is in host memory.
 std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, const TensorView& flat,
-                                             const std::string& prefix) {
+                                             Context* context, const std::string& prefix) {
   std::vector<SafetensorsTensor> tensors;
-  for (const ParameterInfo& info : layout.parameters())
-    tensors.push_back({prefix + info.name, DType::kF32, info.shape, flat.f32() + info.offset, {}});
+  for (const ParameterInfo& info : layout.parameters()) {
+    SafetensorsTensor tensor{prefix + info.name, DType::kF32, info.shape, nullptr, {}};
+    if (context == nullptr)
+      tensor.data = flat.f32() + info.offset;
+    else
+      tensor.read = [flat, context, offset = info.offset](int64_t begin, void* to, int64_t bytes) {
+        constexpr auto kWidth = static_cast<int64_t>(sizeof(float));
+        copy_to_host(*context, to, flat.slice(0, offset + begin / kWidth, bytes / kWidth));
+      };
+    tensors.push_back(std::move(tensor));
+  }
   return tensors;
 }
 
@@ -151,9 +162,12 @@ std::string way_out(const std::string& path) {
                           : fmt::format("; go back with checkpoint.resume={}", previous);
 }
 
-using Put = std::function<void(const ParameterInfo& info, std::span<const float> values)>;
+/// Values of the flat layout's elements from `begin` on.
+using Put = std::function<void(int64_t begin, std::span<const float> values)>;
 
-/// Gives every tensor's values to `put`, after all checks of that tensor.
+constexpr int64_t kPieceElements = int64_t{4} << 20;  // 16 MiB, as files are written
+
+/// Gives every tensor's values to `put`, piece by piece, after all checks of that tensor.
 void read_tensors(const SafetensorsFile& file, const ParameterLayout& layout,
                   const std::string& prefix, const Put& put) {
   for (const ParameterInfo& info : layout.parameters()) {
@@ -163,23 +177,35 @@ void read_tensors(const SafetensorsFile& file, const ParameterLayout& layout,
     if (entry.shape != info.shape)
       throw Error("{}: tensor {} has shape [{}], the model's is [{}]", file.path(), name,
                   fmt::join(entry.shape, ", "), fmt::join(info.shape, ", "));
-    const std::vector<float> values = file.floats(name);
-    for (size_t i = 0; i < values.size(); ++i)
-      if (!std::isfinite(values[i]))
-        throw Error("{}: tensor {} holds a non-finite value at place {}", file.path(), name, i);
-    put(info, values);
+    const auto each_piece = [&](const auto& use) {
+      for (int64_t begin = 0; begin < info.elements; begin += kPieceElements)
+        use(begin, file.floats(name, begin, std::min(kPieceElements, info.elements - begin)));
+    };
+    each_piece([&](int64_t begin, const std::vector<float>& values) {
+      for (size_t i = 0; i < values.size(); ++i)
+        if (!std::isfinite(values[i]))
+          throw Error("{}: tensor {} holds a non-finite value at place {}", file.path(), name,
+                      begin + static_cast<int64_t>(i));
+    });
+    each_piece([&](int64_t begin, const std::vector<float>& values) {
+      put(info.offset + begin, values);
+    });
   }
 }
 
-Put into(const TensorView& flat) {
-  return [flat](const ParameterInfo& info, std::span<const float> values) {
-    std::copy(values.begin(), values.end(), flat.f32() + info.offset);
+Put into(const TensorView& flat, Context* context) {
+  return [flat, context](int64_t begin, std::span<const float> values) {
+    if (context == nullptr)
+      std::copy(values.begin(), values.end(), flat.f32() + begin);
+    else
+      copy_from_host(*context, flat.slice(0, begin, static_cast<int64_t>(values.size())),
+                     values.data());
   };
 }
 
 Put into(MomentPieces& moments, MomentPieces::Which which) {
-  return [&moments, which](const ParameterInfo& info, std::span<const float> values) {
-    moments.set(which, info.offset, values);
+  return [&moments, which](int64_t begin, std::span<const float> values) {
+    moments.set(which, begin, values);
   };
 }
 
@@ -198,12 +224,12 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
 
   const std::string yaml = to_yaml(config);
   write_safetensors(
-      temporary + "/" + kModelFile, named_tensors(layout, tensors.parameters, ""),
+      temporary + "/" + kModelFile, named_tensors(layout, tensors.parameters, tensors.context, ""),
       {{"format", "longnet"}, {"step", std::to_string(state.step)}, {"config", yaml}});
   const auto named_moments = [&](MomentPieces::Which which, const TensorView& flat,
                                  const std::string& prefix) {
     return tensors.moments != nullptr ? named_tensors(layout, *tensors.moments, which, prefix)
-                                      : named_tensors(layout, flat, prefix);
+                                      : named_tensors(layout, flat, tensors.context, prefix);
   };
   std::vector<SafetensorsTensor> moments =
       named_moments(MomentPieces::kFirst, tensors.first_moment, "first_moment.");
@@ -341,14 +367,15 @@ void load_tensors(const Checkpoint& checkpoint, const ParameterLayout& layout,
                   const TrainingTensors& tensors) {
   try {
     const SafetensorsFile model(checkpoint.path + "/" + kModelFile);
-    read_tensors(model, layout, "", into(tensors.parameters));
+    read_tensors(model, layout, "", into(tensors.parameters, tensors.context));
     for (const auto& [name, entry] : model.entries())
       if (!layout.contains(name))
         throw Error("{}: tensor {} is not the model's", model.path(), name);
     if (tensors.moments == nullptr && !tensors.first_moment.defined()) return;
     const SafetensorsFile optimizer(checkpoint.path + "/" + kOptimizerFile);
     const auto into_moment = [&](MomentPieces::Which which, const TensorView& flat) {
-      return tensors.moments != nullptr ? into(*tensors.moments, which) : into(flat);
+      return tensors.moments != nullptr ? into(*tensors.moments, which)
+                                        : into(flat, tensors.context);
     };
     read_tensors(optimizer, layout, "first_moment.",
                  into_moment(MomentPieces::kFirst, tensors.first_moment));

@@ -8,7 +8,8 @@
 //                        rest
 // Written under a temporary name, every file and folder synced, then renamed: a kill at any moment
 // leaves the previous checkpoint as it was. Random numbers need no state: they are keyed by (seed,
-// step). One process writes and reads (rank 0); broadcasting is the caller's.
+// step). One process writes and reads (rank 0); broadcasting is the caller's. Tensors in a GPU's memory
+// go to and from files in pieces.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include <string>
 
 #include "core/config.h"
+#include "core/context.h"
 #include "core/tensor.h"
 #include "data/dataset.h"
 #include "model/parameters.h"
@@ -45,6 +47,7 @@ class MomentPieces {
 struct TrainingTensors {
   TensorView parameters, first_moment, second_moment;
   MomentPieces* moments = nullptr;  // in place of the two views
+  Context* context = nullptr;       // of the views' GPU; null: they are in host memory
 };
 
 /// Writes FOLDER/step-N and returns its path; then removes the oldest beyond keep_last (0: none).

@@ -5,7 +5,9 @@
 #include <array>
 #include <cmath>
 
+#include "core/host_copy.h"
 #include "kernels/cast/cast.h"
+#include "kernels/embedding/embedding.h"
 #include "kernels/fill/fill.h"
 #include "kernels/linear/linear.h"
 #include "train/agreement.h"
@@ -34,6 +36,10 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
   gradients_ = gradient_arena_.allocate_zeroed(DType::kF32, {layout_.elements()});
   if (float_type(config.run.dtype) == DType::kBF16)
     matrices_ = parameter_arena_.allocate_zeroed(DType::kBF16, {layout_.elements()});
+  if (context.on_gpu())
+    for (TensorView* view : {&tokens_, &targets_})
+      *view = activation_arena_.allocate(DType::kI64,
+                                         {config.train.batch_size, plan_.local_tokens()});
   exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
                                                  config.model.head_dim());
   OptimizerShards shards;
@@ -67,11 +73,29 @@ void Learner::reserve_memory() {
   mesh.replica = mesh_.replica;
   mesh.replicas = mesh_.replicas;
   const Learner twin(context, config_, mesh);
+  check_room(twin);
   parameter_arena_.reserve(twin.parameter_arena_.bytes());
   gradient_arena_.reserve(twin.gradient_arena_.bytes());
   optimizer_arena_.reserve(twin.optimizer_arena_.bytes());
   activation_arena_.reserve(twin.activation_arena_.bytes());
   workspace_arena_.reserve(twin.workspace_arena_.bytes());
+}
+
+/// Everything is asked for at once, so that one line says what does not fit.
+void Learner::check_room(const Learner& twin) const {
+  std::string table;
+  int64_t wanted = 0;
+  for (const auto& [purpose, bytes] : twin.memory()) {
+    table += fmt::format("{}{} {}", table.empty() ? "" : ", ", purpose, bytes);
+    wanted += bytes;
+  }
+  const device_runtime::MemoryInfo memory = device_runtime::memory_info();
+  if (wanted <= memory.free) return;
+  throw Error(
+      "out of GPU memory: the model needs {} bytes ({}); {} has {} of {} bytes free; set "
+      "train.recompute=layer or parallel.shard_optimizer=true, use more ranks, a shorter "
+      "train.sequence_length or a smaller train.batch_size",
+      wanted, table, device_name(context_.device()), memory.free, memory.total);
 }
 
 void Learner::initialise() {
@@ -89,6 +113,7 @@ void Learner::prepare_forward() {
 
 StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step) {
   LN_CHECK(!batches.empty(), "a step without data");
+  const Phase phase("step");
   StepResult result;
   result.targets = count_targets(batches);
   fill(context_, gradients_, 0.0f);
@@ -123,32 +148,63 @@ int64_t Learner::count_targets(std::span<const MicroBatch> batches) {
   return std::max<int64_t>(count, 1);
 }
 
-TensorView Learner::tokens_view(const std::vector<int64_t>& values) const {
+TensorView Learner::on_device(const std::vector<int64_t>& values, const TensorView& place) {
   const int64_t batch = config_.train.batch_size, local = plan_.local_tokens();
   LN_CHECK(context_.counting() || static_cast<int64_t>(values.size()) == batch * local,
            "{} tokens for [{}, {}]", values.size(), batch, local);
+  if (context_.on_gpu()) {
+    copy_from_host(context_, place, values.data());
+    return place;
+  }
   // Never null, so that an empty shard is still a tensor; kernels only read tokens.
   static int64_t nothing = 0;
   const int64_t* data = values.empty() ? &nothing : values.data();
   return TensorView(const_cast<int64_t*>(data), DType::kI64, {batch, local});
 }
 
+TensorView Learner::tokens_of(const MicroBatch& batch) {
+  if (context_.on_gpu()) check_tokens(batch.tokens, config_.model.vocab_size);
+  return on_device(batch.tokens, tokens_);
+}
+
+TensorView Learner::targets_of(const MicroBatch& batch) {
+  return on_device(batch.targets, targets_);
+}
+
 void Learner::with_tensors_on_root(const std::function<void(const TrainingTensors&)>& work) {
-  TrainingTensors tensors{parameters(), optimizer_->first_moment(), optimizer_->second_moment()};
+  Context* const gpu = context_.on_gpu() ? &context_ : nullptr;
+  TrainingTensors tensors{parameters(), optimizer_->first_moment(), optimizer_->second_moment(),
+                          nullptr, gpu};
   if (!config_.parallel.shard_optimizer) return run_on_root(*mesh_.world, [&] { work(tensors); });
-  ShardedMoments moments(*mesh_.world, *optimizer_,
+  ShardedMoments moments(context_, *mesh_.world, *optimizer_,
                          shard_limits(layout_.elements(), mesh_.world->size()));
-  tensors = {parameters_, {}, {}, &moments};
+  tensors = {parameters_, {}, {}, &moments, gpu};
   moments.run_on_root([&] { work(tensors); });
 }
 
 void Learner::broadcast_tensors() {
-  std::vector<TensorView> tensors{parameters()};
-  if (!config_.parallel.shard_optimizer) {  // otherwise each rank has got its own moments already
-    tensors.push_back(optimizer_->first_moment());
-    tensors.push_back(optimizer_->second_moment());
+  broadcast_parameters();
+  if (config_.parallel.shard_optimizer) return;  // each rank has got its own moments already
+  broadcast(optimizer_->first_moment());
+  broadcast(optimizer_->second_moment());
+}
+
+void Learner::broadcast_parameters() { broadcast(parameters()); }
+
+/// Rank 0's values to all; broadcasts take host memory.
+void Learner::broadcast(const TensorView& tensor) {
+  Communicator& world = *mesh_.world;
+  if (!context_.on_gpu()) return world.broadcast(tensor.data, tensor.bytes(), 0);
+  if (world.size() == 1) return;
+  constexpr int64_t kPieceElements = int64_t{4} << 20;  // 16 MiB of host memory
+  const int64_t elements = tensor.elements();
+  std::vector<float> piece(static_cast<size_t>(std::min(kPieceElements, elements)));
+  for (int64_t begin = 0; begin < elements; begin += kPieceElements) {
+    const TensorView part = tensor.slice(0, begin, std::min(kPieceElements, elements - begin));
+    if (world.rank() == 0) copy_to_host(context_, piece.data(), part);
+    world.broadcast(piece.data(), part.bytes(), 0);
+    if (world.rank() != 0) copy_from_host(context_, part, piece.data());
   }
-  for (const TensorView& tensor : tensors) mesh_.world->broadcast(tensor.data, tensor.bytes(), 0);
 }
 
 const TensorView& Learner::parameters() const {
@@ -162,7 +218,7 @@ int64_t Learner::parameter_bytes_sent() const {
 
 double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, bool last) {
   prepare_forward();
-  model_->forward(tokens_view(batch.tokens));
+  model_->forward(tokens_of(batch));
   // The gradients of earlier micro-steps are not final: only the last one's ranges may travel.
   const LongNet::GradientsReady ready = [&](const ParameterRange& range) {
     if (!last) return;
@@ -170,7 +226,7 @@ double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, b
     gradient_sum_->progress();  // starts buckets that waited for a place
   };
   return model_
-      ->loss_and_backward(tokens_view(batch.targets), 1.0 / static_cast<double>(targets), ready)
+      ->loss_and_backward(targets_of(batch), 1.0 / static_cast<double>(targets), ready)
       .loss_sum;
 }
 
@@ -182,8 +238,8 @@ LossSum Learner::sum_over_ranks(LossSum local) {
 
 LossSum Learner::evaluate(const MicroBatch& batch) {
   prepare_forward();
-  model_->forward(tokens_view(batch.tokens));
-  const CrossEntropyResult result = model_->loss(tokens_view(batch.targets));
+  model_->forward(tokens_of(batch));
+  const CrossEntropyResult result = model_->loss(targets_of(batch));
   return sum_over_ranks({result.loss_sum, result.count});
 }
 

@@ -70,8 +70,9 @@ class Learner {
   /// ranks lend it their share of the moments if the optimizer is sharded. `work` may call no
   /// collective. Errors end all ranks (train/agreement.h). Collective.
   void with_tensors_on_root(const std::function<void(const TrainingTensors&)>& work);
-  /// Gives what rank 0 has loaded to all ranks. Collective.
+  /// Gives what rank 0 has loaded to all ranks: all of it, or the parameters only. Collective.
   void broadcast_tensors();
+  void broadcast_parameters();
   /// Waits for the parameters that other ranks have updated, as the next forward would.
   const TensorView& parameters() const;
   /// After a step: sums over all ranks; with parallel.shard_optimizer in optimizer().range() only.
@@ -91,12 +92,17 @@ class Learner {
   void prepare_forward();
   /// One block of GPU memory per purpose, as large as a counting twin of this learner finds.
   void reserve_memory();
+  void check_room(const Learner& twin) const;
   int64_t count_targets(std::span<const MicroBatch> batches);
   double forward_and_backward(const MicroBatch& batch, int64_t targets, bool last);
   LossSum sum_over_ranks(LossSum local);
   void stop_if_not_finite(int64_t step, double loss, double norm) const;
   double clip_scale(double norm) const;
-  TensorView tokens_view(const std::vector<int64_t>& values) const;
+  /// [B, L] on the context's device; place: where values go on a GPU.
+  TensorView on_device(const std::vector<int64_t>& values, const TensorView& place);
+  TensorView tokens_of(const MicroBatch& batch);
+  TensorView targets_of(const MicroBatch& batch);
+  void broadcast(const TensorView& tensor);
 
   Context& context_;
   Config config_;
@@ -107,6 +113,7 @@ class Learner {
   TensorView parameters_, gradients_;
   TensorView matrices_;  // bf16 copy of the parameters; not defined with f32
   bool matrices_current_ = false;
+  TensorView tokens_, targets_;  // [B, L] i64 of the micro-step, on a GPU
   std::unique_ptr<SequenceExchange> exchange_;
   std::unique_ptr<GradientSum> gradient_sum_;
   std::unique_ptr<ParameterGather> parameter_gather_;  // with parallel.shard_optimizer

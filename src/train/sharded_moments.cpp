@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "core/host_copy.h"
 #include "train/agreement.h"
 
 namespace longnet {
@@ -14,9 +15,9 @@ constexpr int64_t kPieceElements = 4 << 20;  // 16 MiB, as files are written
 
 }  // namespace
 
-ShardedMoments::ShardedMoments(Communicator& world, const Optimizer& optimizer,
+ShardedMoments::ShardedMoments(Context& context, Communicator& world, const Optimizer& optimizer,
                                std::vector<int64_t> begin)
-    : world_(world), optimizer_(optimizer), begin_(std::move(begin)) {
+    : context_(context), world_(world), optimizer_(optimizer), begin_(std::move(begin)) {
   LN_CHECK(static_cast<int>(begin_.size()) == world.size() + 1 &&
                begin_[world.rank()] == optimizer.range().begin &&
                begin_[world.rank() + 1] == optimizer.range().end,
@@ -126,7 +127,7 @@ void ShardedMoments::collect(Which which, int64_t begin, std::span<float> values
     if (first >= last) continue;
     float* part = values.data() + (first - begin);
     if (owner == world_.rank())
-      std::copy_n(moment(which).f32() + (first - begin_[owner]), last - first, part);
+      copy_to_host(context_, part, moment(which).slice(0, first - begin_[owner], last - first));
     if (owner != 0)
       world_.broadcast(part, (last - first) * static_cast<int64_t>(sizeof(float)), owner);
   }
@@ -139,8 +140,8 @@ void ShardedMoments::deliver(Which which, int64_t begin, std::span<const float> 
   const ParameterRange own = optimizer_.range();
   const int64_t first = std::max(begin, own.begin), last = std::min(begin + count, own.end);
   if (first < last)
-    std::copy(values.begin() + (first - begin), values.begin() + (last - begin),
-              moment(which).f32() + (first - own.begin));
+    copy_from_host(context_, moment(which).slice(0, first - own.begin, last - first),
+                   values.data() + (first - begin));
 }
 
 }  // namespace longnet

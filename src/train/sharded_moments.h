@@ -18,7 +18,9 @@ namespace longnet {
 class ShardedMoments final : public MomentPieces {
  public:
   /// begin: [ranks + 1] limits of the ranks' ranges. world and optimizer must outlive this.
-  ShardedMoments(Communicator& world, const Optimizer& optimizer, std::vector<int64_t> begin);
+  /// context: of the moments' device.
+  ShardedMoments(Context& context, Communicator& world, const Optimizer& optimizer,
+                 std::vector<int64_t> begin);
 
   /// Rank 0 runs `work`, which may call get() and set() and no collective; the others serve it. An
   /// error ends all ranks as run_on_root does (train/agreement.h). Collective.
@@ -39,6 +41,7 @@ class ShardedMoments final : public MomentPieces {
   void deliver(Which which, int64_t begin, std::span<const float> values);
   const TensorView& moment(Which which) const;
 
+  Context& context_;
   Communicator& world_;
   const Optimizer& optimizer_;
   std::vector<int64_t> begin_;

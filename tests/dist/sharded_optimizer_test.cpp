@@ -361,7 +361,7 @@ TEST(Shards, MomentsTravelInPieces) {
   const std::vector<int64_t> begin = shard_limits(n, world->size());
   Optimizer optimizer(context, {}, layout, flat_view(nothing), flat_view(nothing), arena,
                       {world.get(), begin, 1 << 20});
-  ShardedMoments moments(*world, optimizer, begin);
+  ShardedMoments moments(context, *world, optimizer, begin);
   const auto value = [](int64_t which, int64_t i) {
     return static_cast<float>((i * 7 + which * 13) % 16777213 + 1);
   };

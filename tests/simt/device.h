@@ -62,6 +62,10 @@ struct Launch {
 /// launch.
 void run(const Launch& launch);
 
+/// Carries out the copies that wait on a stream (device_runtime_emulated.h): launches come after
+/// them.
+void finish_copies(void* stream);
+
 /// Number of the defect that LN_BUG turns on in kernels; 0: none. Tests set it (mutants).
 extern int bug;
 

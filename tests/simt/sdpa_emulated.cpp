@@ -8,6 +8,7 @@
 
 #include "core/bf16.h"
 #include "kernels/attention/attention_cudnn.h"
+#include "simt/device_runtime_emulated.h"
 
 namespace longnet::cudnn {
 namespace {
@@ -52,6 +53,7 @@ std::string refusal(Context&, const sdpa::Shape& s) {
 
 void run(Context& context, const sdpa::Shape& s, const Operands& o) {
   LN_CHECK(refusal(context, s).empty(), "{}", refusal(context, s));
+  simt::finish_copies(context.stream());
   const sdpa::Strides queries = sdpa::packed_strides(s.heads, s.query_rows, s.head_dim);
   const sdpa::Strides keys = sdpa::packed_strides(s.heads, s.key_rows, s.head_dim);
   const auto sees = [&](int64_t i, int64_t j) { return !s.causal || j <= i; };

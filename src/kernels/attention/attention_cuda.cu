@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/upload_ring.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/cuda/simt.h"
 #include "kernels/cuda/stream.h"
@@ -730,7 +731,8 @@ struct Prepared {
     query_item_count = static_cast<int64_t>(items.size());
     key_item_count = static_cast<int64_t>(key_list.size());
     const auto upload = [&](int64_t offset, const auto& list) {
-      copy_to_device(base + offset, list.data(), list.size() * sizeof(list[0]), stream);
+      longnet::upload(context, base + offset, list.data(),
+                      static_cast<int64_t>(list.size() * sizeof(list[0])));
     };
     upload(0, tasks);
     upload(layout.source_at, sources);

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "core/device_runtime.h"
+#include "core/upload_ring.h"
 #include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/attention_pack_cuda.h"
 
@@ -275,8 +275,8 @@ class Call {
     spans_ = reinterpret_cast<const RowSpan*>(span_memory);
     const auto copy = [&](void* to, const auto& list) {
       if (parts_ == Parts::kLibrary) return;
-      device_runtime::copy_to_device(
-          to, list.data(), static_cast<int64_t>(list.size() * sizeof(list[0])), context_.stream());
+      longnet::upload(context_, to, list.data(),
+                      static_cast<int64_t>(list.size() * sizeof(list[0])));
     };
     copy(workspace, tensors);
     copy(span_memory, spans);

@@ -1,4 +1,4 @@
-// What every kernel file includes: launch(), shared memory, copies to the device, warp helpers.
+// What every kernel file includes: launch(), shared memory, copies from and to the device, warp helpers.
 //
 // Kernel files keep to what two worlds offer: nvcc, and the emulator of tests/simt that runs the
 // same source without a GPU (LN_SIMT). So: no <<<>>>, no __shared__ variables, one trivial struct
@@ -37,7 +37,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
             Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #if defined(LN_SIMT)
-  (void)stream;
+  simt::finish_copies(stream);
   simt::launch(kernel, grid, block, shared_bytes, std::forward<Args>(args)...);
 #else
   const void* function = reinterpret_cast<const void*>(kernel);
@@ -70,7 +70,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 inline void copy_to_device(void* to, const void* from, size_t bytes, void* stream) {
   if (bytes == 0) return;
 #if defined(LN_SIMT)
-  (void)stream;
+  simt::finish_copies(stream);
   std::memcpy(to, from, bytes);
 #else
   const cudaError_t status =
@@ -83,7 +83,7 @@ inline void copy_to_device(void* to, const void* from, size_t bytes, void* strea
 /// Copies bytes of device memory into host memory and waits for stream.
 inline void copy_to_host(void* to, const void* from, size_t bytes, void* stream) {
 #if defined(LN_SIMT)
-  (void)stream;
+  simt::finish_copies(stream);
   std::memcpy(to, from, bytes);
 #else
   cudaError_t status =

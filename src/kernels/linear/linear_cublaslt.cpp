@@ -15,7 +15,7 @@
 #include <mutex>
 #include <tuple>
 
-#include "core/cuda_check.h"
+#include "kernels/cast/cast_cuda.h"
 #include "kernels/linear/linear_product.h"
 
 namespace longnet::cublaslt {
@@ -133,16 +133,20 @@ class Plan {
   cublasLtMatmulHeuristicResult_t choice_{};
 };
 
-void run(Context& context, const Product& product) {
+/// workspace: how many bytes of the context's scratch the library may use.
+void run(Context& context, const Product& product, int64_t workspace) {
   static std::mutex mutex;
   static std::map<std::tuple<int, int64_t, ProductShape>, std::unique_ptr<Plan>> plans;
   const int device = context.device().index;
-  const int64_t workspace = context.library_workspace_bytes();
   cublasLtHandle_t library = handle(device);
   const std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<Plan>& plan = plans[{device, workspace, product.shape}];
   if (!plan) plan = std::make_unique<Plan>(library, product.shape, workspace);
   plan->run(library, product, context.library_workspace(), context.stream());
+}
+
+void run(Context& context, const Product& product) {
+  run(context, product, context.library_workspace_bytes());
 }
 
 }  // namespace
@@ -151,7 +155,17 @@ int64_t workspace_bytes() { return kWorkspaceBytes; }
 
 void linear_forward(Context& context, const TensorView& out, const TensorView& x,
                     const TensorView& weight, const TensorView& bias, bool accumulate) {
-  run(context, internal::forward_product(out, x, weight, bias, accumulate));
+  if (!bias.defined() || bias.dtype == out.dtype)
+    return run(context, internal::forward_product(out, x, weight, bias, accumulate));
+  // The library takes a bias of the output's type only: a copy of it, at the end of the scratch.
+  const int64_t bytes = bias.elements() * dtype_size(out.dtype);
+  const int64_t room = (context.library_workspace_bytes() - bytes) / kAlignment * kAlignment;
+  LN_CHECK(room >= 0, "{} bytes of library scratch are too few for a bias {}",
+           context.library_workspace_bytes(), bias.describe());
+  const TensorView copy(static_cast<char*>(context.library_workspace()) + room, out.dtype,
+                        {bias.elements()}, bias.device);
+  cuda::cast(context, copy, bias);
+  run(context, internal::forward_product(out, x, weight, copy, accumulate), room);
 }
 
 void linear_backward_input(Context& context, const TensorView& grad_x, const TensorView& grad_out,

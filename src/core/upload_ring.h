@@ -1,0 +1,67 @@
+// UploadRing: copies from host to GPU memory that the host does not wait for.
+//
+// Bytes are first put into a place in page-locked memory, so the caller may reuse his at once and
+// the copy runs beside the host. A place is free again when the event behind its copy has passed;
+// only where no place is free and the limit is reached does the host wait, and then for the oldest
+// copy's event, not for the stream. Kept with the Context: Context::kept<UploadRing>(), or
+// upload(). It copies nothing back.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "core/context.h"
+#include "core/device_runtime.h"
+
+namespace longnet {
+
+class UploadRing {
+ public:
+  static constexpr int64_t kLimitBytes = int64_t{64} << 20;
+
+  /// limit_bytes: page-locked memory held at most, a power of two of at least 4 kAlignment.
+  explicit UploadRing(int64_t limit_bytes = kLimitBytes);
+  /// Waits for the copies.
+  ~UploadRing();
+  UploadRing(const UploadRing&) = delete;
+  UploadRing& operator=(const UploadRing&) = delete;
+
+  /// Orders the copy of `bytes` on the stream of the selected device; from is free on return. More
+  /// than a quarter of the limit travels in several pieces. Throws Error if there is no page-locked
+  /// memory.
+  void copy(void* device_data, const void* host_data, int64_t bytes, device_runtime::Stream stream);
+
+  int64_t held_bytes() const { return held_bytes_; }
+  /// How often the host had to wait for a place.
+  int64_t waits() const { return waits_; }
+
+ private:
+  struct Upload {  // bytes [begin, end) of a block, on their way until the event
+    int64_t begin, end;
+    device_runtime::OwnedEvent event;
+  };
+  struct Block {  // a ring of its own
+    char* data;
+    int64_t bytes;
+    std::deque<Upload> uploads;  // oldest first
+  };
+
+  /// A free place of `bytes` in a block; it waits where it must.
+  std::pair<Block*, int64_t> take(int64_t bytes);
+  int64_t free_place(Block& block, int64_t bytes);
+  void release_oldest(Block& block);
+  void add_block(int64_t bytes);
+  device_runtime::OwnedEvent take_event();
+
+  int64_t limit_bytes_;
+  int64_t held_bytes_ = 0, waits_ = 0;
+  std::deque<Block> blocks_;  // each twice as large as the one before, or more
+  std::vector<device_runtime::OwnedEvent> events_;
+};
+
+/// Orders a copy of host memory to the context's GPU on its stream; from is free on return.
+void upload(Context& context, void* device_data, const void* host_data, int64_t bytes);
+
+}  // namespace longnet

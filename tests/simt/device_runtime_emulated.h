@@ -1,0 +1,33 @@
+// Settings and counters of the emulated device runtime (device_runtime_emulated.cpp) for tests.
+#pragma once
+
+#include <cstdint>
+
+namespace longnet::simt {
+
+/// Calls since the start of the program.
+struct RuntimeCalls {
+  int64_t allocations = 0, host_allocations = 0, streams = 0, events = 0;
+};
+RuntimeCalls runtime_calls();
+
+/// The GPU has so many bytes while this lives (otherwise 4 GiB).
+class Capacity {
+ public:
+  explicit Capacity(int64_t bytes);
+  ~Capacity();
+  Capacity(const Capacity&) = delete;
+  Capacity& operator=(const Capacity&) = delete;
+
+ private:
+  int64_t before_;
+};
+
+/// Carries out the copies that wait on a stream: to be called by whatever runs at once in place of
+/// work on it (kernels, library calls).
+void finish_copies(void* stream);
+
+/// Defect: events seem to have passed before what they stand for has happened.
+inline constexpr int kEarlyEvents = 90;
+
+}  // namespace longnet::simt
