@@ -1,5 +1,6 @@
 // Linear layers through cuBLASLt against the double reference: shapes of the CPU twin's tests and
-// of a model, strided rows, f32 and bf16; small and no library workspace.
+// of a model, strided rows, f32 and bf16; the whole library workspace and a
+// small one.
 #include "kernels/linear/linear.h"
 #include "simt/device_values.h"
 #include "simt/support.h"
@@ -85,7 +86,15 @@ TEST(LinearGpu, AgreesWithReference) {
     for (const auto& [operands, result] : {std::pair{DType::kF32, DType::kF32},
                                            {DType::kBF16, DType::kF32},
                                            {DType::kBF16, DType::kBF16}})
-      for (const int64_t bytes : {most, int64_t{0}}) check(c, operands, result, bytes);
+      for (const int64_t bytes : {most, int64_t{16} << 10}) check(c, operands, result, bytes);
+}
+
+TEST(LinearGpu, ScratchTooSmallForABiasIsRefused) {
+  Context context = gpu_context();
+  const DeviceValues x(DType::kBF16, std::vector<float>(16, 1.0f)), out(DType::kF32, 16);
+  const auto view = [](const DeviceValues& v) { return v.view({4, 4}); };
+  EXPECT_THROW(linear_forward(context, view(out), view(x), view(x), x.flat().slice(0, 0, 4)),
+               Error);
 }
 
 }  // namespace

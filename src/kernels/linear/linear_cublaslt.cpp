@@ -160,7 +160,8 @@ void linear_forward(Context& context, const TensorView& out, const TensorView& x
   // The library takes a bias of the output's type only: a copy of it, at the end of the scratch.
   const int64_t bytes = bias.elements() * dtype_size(out.dtype);
   const int64_t room = (context.library_workspace_bytes() - bytes) / kAlignment * kAlignment;
-  LN_CHECK(room >= 0, "{} bytes of library scratch are too few for a bias {}",
+  LN_CHECK(context.library_workspace_bytes() >= bytes,
+           "{} bytes of library scratch are too few for a bias {}",
            context.library_workspace_bytes(), bias.describe());
   const TensorView copy(static_cast<char*>(context.library_workspace()) + room, out.dtype,
                         {bias.elements()}, bias.device);

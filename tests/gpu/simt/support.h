@@ -26,8 +26,8 @@ void under_every_order(uint64_t, Body body) {
 }
 
 template <typename Body>
-std::string found_with_defect(int bug, Body) {
-  simt::skip_defect(bug);
+std::string found_with_defect(int, Body) {
+  simt::skip_rest("kernels of a GPU build have no defects");
 }
 
 }  // namespace longnet::simt_test
