@@ -103,7 +103,9 @@ std::vector<Key> make_keys() {
            "of initialisation, data order and sampling"),
       word(KEY(train.recompute), {"none", "layer"},
            "layer: the forward keeps only each layer's input, and the backward computes the layer "
-           "anew: less memory, about a third more work, the same bits"),
+           "anew: less memory, about a third more work, the same bits; with more than 65536 rows on a "
+           "rank its feed-forward part goes in parts of rows, whose weight gradients are equal to "
+           "rounding"),
       number(KEY(train.evaluate_every), "steps", range(0, kMaxCount),
            "between evaluations on the validation data; 0: never"),
       number(KEY(train.evaluate_samples), "sequences", range(0, kMaxCount),

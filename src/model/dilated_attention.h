@@ -58,7 +58,7 @@ class DilatedAttention {
   void forward(std::span<float> y, std::span<const float> x, int64_t batch, int64_t tokens);
   std::vector<float> forward(std::span<const float> x, int64_t batch, int64_t tokens);
   /// Gradient of the last forward: grad_y [B, L, C] -> grad_x; weight gradients are added to
-  /// gradients(). Throws Error without a forward.
+  /// gradients(). Each needs a forward of its own, or throws Error.
   void backward(std::span<float> grad_x, std::span<const float> grad_y);
   std::vector<float> backward(std::span<const float> grad_y);
 

@@ -169,17 +169,15 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
 /// block's middle until its attention's backward.
 void LongNet::place_shared_buffers(bool training, Arena& activations) {
   const int64_t c = config_.dim;
-  char* next = nullptr;
-  if (training) {
-    // Together the others are no larger but for their alignment.
-    grad_qkv_ = TensorView(nullptr, DType::kF32, {rows_, 3 * c}, activations.device());
-    grad_qkv_.data = activations.allocate_bytes(grad_qkv_.bytes() + 4 * kAlignment);
-    next = static_cast<char*>(grad_qkv_.data);
-  }
+  if (training) grad_qkv_ = activations.allocate(DType::kF32, {rows_, 3 * c});
+  int64_t used = 0;
+  // What no longer fits gets memory of its own: the last one where all are f32.
   const auto take = [&](DType dtype) {
-    if (!training) return activations.allocate(dtype, {rows_, c});
-    const TensorView view(next, dtype, {rows_, c}, grad_qkv_.device);
-    next += (view.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    TensorView view(nullptr, dtype, {rows_, c}, activations.device());
+    if (!training || used + view.bytes() > grad_qkv_.bytes())
+      return activations.allocate(dtype, {rows_, c});
+    view.data = static_cast<char*>(grad_qkv_.data) + used;
+    used += (view.bytes() + kAlignment - 1) / kAlignment * kAlignment;
     return view;
   };
   final_sum_ = take(DType::kF32);

@@ -148,7 +148,7 @@ class LongNet {
   TensorView final_sum_, final_mean_, final_rstd_;  // [T, C], [T], [T]
   TensorView hidden_;                               // [T, C] of the activations' type
   TensorView middle_, normed_middle_;               // of all blocks, where they share one place
-  TensorView grad_qkv_;                             // [T, 3 C]; lies over the five above
+  TensorView grad_qkv_;                             // [T, 3 C]; what a forward leaves lies in it
   TensorView grad_stream_;                          // [T, C]
   TensorView grad_normed_;                          // [T, C]; lies over branch_out_
   void* loss_sums_ = nullptr;                       // of cross_entropy

@@ -1,9 +1,21 @@
 // See plan_report.h.
 #include "train/plan_report.h"
 
+#include "core/device_runtime.h"
 #include "train/learner.h"
 
 namespace longnet {
+namespace {
+
+using Memory = std::vector<std::pair<std::string, int64_t>>;
+
+/// Kernels of a GPU want other scratch than the CPU's: what a learner on a GPU takes.
+Memory gpu_memory(const Config& config, Mesh& mesh) {
+  Context context({.device = {DeviceType::kCUDA, 0}, .threads = 0, .counting = true});
+  return Learner(context, config, mesh).memory();
+}
+
+}  // namespace
 
 PlanReport plan_run(const Config& config_in, int ranks, int rank) {
   Config config = config_in;
@@ -58,7 +70,8 @@ PlanReport plan_run(const Config& config_in, int ranks, int rank) {
     }
     report.branches.push_back(std::move(b));
   }
-  report.memory = learner.memory();
+  const bool on_gpu = config.run.backend == "cuda" && device_runtime::built_with_cuda();
+  report.memory = on_gpu ? gpu_memory(config, mesh) : learner.memory();
   for (const auto& [purpose, bytes] : report.memory) report.memory_total += bytes;
   const Traffic& traffic = learner.traffic();
   report.forward_bytes = traffic.forward_bytes;

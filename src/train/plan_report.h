@@ -34,7 +34,8 @@ struct PlanReport {
 };
 
 /// ranks: of the whole job; parallel.data_ranks of config is kept. rank: of the sequence group, -1:
-/// the middle one (which has neighbours on both sides). Throws Error as training would.
+/// the middle one (which has neighbours on both sides). With run.backend cuda, memory is that of a
+/// GPU; a build without CUDA counts the CPU's scratch of kernels. Throws Error as training would.
 PlanReport plan_run(const Config& config, int ranks, int rank = -1);
 
 }  // namespace longnet

@@ -178,6 +178,25 @@ TEST(Plan, ColumnsAndDefaults) {
   EXPECT_NE(table.out.find("1 over 2 ranks"), std::string::npos) << table.out;
 }
 
+/// The job that one 80 GB GPU is to hold. A build without CUDA leaves out what GPU kernels need
+/// beyond the CPU's: 1.1 GB (logits, packed operands of attention, cuBLASLt).
+TEST(Plan, AMillionTokensOnOneGpu) {
+  Program program;
+  const Outcome outcome =
+      program.run("plan '" LN_SOURCE_DIR "/configs/longnet_1m.yaml' --ranks 1 --json");
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const Json r = Json::parse(outcome.out);
+  EXPECT_EQ(r["local_tokens"], 1048576);
+  const Json& memory = r["memory_bytes"];
+  EXPECT_LT(memory["total"].get<int64_t>() + 1'100'000'000, 78'000'000'000);
+  // No less than the inputs of 12 blocks and 18 bytes per parameter (f32 and bf16 weights,
+  // gradients, two moments).
+  EXPECT_GE(memory["activations"].get<int64_t>(), int64_t{12} * 1048576 * 768 * 4);
+  EXPECT_GE(memory["parameters"].get<int64_t>() + memory["gradients"].get<int64_t>() +
+                memory["optimizer"].get<int64_t>(),
+            18 * r["parameters"].get<int64_t>());
+}
+
 TEST(Plan, ABillionTokensOn512Ranks) {
   Program program;
   const Outcome outcome = program.run(

@@ -272,7 +272,7 @@ TEST(Config, EveryFileInConfigsLoads) {
     EXPECT_NE(text.find("configs/" + item.path().filename().string()), std::string::npos)
         << "the head says how it is started";
   }
-  EXPECT_GE(files, 8);
+  EXPECT_GE(files, 9);
 }
 
 TEST(Config, PaperModels) {

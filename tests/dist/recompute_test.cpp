@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "dist/mesh.h"
+#include "kernels/cast/cast.h"
 #include "support/compare.h"
 #include "support/model_case.h"
 
@@ -85,6 +86,59 @@ TEST(Recompute, SameBitsAndSameTrafficOnEveryRank) {
     EXPECT_EQ(traffic[0].backward_bytes, traffic[1].backward_bytes) << variant.name;
     if (world->size() > 1) {
       EXPECT_GT(traffic[1].forward_bytes, 0) << variant.name;
+    }
+  }
+}
+
+// Feed-forward layers in parts of rows: the same forward on every rank, gradients equal to
+// rounding.
+TEST(Recompute, FeedForwardInPartsOnEveryRank) {
+  const auto world = make_mpi_communicator();
+  for (const Variant& variant : kVariants) {
+    ModelConfig config;
+    config.vocab_size = 23;
+    config.dim = 32;
+    config.layers = 2;
+    config.heads = 4;
+    config.ffn_dim = 40;
+    config.branches = {{8, 1}, {30, 2}, {90, 3}};
+    variant.change(config);
+    const int64_t batch = 2, n = 90;
+    const SequencePlan plan(n, world->size(), world->rank(), config.heads, config.branches,
+                            config.head_offset_mode());
+    const ParameterLayout layout(config);
+    Context context;
+    std::vector<float> parameters(layout.elements());
+    initialise_parameters(context, layout, flat_view(parameters), 5);
+    std::vector<bf16> rounded(parameters.size());
+    const TensorView low(rounded.data(), DType::kBF16, {layout.elements()});
+    cast(context, low, flat_view(parameters));
+    std::vector<int64_t> table(batch * (n + 1));
+    std::mt19937_64 random(9);
+    for (int64_t& t : table) t = static_cast<int64_t>(random() % config.vocab_size);
+    std::vector<int64_t> tokens, targets;
+    split_tokens(table, batch, plan.local_begin(), plan.local_tokens(), tokens, targets);
+    for (const TensorView& matrices : {TensorView{}, low}) {
+      std::vector<float> gradients[2], logits[2];
+      for (int i = 0; i < 2; ++i) {
+        SequenceExchange exchange(*world, plan, batch, config.head_dim());
+        ModelOnRank rank(config, plan, batch, exchange, parameters,
+                         {.recompute = true,
+                          .feed_forward_rows = i == 0 ? int64_t{65536} : int64_t{7},
+                          .matrices = matrices});
+        rank.run(tokens, targets, 1.0 / (batch * n));
+        gradients[i] = rank.gradients;
+        logits[i] = rank.logits;
+      }
+      EXPECT_EQ(logits[0], logits[1]) << variant.name;
+      double largest = 0;
+      for (float g : gradients[0]) largest = std::max(largest, std::abs(double(g)));
+      for (const ParameterInfo& info : layout.parameters())
+        EXPECT_LE(error_ratio(difference(gradients[1].data() + info.offset,
+                                         gradients[0].data() + info.offset, info.elements),
+                              largest),
+                  1.0)
+            << variant.name << " " << info.name;
     }
   }
 }

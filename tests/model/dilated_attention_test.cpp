@@ -24,6 +24,7 @@ TEST_P(ModuleGradient, AgreesWithDifferences) {
   const std::vector<float> y = attention.forward(x, batch, tokens);
   ASSERT_EQ(y.size(), x.size());
   const std::vector<float> grad_x = attention.backward(grad_y);
+  EXPECT_THROW(attention.backward(grad_y), Error) << "the first one used what the forward kept";
   // L = <y, grad_y>; move x along grad_x, then all parameters along their gradient.
   const double step = 1e-2;
   const auto loss = [&](const std::vector<float>& input) {

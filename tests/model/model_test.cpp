@@ -1,6 +1,7 @@
 // The model on one rank against the golden files, against finite differences, and its invariants.
 #include <gtest/gtest.h>
 
+#include "kernels/cast/cast.h"
 #include "support/compare.h"
 #include "support/model_case.h"
 
@@ -144,13 +145,19 @@ TEST_P(ModelVariant, RecomputationChangesNoBit) {
     EXPECT_EQ(again.logits, kept.logits);
     EXPECT_EQ(again.gradients, kept.gradients);
   }
-  // A second backward of the same forward finds the last block's activations gone.
+  // The backward has written over what the forward kept.
   const TensorView target_view(targets.data(), DType::kI64, {batch, n});
-  kept.model.loss_and_backward(target_view, 0.5);
-  again.model.loss_and_backward(target_view, 0.5);
+  std::vector<float> grad_hidden(batch * n * config.dim);
+  for (LongNet* model : {&kept.model, &again.model}) {
+    EXPECT_THROW(model->loss_and_backward(target_view, 0.5), Error);
+    EXPECT_THROW(model->backward_hidden(flat_view(grad_hidden)), Error);
+    EXPECT_THROW(model->loss(target_view), Error);
+    EXPECT_THROW(model->hidden(), Error);
+    EXPECT_THROW(model->attended_inputs(0), Error);
+  }
   EXPECT_EQ(again.gradients, kept.gradients);
-  // What is computed twice counts apart: two of three blocks in each step, all three in the last
-  // backward; at most a forward's third of all work, less what only feeds outputs.
+  // What is computed twice counts apart: two of three blocks in each step; at most a forward's
+  // third of all work, less what only feeds outputs.
   const Work once = kept.context.work(), twice = again.context.work();
   EXPECT_EQ(twice.matmul_flops, once.matmul_flops);
   EXPECT_EQ(twice.attention_flops, once.attention_flops);
@@ -160,6 +167,130 @@ TEST_P(ModelVariant, RecomputationChangesNoBit) {
   EXPECT_LT(again.activations.bytes(), 2 * kept.activations.bytes() / 3);
   EXPECT_LE(again.workspace.bytes(), kept.workspace.bytes());
   EXPECT_THROW(again.model.attended_inputs(0), Error);
+}
+
+// Feed-forward layers in parts of rows: the same forward, gradients that differ by the order of
+// float32 sums over rows (66 eps of the terms' magnitude, far within the tests' 1e-5 of G / 10).
+TEST_P(ModelVariant, FeedForwardInPartsOfRows) {
+  ModelConfig config = tiny_config();
+  config.layers = 3;
+  GetParam().change(config);
+  const ParameterLayout layout(config);
+  const int64_t batch = 2, n = 37;  // 74 rows: four parts of 15 and one of 14
+  NoExchange exchange;
+  std::vector<int64_t> tokens, targets;
+  split_tokens(random_tokens(batch * (n + 1), config.vocab_size, 5), batch, 0, n, tokens, targets);
+  std::vector<float> start = initial_parameters(layout, 3);
+  std::vector<bf16> rounded(start.size());
+  const TensorView low(rounded.data(), DType::kBF16, {layout.elements()});
+  Context context;
+  cast(context, low, flat_view(start));
+  for (const TensorView& matrices : {TensorView{}, low}) {
+    SCOPED_TRACE(matrices.defined() ? "bf16" : "f32");
+    ModelOnRank whole(config, one_rank(config, n), batch, exchange, start,
+                      {.recompute = true, .matrices = matrices});
+    ModelOnRank parts(config, one_rank(config, n), batch, exchange, start,
+                      {.recompute = true, .feed_forward_rows = 16, .matrices = matrices});
+    for (int pass = 0; pass < 2; ++pass) {
+      EXPECT_EQ(parts.run(tokens, targets, 1.0).loss_sum, whole.run(tokens, targets, 1.0).loss_sum);
+      EXPECT_EQ(parts.logits, whole.logits);
+    }
+    double largest = 0;
+    for (float g : whole.gradients) largest = std::max(largest, std::abs(double(g)));
+    for (const ParameterInfo& info : layout.parameters())
+      EXPECT_LE(error_ratio(difference(parts.gradients.data() + info.offset,
+                                       whole.gradients.data() + info.offset, info.elements),
+                            largest),
+                1.0)
+          << info.name;
+    EXPECT_LT(parts.activations.bytes(), whole.activations.bytes());
+    EXPECT_LT(parts.workspace.bytes(), whole.workspace.bytes());
+    // All three blocks' fc1 (and gate) are computed again, not only two.
+    const int64_t fc1 =
+        2 * 2 * batch * n * config.dim * config.ffn_dim * (config.activation == "swiglu" ? 2 : 1);
+    EXPECT_EQ(parts.context.work().recomputed_flops,
+              whole.context.work().recomputed_flops + static_cast<double>(fc1));
+    EXPECT_EQ(parts.context.work().matmul_flops, whole.context.work().matmul_flops);
+  }
+}
+
+/// An arena whose memory a test can reach.
+struct OpenArena {
+  Arena arena{"test"};
+  int64_t size;
+  char* begin;
+  explicit OpenArena(int64_t bytes) : size(bytes) {
+    arena.reserve(bytes + kAlignment);
+    begin = static_cast<char*>(arena.allocate_bytes(kAlignment)) + kAlignment;
+  }
+  /// NaN in every type, in bytes [from, to).
+  void poison(int64_t from, int64_t to) { std::memset(begin + from, 0xff, to - from); }
+  void poison() { poison(0, size); }
+};
+
+// Nothing is read that this step has not written: with NaN in all memory before the forward, in the
+// workspace between forward and backward, and after each layer in whatever must be dead (the
+// workspace but for the stream's gradient; with recomputation every activation but the blocks'
+// inputs, which come first), all gradients keep their bits.
+TEST_P(ModelVariant, ReadsNothingThatAnotherPhaseLeft) {
+  ModelConfig config = tiny_config();
+  config.layers = 3;
+  GetParam().change(config);
+  const ParameterLayout layout(config);
+  const int64_t batch = 2, n = 37, rows = batch * n;
+  NoExchange exchange;
+  std::vector<int64_t> tokens, targets;
+  split_tokens(random_tokens(batch * (n + 1), config.vocab_size, 5), batch, 0, n, tokens, targets);
+  std::vector<float> start = initial_parameters(layout, 3);
+  std::vector<float> vectors = random_values(rows * config.dim, 4), grad_vectors(vectors.size());
+  const std::initializer_list<int64_t> shape = {batch, n, config.dim};
+  std::vector<bf16> rounded(start.size());
+  const TensorView low(rounded.data(), DType::kBF16, {layout.elements()});
+  Context context;
+  cast(context, low, flat_view(start));
+  for (const TensorView& matrices : {TensorView{}, low})
+    for (const LongNetOptions& options :
+         {LongNetOptions{.matrices = matrices},
+          LongNetOptions{.recompute = true, .matrices = matrices},
+          LongNetOptions{.recompute = true, .feed_forward_rows = 16, .matrices = matrices}}) {
+      SCOPED_TRACE(std::string(matrices.defined() ? "bf16" : "f32") +
+                   (options.recompute ? ", recompute, parts of " : ", parts of ") +
+                   std::to_string(options.feed_forward_rows));
+      ModelOnRank sized(config, one_rank(config, n), batch, exchange, start, options);
+      OpenArena activations(sized.activations.bytes()), workspace(sized.workspace.bytes());
+      std::vector<float> gradients(layout.elements());
+      LongNet model(context, config, one_rank(config, n), batch, layout, flat_view(start),
+                    flat_view(gradients), exchange, {activations.arena, workspace.arena}, options);
+      const auto step = [&](const auto& between, const LongNet::GradientsReady& ready) {
+        std::fill(gradients.begin(), gradients.end(), 0.0f);
+        model.forward_vectors(TensorView(vectors.data(), DType::kF32, shape));
+        between();
+        model.loss_and_backward(TensorView(targets.data(), DType::kI64, {batch, n}), 1.0 / rows,
+                                ready, TensorView(grad_vectors.data(), DType::kF32, shape));
+        return gradients;
+      };
+      const std::vector<float> expected = step([] {}, {});
+      const std::vector<float> expected_vectors = grad_vectors;
+      // Where the stream's gradient lies: what the backward has handed out as grad_vectors.
+      const int64_t bytes = rows * config.dim * static_cast<int64_t>(sizeof(float));
+      int64_t stream = -1;
+      for (int64_t at = 0; at + bytes <= workspace.size; at += kAlignment)
+        if (std::memcmp(workspace.begin + at, grad_vectors.data(), bytes) == 0) stream = at;
+      ASSERT_GE(stream, 0);
+      const int64_t inputs = config.layers * ((bytes + kAlignment - 1) / kAlignment * kAlignment);
+      activations.poison();
+      workspace.poison();
+      const std::vector<float> actual =
+          step([&] { workspace.poison(); },
+               [&](const ParameterRange& range) {
+                 workspace.poison(0, stream);
+                 workspace.poison(stream + bytes, workspace.size);
+                 if (options.recompute && range.begin != layout.head_range().begin)
+                   activations.poison(inputs, activations.size);
+               });
+      EXPECT_EQ(actual, expected);
+      EXPECT_EQ(grad_vectors, expected_vectors);
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(
