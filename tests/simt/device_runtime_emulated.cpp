@@ -34,10 +34,10 @@ struct Copy {
 /// Everything there is of the device.
 struct Runtime {
   std::mutex mutex;
-  std::map<void*, int64_t> device_memory;              // bytes, by address
-  std::map<const char*, int64_t> host_memory;          // page-locked
-  std::map<void*, std::deque<Copy>> waiting;           // of a stream, oldest first
-  std::map<Event, std::pair<void*, int64_t>> events;   // stream and the last copy before it
+  std::map<void*, int64_t> device_memory;             // bytes, by address
+  std::map<const char*, int64_t> host_memory;         // page-locked
+  std::map<void*, std::deque<Copy>> waiting;          // of a stream, oldest first
+  std::map<Event, std::pair<void*, int64_t>> events;  // stream and the last copy before it
   int64_t capacity = int64_t{4} << 30, used = 0;
   int64_t copies = 0;
   uintptr_t names = 0;
