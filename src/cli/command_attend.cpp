@@ -14,11 +14,13 @@
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "core/arena.h"
+#include "core/host_copy.h"
 #include "core/no_exchange.h"
 #include "core/safetensors.h"
 #include "dist/mesh.h"
 #include "model/dilated_attention_operator.h"
 #include "train/agreement.h"
+#include "train/backend.h"
 
 namespace longnet {
 namespace {
@@ -27,7 +29,7 @@ struct Arguments {
   std::string in, out;
   std::vector<std::string> branches;
   bool causal = false;
-  std::string head_offset = "interleaved", position = "none";
+  std::string head_offset = "interleaved", position = "none", backend = "cpu";
   double rope_base = 10000, xpos_scale_base = 512, scale = 0;
 };
 
@@ -179,10 +181,12 @@ int attend(const Arguments& arguments) {
   const SequencePlan plan(
       p.tokens, world->size(), world->rank(), p.heads, p.branches,
       arguments.head_offset == "blocked" ? HeadOffset::kBlocked : HeadOffset::kInterleaved);
-  SequenceExchange exchange(*world, plan, p.batch, p.head_dim);
-  Context context;
+  Context context({.device = device_of_rank(*world, arguments.backend)});
+  // Gathered rows travel where they lie; what is assembled at the end, between the hosts.
+  const auto transport = transport_of(context, world_communicator(), {});
+  SequenceExchange exchange(*transport, plan, p.batch, p.head_dim);
   context.set_progress([&] { exchange.progress(); });
-  Arena arena("attend");
+  Arena arena("attend", false, context.device());
   DilatedAttentionSettings settings;
   settings.head_dim = p.head_dim;
   settings.causal = arguments.causal;
@@ -198,31 +202,35 @@ int attend(const Arguments& arguments) {
 
   const int64_t local = plan.local_tokens(), width = p.heads * p.head_dim;
   const auto read = [&](const char* name) { return read_shard(*file, name, p, plan, width); };
-  const auto view = [&](std::vector<float>& values) {
-    return TensorView(values.data(), DType::kF32, {p.batch, local, p.heads, p.head_dim});
+  const auto tensor = [&] {
+    return arena.allocate(DType::kF32, {p.batch, local, p.heads, p.head_dim});
   };
-  std::vector<float> q = read("q"), k = read("k"), v = read("v");
-  std::vector<float> o(q.size()), lse(p.batch * p.heads * local + 1);
-  std::vector<int64_t> first, last;
+  const auto load = [&](const char* name) {
+    const TensorView view = tensor();
+    copy_from_host(context, view, read(name).data());
+    return view;
+  };
+  const auto limits = [&](const char* name) {
+    const TensorView view = arena.allocate(DType::kI64, {p.batch, local});
+    copy_from_host(context, view, read_limits(*file, name, p, plan).data());
+    return view;
+  };
   Visibility visibility;
-  if (p.first_visible) {
-    first = read_limits(*file, "first_visible", p, plan);
-    visibility.first_visible = TensorView(first.data(), DType::kI64, {p.batch, local});
-  }
-  if (p.last_visible) {
-    last = read_limits(*file, "last_visible", p, plan);
-    visibility.last_visible = TensorView(last.data(), DType::kI64, {p.batch, local});
-  }
-  const TensorView lse_view(lse.data(), DType::kF32, {p.batch, p.heads, local});
-  const QueryKeyValue inputs{view(q), view(k), view(v)};
-  attention.forward(view(o), lse_view, inputs, saved, visibility);
-  std::vector<float> grad_q, grad_k, grad_v;
+  if (p.first_visible) visibility.first_visible = limits("first_visible");
+  if (p.last_visible) visibility.last_visible = limits("last_visible");
+  const TensorView out = tensor(), out_lse = arena.allocate(DType::kF32, {p.batch, p.heads, local});
+  const QueryKeyValue inputs{load("q"), load("k"), load("v")};
+  attention.forward(out, out_lse, inputs, saved, visibility);
+  QueryKeyValue gradients;
   if (p.backward) {
-    std::vector<float> grad_o = read("grad_o");
-    for (auto* gradient : {&grad_q, &grad_k, &grad_v}) gradient->resize(q.size());
-    attention.backward({view(grad_q), view(grad_k), view(grad_v)}, view(grad_o), view(o), lse_view,
-                       inputs, saved, visibility);
+    gradients = {tensor(), tensor(), tensor()};
+    attention.backward(gradients, load("grad_o"), out, out_lse, inputs, saved, visibility);
   }
+  const auto host = [&](const TensorView& view) {
+    std::vector<float> values(view.elements() + 1);
+    copy_to_host(context, values.data(), view);
+    return values;
+  };
 
   struct Result {
     const char* name;
@@ -231,13 +239,17 @@ int attend(const Arguments& arguments) {
   };
   std::vector<Result> results;
   const std::vector<int64_t> shape{p.batch, p.tokens, p.heads, p.head_dim};
-  results.push_back({"o", shape, assemble(*world, plan, o, p.batch, width)});
-  results.push_back(
-      {"lse", {p.batch, p.heads, p.tokens}, assemble(*world, plan, lse, p.batch * p.heads, 1)});
+  results.push_back({"o", shape, assemble(*world, plan, host(out), p.batch, width)});
+  results.push_back({"lse",
+                     {p.batch, p.heads, p.tokens},
+                     assemble(*world, plan, host(out_lse), p.batch * p.heads, 1)});
   if (p.backward) {
-    results.push_back({"grad_q", shape, assemble(*world, plan, grad_q, p.batch, width)});
-    results.push_back({"grad_k", shape, assemble(*world, plan, grad_k, p.batch, width)});
-    results.push_back({"grad_v", shape, assemble(*world, plan, grad_v, p.batch, width)});
+    results.push_back(
+        {"grad_q", shape, assemble(*world, plan, host(gradients.query), p.batch, width)});
+    results.push_back(
+        {"grad_k", shape, assemble(*world, plan, host(gradients.key), p.batch, width)});
+    results.push_back(
+        {"grad_v", shape, assemble(*world, plan, host(gradients.value), p.batch, width)});
   }
   run_on_root(*world, [&] {
     std::vector<SafetensorsTensor> tensors;
@@ -276,6 +288,9 @@ void register_attend(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_option("--xpos-scale-base", arguments->xpos_scale_base, "Tokens")
       ->check(number_range(1, 1e12))
+      ->capture_default_str();
+  command->add_option("--backend", arguments->backend, "Where to compute, as run.backend")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   command->add_option("--scale", arguments->scale, "Of q k^T; 0: D^-1/2")
       ->check(number_range(0, 1e6))

@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "core/arena.h"
 #include "model/generation.h"
+#include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 
@@ -16,7 +17,7 @@ namespace longnet {
 namespace {
 
 struct Arguments {
-  std::string checkpoint, prompt = "The ", prompt_file;
+  std::string checkpoint, prompt = "The ", prompt_file, backend = "cpu";
   std::vector<int64_t> prompt_tokens;
   int64_t tokens = 200, top_k = 0;
   double temperature = 1.0;
@@ -54,11 +55,14 @@ int generate(const Arguments& arguments) {
   const ModelConfig& model = checkpoint.config.model;
   const std::vector<int64_t> prompt = prompt_of(arguments, model.vocab_size);
   const bool text = model.vocab_size == 256;
-  Context context({.device = {}, .threads = arguments.threads, .counting = false});
+  Context context({.device = device_of_rank(*world, arguments.backend),
+                   .threads = arguments.threads,
+                   .counting = false});
   const ParameterLayout layout(model);
-  Arena arena("parameters");
+  Arena arena("parameters", false, context.device());
   const TensorView parameters = arena.allocate_zeroed(DType::kF32, {layout.elements()});
-  load_tensors(checkpoint, layout, {parameters, {}, {}});
+  load_tensors(checkpoint, layout,
+               {parameters, {}, {}, nullptr, context.on_gpu() ? &context : nullptr});
   Generator generator(context, model, layout, parameters);
 
   const auto start = std::chrono::steady_clock::now();
@@ -110,6 +114,9 @@ void register_generate(CLI::App& app, Action& action) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 31))
       ->capture_default_str();
   command->add_option("--seed", arguments->seed, "Of the random draws")->capture_default_str();
+  command->add_option("--backend", arguments->backend, "Where to compute, as run.backend")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
   command->add_option("--threads", arguments->threads, "OpenMP threads, 0: as OpenMP finds")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();

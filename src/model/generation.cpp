@@ -96,7 +96,9 @@ class CachedAttention final : public AttentionOperator {
     for (int64_t h = 0; h < heads_; ++h) {
       const int64_t offset = head_offsets_[branch][h];
       // Row i of a segment is at place offset + i r.
-      const auto rows_before = [&](int64_t end) { return (std::max(end - offset, int64_t{0}) + r - 1) / r; };
+      const auto rows_before = [&](int64_t end) {
+        return (std::max(end - offset, int64_t{0}) + r - 1) / r;
+      };
       const int64_t first = rows_before(place), end = rows_before(place + count);
       LN_CHECK(first == cache.rows[h], "head {} has {} rows at place {}", h, cache.rows[h], place);
       rows.slot.push_back(slot + offset + first * r - place);
@@ -135,11 +137,11 @@ class CachedAttention final : public AttentionOperator {
 
   /// Room for `rows` of every head, or twice what there was; most_rows: of a whole segment.
   void grow(SegmentCache& cache, int64_t rows, int64_t most_rows) {
-    const int64_t capacity =
-        std::min(std::max({int64_t{64}, 2 * cache.capacity, rows}), most_rows);
+    const int64_t capacity = std::min(std::max({int64_t{64}, 2 * cache.capacity, rows}), most_rows);
     auto memory = std::make_unique<Arena>("cached keys and values", false, context_.device());
     for (TensorView* kept : {&cache.keys, &cache.values}) {
-      const TensorView bigger = memory->allocate_zeroed(DType::kF32, {heads_ * capacity, head_dim_});
+      const TensorView bigger =
+          memory->allocate_zeroed(DType::kF32, {heads_ * capacity, head_dim_});
       for (int64_t h = 0; h < heads_ && cache.capacity > 0; ++h)
         copy(context_, bigger.slice(0, h * capacity, cache.capacity),
              kept->slice(0, h * cache.capacity, cache.capacity));
@@ -278,8 +280,8 @@ struct Generator::Impl {
   CachedAttention attention;
   Arena activations, workspace;
   int64_t scratch_bytes;
-  void* scratch;  // of a GPU's linear layers
-  TensorView step_token, logits;  // [1, 1] i64, [1, V]
+  void* scratch;                           // of a GPU's linear layers
+  TensorView step_token, logits;           // [1, 1] i64, [1, V]
   std::optional<GenerationContext> begun;  // during construction
   LongNet step_model;
   int64_t tokens = 0;

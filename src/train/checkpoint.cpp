@@ -187,9 +187,8 @@ void read_tensors(const SafetensorsFile& file, const ParameterLayout& layout,
           throw Error("{}: tensor {} holds a non-finite value at place {}", file.path(), name,
                       begin + static_cast<int64_t>(i));
     });
-    each_piece([&](int64_t begin, const std::vector<float>& values) {
-      put(info.offset + begin, values);
-    });
+    each_piece(
+        [&](int64_t begin, const std::vector<float>& values) { put(info.offset + begin, values); });
   }
 }
 

@@ -8,8 +8,8 @@
 //                        rest
 // Written under a temporary name, every file and folder synced, then renamed: a kill at any moment
 // leaves the previous checkpoint as it was. Random numbers need no state: they are keyed by (seed,
-// step). One process writes and reads (rank 0); broadcasting is the caller's. Tensors in a GPU's memory
-// go to and from files in pieces.
+// step). One process writes and reads (rank 0); broadcasting is the caller's. Tensors in a GPU's
+// memory go to and from files in pieces.
 #pragma once
 
 #include <cstdint>

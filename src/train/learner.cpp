@@ -38,8 +38,8 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
     matrices_ = parameter_arena_.allocate_zeroed(DType::kBF16, {layout_.elements()});
   if (context.on_gpu())
     for (TensorView* view : {&tokens_, &targets_})
-      *view = activation_arena_.allocate(DType::kI64,
-                                         {config.train.batch_size, plan_.local_tokens()});
+      *view =
+          activation_arena_.allocate(DType::kI64, {config.train.batch_size, plan_.local_tokens()});
   exchange_ = std::make_unique<SequenceExchange>(*mesh.sequence, plan_, config.train.batch_size,
                                                  config.model.head_dim());
   OptimizerShards shards;
@@ -225,8 +225,7 @@ double Learner::forward_and_backward(const MicroBatch& batch, int64_t targets, b
     gradient_sum_->ready(range.begin, range.end);
     gradient_sum_->progress();  // starts buckets that waited for a place
   };
-  return model_
-      ->loss_and_backward(targets_of(batch), 1.0 / static_cast<double>(targets), ready)
+  return model_->loss_and_backward(targets_of(batch), 1.0 / static_cast<double>(targets), ready)
       .loss_sum;
 }
 

@@ -42,6 +42,12 @@ int64_t resident_bytes() {
   return resident * sysconf(_SC_PAGESIZE);
 }
 
+int64_t memory_in_use(const Context& context) {
+  if (!context.on_gpu()) return resident_bytes();
+  const device_runtime::MemoryInfo memory = device_runtime::memory_info();
+  return memory.total - memory.free;
+}
+
 int64_t peak_resident_bytes() {
   struct rusage usage {};
   getrusage(RUSAGE_SELF, &usage);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/config.h"
+#include "core/context.h"
 
 namespace longnet {
 
@@ -24,7 +25,7 @@ struct StepMetrics {
   int64_t needed_bytes = 0;     // of the forward's part, what a causal query uses
   int64_t gradient_bytes = 0;   // parameter gradients, likewise
   int64_t parameter_bytes = 0;  // updated parameters (parallel.shard_optimizer), likewise
-  int64_t memory_bytes = 0;     // largest resident set of a rank
+  int64_t memory_bytes = 0;     // of the rank that has most: memory_in_use()
 };
 
 /// nats per token -> bits per byte; negative where bytes per token are unknown (0).
@@ -33,6 +34,9 @@ double bits_per_byte(double nats, double bytes_per_token);
 std::string bytes_text(int64_t bytes);
 /// Resident memory of this process, bytes.
 int64_t resident_bytes();
+/// Memory that a rank works in: on the CPU resident memory of this process, on a GPU what of the
+/// GPU's memory is taken, by this process and others; bytes.
+int64_t memory_in_use(const Context& context);
 /// Largest resident memory of this process so far, bytes.
 int64_t peak_resident_bytes();
 

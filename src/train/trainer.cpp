@@ -170,13 +170,14 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   train_data = open_dataset(*mesh.world, config, Split::kTrain);
   if (config.train.evaluate_every > 0)
     validation_data = open_dataset(*mesh.world, config, Split::kValidation);
-  learner = std::make_unique<Learner>(context, config, mesh);
-  resume();
-  mesh.world->barrier();  // all ranks measure at once: each its share of a common host
+  // Before the model takes its memory. All ranks measure at once: each its share of a common host.
+  mesh.world->barrier();
   std::array<double, 1> gflops{
       measure_machine(context, 0.3, float_type(config.run.dtype)).matmul_gflops};
   mesh.world->all_reduce_sum(gflops);
   matmul_gflops = gflops[0];
+  learner = std::make_unique<Learner>(context, config, mesh);
+  resume();
   run_on_root(*mesh.world, [&] {
     metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
     describe();
@@ -289,7 +290,7 @@ void Trainer::Impl::report(const StepResult& result, double seconds, const Work&
       static_cast<double>(learner->gradient_bytes_sent() - gradient_bytes),
       static_cast<double>(learner->parameter_bytes_sent() - parameter_bytes)};
   mesh.world->all_reduce_sum(sums);
-  std::array<double, 1> memory{static_cast<double>(resident_bytes())};
+  std::array<double, 1> memory{static_cast<double>(memory_in_use(context))};
   mesh.world->all_reduce_max(memory);
   if (!root()) return;
   StepMetrics m;

@@ -170,10 +170,12 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
   return CUBLAS_STATUS_INVALID_VALUE;
 }
 
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
-    cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-    cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
-    int wanted, cublasLtMatmulHeuristicResult_t* results, int* found) {
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc,
+                                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                              cublasLtMatmulPreference_t preference, int wanted,
+                                              cublasLtMatmulHeuristicResult_t* results,
+                                              int* found) {
   *found = 0;
   Extents e;
   if (wanted < 1 || !fits(*desc, *a, *b, *c, *d, &e)) return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -214,8 +216,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   std::vector<double> rows(e.m * e.k), columns(e.n * e.k);
   for (int64_t i = 0; i < e.m; ++i)
     for (int64_t j = 0; j < e.k; ++j)
-      rows[i * e.k + j] =
-          desc->transpose_a == CUBLAS_OP_T ? a_matrix.at(j, i) : a_matrix.at(i, j);
+      rows[i * e.k + j] = desc->transpose_a == CUBLAS_OP_T ? a_matrix.at(j, i) : a_matrix.at(i, j);
   for (int64_t i = 0; i < e.n; ++i)
     for (int64_t j = 0; j < e.k; ++j)
       columns[i * e.k + j] =

@@ -33,8 +33,7 @@ struct TrainingOnDevice {
     learner.parameters_changed();
   }
   MicroBatch batch(int64_t step) const {
-    return golden_batch(tokens, shape, step % shape[0], 0, config.train.batch_size,
-                        learner.plan());
+    return golden_batch(tokens, shape, step % shape[0], 0, config.train.batch_size, learner.plan());
   }
   /// Steps first + 1 .. first + count.
   std::vector<StepResult> train(int64_t first, int64_t count) {

@@ -2,8 +2,8 @@
 //
 // The library's heuristic chooses among algorithms that fit the scratch at hand and the alignment
 // of the addresses; nothing is timed. f32 products use plain float32 (CUBLAS_COMPUTE_32F: no tf32),
-// bf16 products float32 sums; the bias is an epilogue. It waits for nothing. It has been compiled
-// and linked, not run, where there was no GPU.
+// bf16 products float32 sums; the bias is an epilogue. It waits for nothing. Where there is no GPU
+// tests/simt runs this source over a stand-in of the library.
 #include "kernels/linear/linear_cublaslt.h"
 
 #include <cublasLt.h>

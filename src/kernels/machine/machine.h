@@ -10,7 +10,8 @@ struct MachinePeak {
   double fma_gflops_f32 = 0;  // register-only fused multiply-adds, best ISA in use, all threads; 0
                               // on a GPU
   double matmul_gflops = 0;   // linear layer through the same library as the model's: 1024^3 on the
-                              // CPU; on a GPU 8192^3 (f32: 4096^3) of random numbers
+                              // CPU; on a GPU 8192^3 (f32: 4096^3) of random numbers,
+                              // or less where memory is short
 };
 
 /// Runs for about `seconds` on the Context's threads; the best of many short repetitions, since
