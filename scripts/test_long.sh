@@ -30,6 +30,10 @@ export LN_TEST_LONG=1
   if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
     echo "== launch: CUDA image"
     timeout 5400 tests/launch/image.sh build/longnet cuda 2>&1 | tail -n 30 | grep . || echo "no result"
+    echo "== CUDA build"
+    scripts/check_spills.sh > /dev/null && echo "registers and spills: $(grep -c ' sm_' bench/results/ptxas.txt) kernels" || echo "FAILED: check_spills"
+    scripts/build.sh cuda || echo "FAILED: CUDA build"
+    ctest --test-dir build-cuda -L gpu 2>&1 | grep -E 'Passed|Skipped|Failed|tests passed' || echo "no result"
   fi
 } | tee "$out"
 ! grep -q -E 'FAILED|no result' "$out"

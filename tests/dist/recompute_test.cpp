@@ -90,8 +90,9 @@ TEST(Recompute, SameBitsAndSameTrafficOnEveryRank) {
   }
 }
 
-// Feed-forward layers in parts of rows: the same forward on every rank, gradients equal to
-// rounding.
+// Feed-forward layers in parts of rows: equal to rounding on every rank. A library may add in
+// another order where a product has fewer rows, and in bf16 hidden values may then round the other
+// way: their last bit is 2^-8, and two layers add up several of them.
 TEST(Recompute, FeedForwardInPartsOnEveryRank) {
   const auto world = make_mpi_communicator();
   for (const Variant& variant : kVariants) {
@@ -130,13 +131,14 @@ TEST(Recompute, FeedForwardInPartsOnEveryRank) {
         gradients[i] = rank.gradients;
         logits[i] = rank.logits;
       }
-      EXPECT_EQ(logits[0], logits[1]) << variant.name;
+      const double tolerance = matrices.defined() ? 3e-2 : 1e-5;
+      EXPECT_LE(error_ratio(difference(logits[1], logits[0]), 0, tolerance), 1.0) << variant.name;
       double largest = 0;
       for (float g : gradients[0]) largest = std::max(largest, std::abs(double(g)));
       for (const ParameterInfo& info : layout.parameters())
         EXPECT_LE(error_ratio(difference(gradients[1].data() + info.offset,
                                          gradients[0].data() + info.offset, info.elements),
-                              largest),
+                              largest, tolerance),
                   1.0)
             << variant.name << " " << info.name;
     }

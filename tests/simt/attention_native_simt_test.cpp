@@ -403,7 +403,8 @@ std::string outcome(Context& context, const Call& call) {
   const int64_t t = call.tokens, d = call.head_dim, n = t * d;
   const DeviceValues x(call.dtype, Values(n + 4, 0.5f)), out(DType::kF32, Values(n, 0.5f)),
       lse(DType::kF32, Values(t, 2.0f)), delta(DType::kF32, Values(t));
-  const DeviceValues grad(DType::kF32, Values(n)), limits(std::vector<int64_t>(t, 0));
+  const DeviceValues grad_query(DType::kF32, Values(n)), grad_key(DType::kF32, Values(n)),
+      grad_value(DType::kF32, Values(n)), limits(std::vector<int64_t>(t, 0));
   const auto view = [&](const DeviceValues& v) {
     return v.flat().slice(0, 0, n).view({1, t, 1, d});
   };
@@ -417,7 +418,7 @@ std::string outcome(Context& context, const Call& call) {
   options.scale = call.scale;
   options.segment_length = call.segment;
   if (call.documents) options.first_visible = limits.view({1, t});
-  const auto tasks = local_segment_tasks(plan, 0, key, view(x), view(grad), view(grad));
+  const auto tasks = local_segment_tasks(plan, 0, key, view(x), view(grad_key), view(grad_value));
   const DeviceValues workspace(
       DType::kF32,
       attention_workspace_bytes(context, {1, d, call.dtype}, tasks, call.backward) / 4);
@@ -426,7 +427,7 @@ std::string outcome(Context& context, const Call& call) {
       attention_forward(context, {view(out), rows, view(x), tasks}, options, workspace.data());
     else
       attention_backward(
-          context, {view(grad), view(x), rows, delta.view({1, 1, t}), view(x), tasks, view(out)},
+          context, {view(grad_query), view(x), rows, delta.view({1, 1, t}), view(x), tasks, view(out)},
           options, workspace.data());
     context.wait();
   } catch (const Error& error) {

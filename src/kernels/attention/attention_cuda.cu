@@ -555,6 +555,7 @@ void attention_begin(Context& context, const TensorView& out, const TensorView& 
 
 void attention_forward(Context& context, const AttentionForward& tensors,
                        const AttentionOptions& options, void* workspace) {
+  if (tensors.segments.empty()) return;  // there is no workspace for tables of nothing
   Tables tables(context, tensors.query, tensors.segments, options, workspace, request(false));
   Common& common = tables.common;
   common.out = rows_of(tensors.out);
@@ -578,6 +579,7 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
 
 void attention_backward(Context& context, const AttentionBackward& tensors,
                         const AttentionOptions& options, void* workspace) {
+  if (tensors.segments.empty()) return;
   Tables tables(context, tensors.query, tensors.segments, options, workspace, request(true));
   Common& common = tables.common;
   common.grad_query = rows_of(tensors.grad_query);
