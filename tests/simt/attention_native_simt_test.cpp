@@ -544,6 +544,7 @@ TEST(AttentionNativeSimt, DefectsInNumbersAreFound) {
     const Case c(p);
     ASSERT_LE(ratio(c, run(c)), 1);
     for (const int bug : {31, 32, 33, 34, 37, 38}) {
+      if (bug == 31 && simt::race_checked()) continue;  // it is a race, too
       const simt::Defect defect(bug);
       EXPECT_GT(ratio(c, run(c)), 5) << bug << " D " << head_dim;
     }
@@ -554,7 +555,7 @@ TEST(AttentionNativeSimt, RacesAreFound) {
   if (!simt::race_checked()) GTEST_SKIP() << "only in the race build";
   for (const int64_t head_dim : {64, 128}) {
     const Case c(middle(head_dim));
-    for (const int bug : {30, 35}) {
+    for (const int bug : {30, 31, 35}) {
       const std::string found = found_with_defect(bug, [&] { run(c); });
       EXPECT_NE(found.find("race: "), std::string::npos) << bug;
       EXPECT_NE(found.find("attention_native_"), std::string::npos) << bug << found;

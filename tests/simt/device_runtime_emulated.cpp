@@ -256,7 +256,7 @@ void wait_for(Stream stream, Event event) {
 bool finished(Event event) {
   if (simt::bug == simt::kEarlyEvents) return true;
   const Lock lock(runtime().mutex);
-  if (finish_event(event, runtime().polls_advance ? How::kTry : How::kCopiesOnly)) return false;
+  if (runtime().polls_advance && finish_event(event, How::kTry)) return false;
   return ended(point_of(event));
 }
 void wait(Event event) {
