@@ -8,9 +8,6 @@
 // the float sum; with E the largest of a row, lse is off by E, a weight by a factor of exp(2 E) and
 // its own rounding u, and out by sum_j p_j (exp(2 E) - 1 + 1.01 u + 2^-18) |v_j|. Largest seen over
 // all cases below, under the emulator: 0.73 of the bound for out, 0.11 for lse.
-#include <spdlog/sinks/ostream_sink.h>
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -22,6 +19,7 @@
 #include "kernels/attention/attention_native.h"
 #include "kernels/attention/segment_tasks.h"
 #include "simt/device_values.h"
+#include "simt/log_text.h"
 #include "simt/support.h"
 #include "support/compare.h"
 
@@ -459,13 +457,7 @@ TEST(AttentionNativeSimt, RefusesWithTheReason) {
 }
 
 TEST(AttentionNativeSimt, TheLogSaysWhichAndWhy) {
-  std::ostringstream text;
-  const auto before = spdlog::default_logger();
-  const auto logger = std::make_shared<spdlog::logger>(
-      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text));
-  spdlog::set_default_logger(logger);
-  logger->set_level(spdlog::level::info);
-  logger->set_pattern("%v");
+  const LogText log;
   Context context = gpu_context();
   for (int step = 0; step < 2; ++step) {
     outcome(context, {.documents = true});
@@ -475,8 +467,7 @@ TEST(AttentionNativeSimt, TheLogSaysWhichAndWhy) {
   }
   context.set_attention(AttentionChoice::kNative);
   outcome(context, {.tokens = 24, .segment = 24});
-  spdlog::set_default_logger(before);
-  std::istringstream lines(text.str());
+  std::istringstream lines(log.text());
   const auto next = [&](const char* begin, const char* end) {
     std::string line;
     std::getline(lines, line);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace longnet::simt {
 
@@ -21,6 +22,15 @@ class Capacity {
 
  private:
   int64_t before_;
+};
+
+/// The stand-in of cuDNN (sdpa_emulated.cpp) is absent for this reason while this lives.
+class NoCudnn {
+ public:
+  explicit NoCudnn(const std::string& reason);
+  ~NoCudnn();
+  NoCudnn(const NoCudnn&) = delete;
+  NoCudnn& operator=(const NoCudnn&) = delete;
 };
 
 /// Carries out the copies that wait on a stream: to be called by whatever runs at once in place of
