@@ -18,6 +18,7 @@
 #include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/attention_native.h"
 #include "kernels/attention/segment_tasks.h"
+#include "simt/device_runtime_emulated.h"
 #include "simt/device_values.h"
 #include "simt/log_text.h"
 #include "simt/support.h"
@@ -454,6 +455,25 @@ TEST(AttentionNativeSimt, RefusesWithTheReason) {
   }
   context.set_attention(AttentionChoice::kAuto);
   EXPECT_EQ(outcome(context, {.documents = true}), "") << "plain takes it";
+}
+
+TEST(AttentionNativeSimt, RefusesWhatTheGpuHasNoSharedMemoryFor) {
+  for (const int64_t head_dim : {64, 80, 96, 128})
+    for (const bool backward : {false, true}) {
+      const int64_t wanted = backward ? cuda::native_backward_shared_bytes(head_dim)
+                                      : cuda::native_forward_shared_bytes(head_dim);
+      EXPECT_LE(wanted, 163 * 1024) << "more than a GPU of 8.0 has";
+      Context context = gpu_context();
+      context.set_attention(AttentionChoice::kNative);
+      const Call call{.head_dim = head_dim, .backward = backward};
+      const simt::OtherGpu just({.shared_bytes = wanted});
+      EXPECT_EQ(outcome(context, call), "");
+      const simt::OtherGpu less({.shared_bytes = wanted - 1});
+      EXPECT_EQ(outcome(context, call),
+                fmt::format("run.attention=native: {}branch (32, 1): D {} takes {} bytes of shared "
+                            "memory per block, this GPU has {}; set run.attention=auto",
+                            backward ? "backward of " : "", head_dim, wanted, wanted - 1));
+    }
 }
 
 TEST(AttentionNativeSimt, TheLogSaysWhichAndWhy) {

@@ -24,6 +24,23 @@ class Capacity {
   int64_t before_;
 };
 
+struct GpuKind {
+  std::string name = "emulator";
+  int major = 8, minor = 0;           // compute capability
+  int64_t shared_bytes = 163 * 1024;  // that a block may ask for: what a GPU of 8.0 has
+};
+/// The GPU is this one while it lives.
+class OtherGpu {
+ public:
+  explicit OtherGpu(const GpuKind& kind);
+  ~OtherGpu();
+  OtherGpu(const OtherGpu&) = delete;
+  OtherGpu& operator=(const OtherGpu&) = delete;
+
+ private:
+  GpuKind before_;
+};
+
 /// The stand-in of cuDNN (sdpa_emulated.cpp) is absent for this reason while this lives.
 class NoCudnn {
  public:

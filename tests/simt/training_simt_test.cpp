@@ -2,6 +2,7 @@
 // matrix products and cuDNN's attention are stand-ins. "Short" cases run under ASan too.
 #include <gtest/gtest.h>
 
+#include "kernels/attention/attention_native.h"
 #include "model/generation.h"
 #include "simt/device_runtime_emulated.h"
 #include "simt/device_values.h"
@@ -9,6 +10,7 @@
 #include "simt/training_on_device.h"
 #include "support/compare.h"
 #include "support/temporary_folder.h"
+#include "train/backend.h"
 #include "train/trainer.h"
 
 namespace longnet::simt_test {
@@ -136,6 +138,26 @@ TEST(TrainingSimt, Bf16OfNativeAttentionThatAutoTakesIsAsCloseToTheCpu) {
             "attention of branch (64, 2): native; cudnn: not here\n");
 }
 
+// As on a GPU of 8.6 or 8.9 with larger heads: room for the forward and not for the backward.
+TEST(TrainingSimt, AutoLeavesABackwardThatHasNoSharedMemoryToPlain) {
+  const simt::NoCudnn absent("not here");
+  const int64_t wanted = cuda::native_backward_shared_bytes(64);
+  const simt::OtherGpu small({.shared_bytes = wanted - 1});
+  const LogText log;
+  expect_as_close_to_the_cpu_as_roundings_allow(native_config, {"auto"});
+  const std::string text = log.text();
+  for (const char* branch : {"(16, 1)", "(64, 2)"}) {
+    EXPECT_NE(text.find(fmt::format("attention of branch {}: native;", branch)), std::string::npos)
+        << text;
+    EXPECT_NE(text.find(fmt::format("attention of branch {}, backward: plain; cudnn: not here; "
+                                    "native: D 64 takes {} bytes of shared memory per block, this "
+                                    "GPU has {}\n",
+                                    branch, wanted, wanted - 1)),
+              std::string::npos)
+        << text;
+  }
+}
+
 TEST(TrainingSimtShort, RecomputationChangesNoBit) {
   const SafetensorsFile file(golden_path(kGolden));
   Config config = small_config(file, "bf16", "plain");
@@ -176,6 +198,22 @@ TEST(TrainingSimt, TooLittleMemoryIsSaidInOneLine) {
     for (const char* word :
          {"out of GPU memory", "parameters ", "gradients ", "optimizer ", "activations ",
           "workspace ", "cuda:0 has 1048576 of 1048576 bytes free", "train.recompute=layer"})
+      EXPECT_NE(text.find(word), std::string::npos) << word << ": " << text;
+    EXPECT_EQ(text.find('\n'), std::string::npos);
+  }
+}
+
+TEST(TrainingSimt, AnOldGpuIsRefusedInOneLine) {
+  const auto world = make_single_communicator();
+  EXPECT_EQ(device_of_rank(*world, "cuda"), kGpu);
+  const simt::OtherGpu old({.name = "Tesla T4", .major = 7, .minor = 5});
+  try {
+    device_of_rank(*world, "cuda");
+    FAIL() << "did not stop";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    for (const char* word :
+         {"Tesla T4 of compute capability 7.5", "allowed are 8.0 and newer", "set run.backend=cpu"})
       EXPECT_NE(text.find(word), std::string::npos) << word << ": " << text;
     EXPECT_EQ(text.find('\n'), std::string::npos);
   }
