@@ -21,14 +21,19 @@ namespace longnet::device_runtime {
 using Stream = CUstream_st*;
 using Event = CUevent_st*;
 
+struct VisibleDevice {
+  std::string id;            // unique over all machines
+  std::string name;          // as NVIDIA calls it
+  int major = 0, minor = 0;  // compute capability
+};
 /// What this process can see. Any build.
 struct Availability {
-  std::vector<std::string> devices;  // one unique id per visible GPU, in index order; may be empty
-  std::string reason;                // why there is none; empty if there is one
+  std::vector<VisibleDevice> devices;  // in index order; may be empty
+  std::string reason;                  // why there is none; empty if there is one
 };
 /// True in a build with CUDA; says nothing about drivers or GPUs. Any build.
 bool built_with_cuda();
-/// Asks the driver; never throws for its absence. Any build.
+/// Asks the driver; what it fails with is the reason. Any build.
 Availability availability();
 
 /// Makes `device` the calling thread's device: everything below acts on it.
@@ -39,6 +44,8 @@ struct MemoryInfo {
   int64_t free = 0, total = 0;
 };
 MemoryInfo memory_info();
+/// Most shared memory that a block may ask for on the selected device, bytes.
+int64_t shared_memory_per_block();
 
 /// `bytes` > 0 of uninitialised device memory, aligned to kAlignment; null if there is not enough.
 void* allocate(int64_t bytes);

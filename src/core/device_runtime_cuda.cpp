@@ -47,13 +47,11 @@ std::string reason_of(cudaError_t code) {
   return fmt::format("{} ({})", cudaGetErrorString(code), cudaGetErrorName(code));
 }
 
-std::string unique_id(int index) {
-  cudaDeviceProp properties;
-  LN_CUDA(cudaGetDeviceProperties(&properties, index));
-  std::string text;
+VisibleDevice visible_device(const cudaDeviceProp& properties) {
+  VisibleDevice device{"", properties.name, properties.major, properties.minor};
   for (const char byte : properties.uuid.bytes)
-    text += fmt::format("{:02x}", static_cast<unsigned char>(byte));
-  return text;
+    device.id += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+  return device;
 }
 
 void* null_if_out_of_memory(cudaError_t code, void* data, const char* call) {
@@ -75,15 +73,19 @@ size_t checked_size(int64_t bytes) {
 bool built_with_cuda() { return true; }
 
 Availability availability() {
-  Availability result;
-  int count = 0;
-  const cudaError_t code = cudaGetDeviceCount(&count);
-  if (code != cudaSuccess) {
+  const auto none = [](cudaError_t code) -> Availability {
     cudaGetLastError();
-    result.reason = reason_of(code);
-    return result;
+    return {{}, reason_of(code)};
+  };
+  int count = 0;
+  if (const cudaError_t code = cudaGetDeviceCount(&count); code != cudaSuccess) return none(code);
+  Availability result;
+  for (int index = 0; index < count; ++index) {
+    cudaDeviceProp properties;
+    const cudaError_t code = cudaGetDeviceProperties(&properties, index);
+    if (code != cudaSuccess) return none(code);
+    result.devices.push_back(visible_device(properties));
   }
-  for (int index = 0; index < count; ++index) result.devices.push_back(unique_id(index));
   if (count == 0) result.reason = "the driver shows no GPU (is CUDA_VISIBLE_DEVICES empty?)";
   return result;
 }
@@ -97,6 +99,13 @@ MemoryInfo memory_info() {
   size_t free_bytes = 0, total_bytes = 0;
   LN_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
   return {static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+}
+
+int64_t shared_memory_per_block() {
+  int device = 0, bytes = 0;
+  LN_CUDA(cudaGetDevice(&device));
+  LN_CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
 }
 
 void* allocate(int64_t bytes) {

@@ -17,6 +17,7 @@ bool built_with_cuda() { return false; }
 Availability availability() { return {{}, kReason}; }
 void select(Device) { absent(); }
 MemoryInfo memory_info() { absent(); }
+int64_t shared_memory_per_block() { absent(); }
 void* allocate(int64_t) { absent(); }
 void free(void*) noexcept {}
 void* allocate_host(int64_t) { absent(); }

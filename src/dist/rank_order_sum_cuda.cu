@@ -2,15 +2,11 @@
 //
 // A thread owns one element and adds the members' parts in rank order, its own in its place, so the
 // bits equal the mpi transport's. Reads size x n x 4 bytes, writes n x 4, and is limited by that.
-// No shared memory. Deterministic. tests/simt/ranks runs it under the emulator (LN_SIMT), which
-// starts kernels by a call of its own.
+// No shared memory. Deterministic.
 #include <algorithm>
 
 #include "dist/communicator_nccl.h"
-#if !defined(LN_SIMT)
-#include "core/cuda_check.h"
-#define LN_BUG 0
-#endif
+#include "kernels/cuda/simt.h"
 
 namespace longnet::internal {
 namespace {
@@ -19,7 +15,8 @@ constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 1 << 16;
 
 __global__ void add_parts(float* values, const float* staging, int rank, int size, int64_t n) {
-  // Defects for the tests: 9001 drops a member, 9002 adds this rank's part last.
+  // Defects for the tests: 9001 drops a member, 9002 adds this rank's part last, 9003 looks for
+  // this rank's part in staging, too.
   const int last = LN_BUG == 9001 ? size - 1 : size;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
@@ -31,7 +28,9 @@ __global__ void add_parts(float* values, const float* staging, int rank, int siz
     }
     float sum = rank == 0 ? values[i] : staging[i];
     for (int member = 1; member < last; ++member)
-      sum += member == rank ? values[i] : staging[(member < rank ? member : member - 1) * n + i];
+      sum += member == rank
+                 ? values[i]
+                 : staging[(member < rank || LN_BUG == 9003 ? member : member - 1) * n + i];
     values[i] = sum;
   }
 }
@@ -42,14 +41,8 @@ void add_in_rank_order(device_runtime::Stream stream, float* values, const float
                        int size, int64_t n) {
   if (n == 0 || size == 1) return;
   const int64_t blocks = std::min(kMostBlocks, (n + kThreads - 1) / kThreads);
-  const dim3 grid(static_cast<unsigned>(blocks));
-#if defined(LN_SIMT)
-  simt::finish_copies(stream);
-  simt::launch(add_parts, grid, dim3(kThreads), 0, values, staging, rank, size, n);
-#else
-  add_parts<<<grid, kThreads, 0, stream>>>(values, staging, rank, size, n);
-  LN_CUDA(cudaGetLastError());
-#endif
+  cuda::launch(add_parts, static_cast<unsigned>(blocks), kThreads, 0, stream, values, staging, rank,
+               size, n);
 }
 
 }  // namespace longnet::internal

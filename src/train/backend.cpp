@@ -7,20 +7,18 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "core/device_runtime.h"
 #include "dist/communicator_nccl.h"
 #include "train/agreement.h"
 
 namespace longnet {
 namespace {
 
-VisibleGpus visible_gpus(const Communicator& world) {
+VisibleGpus visible_gpus(const Communicator& world, const device_runtime::Availability& found) {
   VisibleGpus gpus;
   char host[256] = {};
   gpus.host = gethostname(host, sizeof host - 1) == 0 ? host : "unknown host";
   gpus.local_size = world.local_size();
-  const device_runtime::Availability found = device_runtime::availability();
-  gpus.ids = found.devices;
+  for (const device_runtime::VisibleDevice& device : found.devices) gpus.ids.push_back(device.id);
   // For tests on one GPU only: every rank takes the GPUs it sees for its own.
   if (const char* const share = std::getenv("LONGNET_SHARE_GPUS"); share && *share == '1')
     for (std::string& id : gpus.ids) id += fmt::format(" of rank {}", world.rank());
@@ -54,15 +52,25 @@ std::string no_gpu_message(const VisibleGpus& gpus, int local_rank) {
       gpus.ids.size());
 }
 
+std::string old_gpu_message(const std::string& host, const device_runtime::VisibleDevice& gpu) {
+  if (gpu.major >= 8) return "";
+  return fmt::format(
+      "run.backend=cuda: the GPU on {} is a {} of compute capability {}.{}, allowed are 8.0 and "
+      "newer; set run.backend=cpu, or show it a newer one (CUDA_VISIBLE_DEVICES)",
+      host, gpu.name, gpu.major, gpu.minor);
+}
+
 Device device_of_rank(Communicator& world, const std::string& backend) {
   if (backend != "cuda") return {};
+  device_runtime::Availability found;
   VisibleGpus own;
   run_on_all(world, [&] {
     if (!device_runtime::built_with_cuda())
       throw Error(
           "run.backend=cuda: this program was built without CUDA; set run.backend=cpu, or build "
           "it with scripts/build.sh cuda where the CUDA toolkit is installed");
-    own = visible_gpus(world);
+    found = device_runtime::availability();
+    own = visible_gpus(world, found);
   });
   const std::vector<std::string> gathered =
       world.all_gather_strings(nlohmann::json(own.ids).dump());
@@ -73,6 +81,8 @@ Device device_of_rank(Communicator& world, const std::string& backend) {
       ranks[r].ids = nlohmann::json::parse(gathered[r]).get<std::vector<std::string>>();
     const std::optional<int> index = gpu_of_rank(ranks, world.rank());
     if (!index) throw Error(no_gpu_message(own, world.local_rank()));
+    if (const std::string old = old_gpu_message(own.host, found.devices[*index]); !old.empty())
+      throw Error("{}", old);
     device.index = *index;
   });
   return device;

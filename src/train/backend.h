@@ -9,6 +9,7 @@
 
 #include "core/config.h"
 #include "core/context.h"
+#include "core/device_runtime.h"
 #include "dist/communicator.h"
 
 namespace longnet {
@@ -27,10 +28,13 @@ struct VisibleGpus {
 std::optional<int> gpu_of_rank(const std::vector<VisibleGpus>& ranks, int rank);
 /// One line for a rank without a GPU: host, why, what to do.
 std::string no_gpu_message(const VisibleGpus& gpus, int local_rank);
+/// One line for a GPU that is too old for the kernels; empty if it is not.
+std::string old_gpu_message(const std::string& host, const device_runtime::VisibleDevice& gpu);
 
 /// The device of this rank for run.backend: "cpu", or "cuda" with a GPU of its own. Collective.
 /// Throws AgreedError on all ranks if any rank has none: built without CUDA, no driver or an old
-/// one, too few GPUs for the ranks of a node. Takes no GPU memory.
+/// one, too few GPUs for the ranks of a node, a GPU of compute capability below 8.0. Takes no GPU
+/// memory.
 Device device_of_rank(Communicator& world, const std::string& backend);
 
 /// The communicator for memory of the context's device: `world` itself on the CPU, NCCL made from

@@ -72,6 +72,7 @@ MicroBatch read_micro_batch(const Dataset& dataset, const SequencePlan& plan,
 
 LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& config,
                          const Dataset& dataset, int64_t samples) {
+  const Phase phase("evaluate");
   const int64_t count = samples > 0 ? std::min(samples, dataset.samples()) : dataset.samples();
   const int64_t per_replica = config.train.batch_size, all = per_replica * mesh.replicas;
   LossSum total;
@@ -331,6 +332,7 @@ void Trainer::Impl::sample() {
 
 void Trainer::Impl::save() {
   if (saved_step == state.step) return;
+  Range range(context, "checkpoint");
   std::string path;
   learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
     const double start = now();

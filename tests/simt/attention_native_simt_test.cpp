@@ -8,9 +8,6 @@
 // the float sum; with E the largest of a row, lse is off by E, a weight by a factor of exp(2 E) and
 // its own rounding u, and out by sum_j p_j (exp(2 E) - 1 + 1.01 u + 2^-18) |v_j|. Largest seen over
 // all cases below, under the emulator: 0.73 of the bound for out, 0.11 for lse.
-#include <spdlog/sinks/ostream_sink.h>
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -21,7 +18,9 @@
 #include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/attention_native.h"
 #include "kernels/attention/segment_tasks.h"
+#include "simt/device_runtime_emulated.h"
 #include "simt/device_values.h"
+#include "simt/log_text.h"
 #include "simt/support.h"
 #include "support/compare.h"
 
@@ -459,14 +458,27 @@ TEST(AttentionNativeSimt, RefusesWithTheReason) {
   EXPECT_EQ(outcome(context, {.documents = true}), "") << "plain takes it";
 }
 
+TEST(AttentionNativeSimt, RefusesWhatTheGpuHasNoSharedMemoryFor) {
+  for (const int64_t head_dim : {64, 80, 96, 128})
+    for (const bool backward : {false, true}) {
+      const int64_t wanted = backward ? cuda::native_backward_shared_bytes(head_dim)
+                                      : cuda::native_forward_shared_bytes(head_dim);
+      EXPECT_LE(wanted, 163 * 1024) << "more than a GPU of 8.0 has";
+      Context context = gpu_context();
+      context.set_attention(AttentionChoice::kNative);
+      const Call call{.head_dim = head_dim, .backward = backward};
+      const simt::OtherGpu just({.shared_bytes = wanted});
+      EXPECT_EQ(outcome(context, call), "");
+      const simt::OtherGpu less({.shared_bytes = wanted - 1});
+      EXPECT_EQ(outcome(context, call),
+                fmt::format("run.attention=native: {}branch (32, 1): D {} takes {} bytes of shared "
+                            "memory per block, this GPU has {}; set run.attention=auto",
+                            backward ? "backward of " : "", head_dim, wanted, wanted - 1));
+    }
+}
+
 TEST(AttentionNativeSimt, TheLogSaysWhichAndWhy) {
-  std::ostringstream text;
-  const auto before = spdlog::default_logger();
-  const auto logger = std::make_shared<spdlog::logger>(
-      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text));
-  spdlog::set_default_logger(logger);
-  logger->set_level(spdlog::level::info);
-  logger->set_pattern("%v");
+  const LogText log;
   Context context = gpu_context();
   for (int step = 0; step < 2; ++step) {
     outcome(context, {.documents = true});
@@ -476,8 +488,7 @@ TEST(AttentionNativeSimt, TheLogSaysWhichAndWhy) {
   }
   context.set_attention(AttentionChoice::kNative);
   outcome(context, {.tokens = 24, .segment = 24});
-  spdlog::set_default_logger(before);
-  std::istringstream lines(text.str());
+  std::istringstream lines(log.text());
   const auto next = [&](const char* begin, const char* end) {
     std::string line;
     std::getline(lines, line);

@@ -1,7 +1,6 @@
 // Attention through SDPA problems (run.attention=cudnn) on a GPU, or under the emulator with the
 // library's stand-in of sdpa_emulated.cpp: our packing, the merge, the way back of gradients, and
 // the choice between implementations, against the double reference.
-#include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "kernels/attention/attention_sdpa.h"
 #include "kernels/attention/segment_tasks.h"
 #include "simt/device_values.h"
+#include "simt/log_text.h"
 #include "simt/support.h"
 #include "support/compare.h"
 
@@ -492,11 +492,7 @@ TEST(AttentionSdpaSimt, RefusesWithTheReason) {
 
 TEST(AttentionSdpaSimt, TheLogSaysOncePerBranchWhichAndWhy) {
   SKIP_WITHOUT_CUDNN();
-  std::ostringstream text;
-  const auto before = spdlog::default_logger();
-  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
-      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text)));
-  spdlog::set_pattern("%v");
+  const LogText log;
   Context context = gpu_context();
   for (int step = 0; step < 3; ++step) {
     outcome(context, DType::kF32, false);
@@ -505,8 +501,7 @@ TEST(AttentionSdpaSimt, TheLogSaysOncePerBranchWhichAndWhy) {
   }
   context.set_attention(AttentionChoice::kPlain);
   outcome(context, DType::kBF16, false, 8, true, false, 16);
-  spdlog::set_default_logger(before);
-  EXPECT_EQ(text.str(),
+  EXPECT_EQ(log.text(),
             "attention of branch (32, 1): plain; cudnn: query, key and value are f32; native: query, "
             "key and value are f32\n"
             "attention of branch (32, 1): cudnn; 1 call of 1 x 1 heads with 32 x 32 rows, query in "

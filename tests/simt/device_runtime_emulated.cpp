@@ -44,18 +44,19 @@ struct Point {
 /// Everything there is of the device.
 struct Runtime {
   std::mutex mutex;
-  std::map<void*, int64_t> device_memory;              // bytes, by address
-  std::map<const char*, int64_t> host_memory;          // page-locked
-  std::map<void*, std::deque<Work>> waiting;           // of a stream, oldest first
-  std::map<void*, std::vector<Point>> depends;         // of a stream, on work that does not end
-  std::map<Event, Point> events;                       // the stream and its last work before it
+  std::map<void*, int64_t> device_memory;       // bytes, by address
+  std::map<const char*, int64_t> host_memory;   // page-locked
+  std::map<void*, std::deque<Work>> waiting;    // of a stream, oldest first
+  std::map<void*, std::vector<Point>> depends;  // of a stream, on work that does not end
+  std::map<Event, Point> events;                // the stream and its last work before it
   int64_t capacity = int64_t{4} << 30, used = 0;
-  int64_t issued = 0;                                  // pieces of work
-  double patience = 60;                                // seconds
-  bool stuck = false;                                  // some work has outlasted it
+  int64_t issued = 0;    // pieces of work
+  double patience = 60;  // seconds
+  bool stuck = false;    // some work has outlasted it
   bool polls_advance = false;
   uintptr_t names = 0;
   simt::RuntimeCalls calls;
+  simt::GpuKind kind;
 };
 Runtime& runtime() {
   static Runtime* instance = new Runtime;  // contexts may die after static objects
@@ -150,7 +151,11 @@ void copy(void* to, const void* from, int64_t bytes, const void* host, Stream st
 bool built_with_cuda() { return true; }
 Availability availability() {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
-  return {{rank == nullptr ? "emulator" : fmt::format("emulator of rank {}", rank)}, ""};
+  const Lock lock(runtime().mutex);
+  const simt::GpuKind& kind = runtime().kind;
+  return {{{rank == nullptr ? "emulator" : fmt::format("emulator of rank {}", rank), kind.name,
+            kind.major, kind.minor}},
+          ""};
 }
 void select(Device device) {
   LN_CHECK(device.type == DeviceType::kCUDA && device.index == 0,
@@ -159,6 +164,11 @@ void select(Device device) {
 MemoryInfo memory_info() {
   const Lock lock(runtime().mutex);
   return {runtime().capacity - runtime().used, runtime().capacity};
+}
+
+int64_t shared_memory_per_block() {
+  const Lock lock(runtime().mutex);
+  return runtime().kind.shared_bytes;
 }
 
 void* allocate(int64_t bytes) {
@@ -285,6 +295,15 @@ Capacity::Capacity(int64_t bytes) {
 Capacity::~Capacity() {
   const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
   device_runtime::runtime().capacity = before_;
+}
+
+OtherGpu::OtherGpu(const GpuKind& kind) {
+  const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
+  before_ = std::exchange(device_runtime::runtime().kind, kind);
+}
+OtherGpu::~OtherGpu() {
+  const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
+  device_runtime::runtime().kind = before_;
 }
 
 void finish_copies(void* stream) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace longnet::simt {
 
@@ -21,6 +22,32 @@ class Capacity {
 
  private:
   int64_t before_;
+};
+
+struct GpuKind {
+  std::string name = "emulator";
+  int major = 8, minor = 0;           // compute capability
+  int64_t shared_bytes = 163 * 1024;  // that a block may ask for: what a GPU of 8.0 has
+};
+/// The GPU is this one while it lives.
+class OtherGpu {
+ public:
+  explicit OtherGpu(const GpuKind& kind);
+  ~OtherGpu();
+  OtherGpu(const OtherGpu&) = delete;
+  OtherGpu& operator=(const OtherGpu&) = delete;
+
+ private:
+  GpuKind before_;
+};
+
+/// The stand-in of cuDNN (sdpa_emulated.cpp) is absent for this reason while this lives.
+class NoCudnn {
+ public:
+  explicit NoCudnn(const std::string& reason);
+  ~NoCudnn();
+  NoCudnn(const NoCudnn&) = delete;
+  NoCudnn& operator=(const NoCudnn&) = delete;
 };
 
 /// Carries out the copies that wait on a stream: to be called by whatever runs at once in place of

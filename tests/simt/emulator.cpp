@@ -21,6 +21,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/device_runtime.h"
 #include "simt/device.h"
 
 #if defined(LN_SIMT_ASAN)
@@ -642,7 +643,7 @@ void run(const Launch& launch) {
       launch.grid.z > 65535 || launch.grid.x > 2147483647u)
     throw std::runtime_error("launch of " + std::to_string(blocks) + " blocks of " +
                              std::to_string(count) + " threads");
-  if (launch.shared_bytes > 163 * 1024)  // what every chip from sm_80 on has, but for 86 and 89
+  if (static_cast<int64_t>(launch.shared_bytes) > device_runtime::shared_memory_per_block())
     throw std::runtime_error("launch with " + std::to_string(launch.shared_bytes) +
                              " bytes of shared memory");
   ++m.counters.launches;

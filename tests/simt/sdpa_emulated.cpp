@@ -10,8 +10,11 @@
 #include "kernels/attention/attention_cudnn.h"
 #include "simt/device_runtime_emulated.h"
 
-namespace longnet::cudnn {
+namespace longnet {
+namespace cudnn {
 namespace {
+
+std::string absent;  // why there is no cuDNN
 
 using Row = std::vector<double>;
 
@@ -41,9 +44,10 @@ std::vector<Row> read_all(const void* data, const sdpa::Strides& s, int64_t n, i
 
 }  // namespace
 
-std::string unavailable() { return ""; }
+std::string unavailable() { return absent; }
 
 std::string refusal(Context&, const sdpa::Shape& s) {
+  if (!absent.empty()) return absent;
   if (s.head_dim % 8 != 0 || s.head_dim > 256) return "head dimension";
   if (s.backward && s.query_rows == 1 && s.key_rows == 1) return "one query and one key";
   for (const sdpa::Strides& x : {s.query, s.key, s.value, s.grad_out})
@@ -107,4 +111,12 @@ void run(Context& context, const sdpa::Shape& s, const Operands& o) {
     }
 }
 
-}  // namespace longnet::cudnn
+}  // namespace cudnn
+
+namespace simt {
+
+NoCudnn::NoCudnn(const std::string& reason) { cudnn::absent = reason; }
+NoCudnn::~NoCudnn() { cudnn::absent.clear(); }
+
+}  // namespace simt
+}  // namespace longnet

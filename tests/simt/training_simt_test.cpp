@@ -2,12 +2,15 @@
 // matrix products and cuDNN's attention are stand-ins. "Short" cases run under ASan too.
 #include <gtest/gtest.h>
 
+#include "kernels/attention/attention_native.h"
 #include "model/generation.h"
 #include "simt/device_runtime_emulated.h"
 #include "simt/device_values.h"
+#include "simt/log_text.h"
 #include "simt/training_on_device.h"
 #include "support/compare.h"
 #include "support/temporary_folder.h"
+#include "train/backend.h"
 #include "train/trainer.h"
 
 namespace longnet::simt_test {
@@ -67,29 +70,41 @@ double distance(const std::vector<float>& a, std::vector<float> b) {
   return norm(b);
 }
 
-// Both round at the same places numbers that differ in the order of float sums, or (cuDNN) round a
-// branch's result once more. Were all their roundings different ones, they would lie sqrt(2) times
-// as far from each other as either from float32.
-TEST(TrainingSimt, Bf16IsAsCloseToTheCpuAsRoundingsAllow) {
+/// Two heads of 64, which native attention takes; a dilated branch, and layers computed again.
+Config native_config(const SafetensorsFile& file, const std::string& dtype,
+                     const std::string& attention) {
+  Config config = small_config(file, dtype, attention);
+  config.model.dim = 128;
+  config.model.ffn_dim = 192;
+  config.train.recompute = "layer";
+  return config;
+}
+
+using ConfigOf = Config (*)(const SafetensorsFile&, const std::string& dtype,
+                            const std::string& attention);
+
+/// Three steps in bf16 on the GPU beside the CPU's. Both round at the same places numbers that
+/// differ in the order of float sums, or (cuDNN) round a branch's result once more. Were all their
+/// roundings different ones, they would lie sqrt(2) times as far from each other as either from
+/// float32.
+void expect_as_close_to_the_cpu_as_roundings_allow(ConfigOf config,
+                                                   std::initializer_list<const char*> choices) {
   const SafetensorsFile file(golden_path(kGolden));
   const Device cpu_device;
-  TrainingOnDevice exact(cpu_device, file, small_config(file, "f32", "auto"));
-  TrainingOnDevice cpu(cpu_device, file, small_config(file, "bf16", "auto"));
+  TrainingOnDevice exact(cpu_device, file, config(file, "f32", "auto"));
+  TrainingOnDevice cpu(cpu_device, file, config(file, "bf16", "auto"));
   for (TrainingOnDevice* run : {&exact, &cpu}) run->learner.initialise();
+  const std::vector<float> start = cpu.parameters();
   exact.train(0, 1);
   std::vector<StepResult> expected = cpu.train(0, 1);
   const std::vector<float> gradients = cpu.gradients();
   const double rounding = distance(gradients, exact.gradients());
   const std::vector<StepResult> later = cpu.train(1, 2);
   expected.insert(expected.end(), later.begin(), later.end());
-  for (const char* attention : {"plain", "cudnn"}) {
-    TrainingOnDevice gpu(kGpu, file, small_config(file, "bf16", attention));
+  for (const char* attention : choices) {
+    TrainingOnDevice gpu(kGpu, file, config(file, "bf16", attention));
     gpu.learner.initialise();
-    EXPECT_EQ(gpu.parameters(), [&] {
-      TrainingOnDevice fresh(cpu_device, file, small_config(file, "bf16", "auto"));
-      fresh.learner.initialise();
-      return fresh.parameters();
-    }());
+    EXPECT_EQ(gpu.parameters(), start);
     std::vector<StepResult> results = gpu.train(0, 1);
     const double apart = distance(gradients, gpu.gradients());
     EXPECT_LE(apart, std::sqrt(2.0) * rounding) << attention;
@@ -99,6 +114,47 @@ TEST(TrainingSimt, Bf16IsAsCloseToTheCpuAsRoundingsAllow) {
       EXPECT_NEAR(results[i].loss, expected[i].loss, 0.01) << attention << " step " << i + 1;
     printf("  %s: gradients %.2g of their norm from the CPU's, those %.2g from float32\n",
            attention, apart / norm(gradients), rounding / norm(gradients));
+  }
+}
+
+TEST(TrainingSimt, Bf16IsAsCloseToTheCpuAsRoundingsAllow) {
+  expect_as_close_to_the_cpu_as_roundings_allow(small_config, {"plain", "cudnn"});
+}
+
+TEST(TrainingSimt, Bf16OfNativeAttentionIsAsCloseToTheCpu) {
+  const LogText log;
+  expect_as_close_to_the_cpu_as_roundings_allow(native_config, {"native"});
+  EXPECT_EQ(log.text(),
+            "attention of branch (16, 1): native; as run.attention asks\n"
+            "attention of branch (64, 2): native; as run.attention asks\n");
+}
+
+TEST(TrainingSimt, Bf16OfNativeAttentionThatAutoTakesIsAsCloseToTheCpu) {
+  const simt::NoCudnn absent("not here");
+  const LogText log;
+  expect_as_close_to_the_cpu_as_roundings_allow(native_config, {"auto"});
+  EXPECT_EQ(log.text(),
+            "attention of branch (16, 1): native; cudnn: not here\n"
+            "attention of branch (64, 2): native; cudnn: not here\n");
+}
+
+// As on a GPU of 8.6 or 8.9 with larger heads: room for the forward and not for the backward.
+TEST(TrainingSimt, AutoLeavesABackwardThatHasNoSharedMemoryToPlain) {
+  const simt::NoCudnn absent("not here");
+  const int64_t wanted = cuda::native_backward_shared_bytes(64);
+  const simt::OtherGpu small({.shared_bytes = wanted - 1});
+  const LogText log;
+  expect_as_close_to_the_cpu_as_roundings_allow(native_config, {"auto"});
+  const std::string text = log.text();
+  for (const char* branch : {"(16, 1)", "(64, 2)"}) {
+    EXPECT_NE(text.find(fmt::format("attention of branch {}: native;", branch)), std::string::npos)
+        << text;
+    EXPECT_NE(text.find(fmt::format("attention of branch {}, backward: plain; cudnn: not here; "
+                                    "native: D 64 takes {} bytes of shared memory per block, this "
+                                    "GPU has {}\n",
+                                    branch, wanted, wanted - 1)),
+              std::string::npos)
+        << text;
   }
 }
 
@@ -142,6 +198,22 @@ TEST(TrainingSimt, TooLittleMemoryIsSaidInOneLine) {
     for (const char* word :
          {"out of GPU memory", "parameters ", "gradients ", "optimizer ", "activations ",
           "workspace ", "cuda:0 has 1048576 of 1048576 bytes free", "train.recompute=layer"})
+      EXPECT_NE(text.find(word), std::string::npos) << word << ": " << text;
+    EXPECT_EQ(text.find('\n'), std::string::npos);
+  }
+}
+
+TEST(TrainingSimt, AnOldGpuIsRefusedInOneLine) {
+  const auto world = make_single_communicator();
+  EXPECT_EQ(device_of_rank(*world, "cuda"), kGpu);
+  const simt::OtherGpu old({.name = "Tesla T4", .major = 7, .minor = 5});
+  try {
+    device_of_rank(*world, "cuda");
+    FAIL() << "did not stop";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    for (const char* word :
+         {"Tesla T4 of compute capability 7.5", "allowed are 8.0 and newer", "set run.backend=cpu"})
       EXPECT_NE(text.find(word), std::string::npos) << word << ": " << text;
     EXPECT_EQ(text.find('\n'), std::string::npos);
   }

@@ -52,6 +52,14 @@ TEST(Backend, MessagesNameHostReasonAndRemedy) {
             "node; start at most 1 there, or show it more (CUDA_VISIBLE_DEVICES)");
 }
 
+TEST(Backend, OldGpusAreNamedWithWhatIsAllowed) {
+  EXPECT_EQ(old_gpu_message("n7", {"a", "Tesla T4", 7, 5}),
+            "run.backend=cuda: the GPU on n7 is a Tesla T4 of compute capability 7.5, allowed are "
+            "8.0 and newer; set run.backend=cpu, or show it a newer one (CUDA_VISIBLE_DEVICES)");
+  EXPECT_EQ(old_gpu_message("n7", {"a", "NVIDIA A100", 8, 0}), "");
+  EXPECT_EQ(old_gpu_message("n7", {"a", "NVIDIA B200", 10, 0}), "");
+}
+
 TEST(Backend, CpuNeedsNothingAndCudaSaysWhatIsMissing) {
   const auto world = make_single_communicator();
   EXPECT_EQ(device_of_rank(*world, "cpu"), Device{});

@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "core/device_runtime.h"
+
 namespace longnet::cuda {
 namespace {
 
@@ -22,6 +24,11 @@ std::string call_refusal(const Context& context, const TensorView& query,
                          bool backward, std::vector<const TensorView*> rows) {
   const AttentionSize size{query.shape[0], query.shape[3], query.dtype};
   if (std::string reason = native_refusal(context, size); !reason.empty()) return reason;
+  const int64_t wanted = backward ? native_backward_shared_bytes(size.head_dim)
+                                  : native_forward_shared_bytes(size.head_dim);
+  if (const int64_t most = device_runtime::shared_memory_per_block(); wanted > most)
+    return fmt::format("D {} takes {} bytes of shared memory per block, this GPU has {}",
+                       size.head_dim, wanted, most);
   if (options.first_visible.defined() || options.last_visible.defined())
     return "visibility limits (documents)";
   if (!(options.scale > 0)) return fmt::format("scale {} is not positive", options.scale);

@@ -30,6 +30,10 @@ std::string native_refusal(const Context& context, const AttentionBackward& tens
 int64_t native_forward_bytes(const AttentionSize& size, std::span<const SegmentTask> segments);
 int64_t native_backward_bytes(const AttentionSize& size, std::span<const SegmentTask> segments);
 
+/// Shared memory of a block, bytes; head_dim as native_refusal allows.
+int64_t native_forward_shared_bytes(int64_t head_dim);
+int64_t native_backward_shared_bytes(int64_t head_dim);
+
 /// As attention.h, for calls that native_refusal does not refuse.
 void native_forward(Context& context, const AttentionForward& tensors,
                     const AttentionOptions& options, void* workspace);

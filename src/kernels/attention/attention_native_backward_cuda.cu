@@ -641,6 +641,12 @@ int64_t native_backward_bytes(const AttentionSize& size, std::span<const Segment
   return most;
 }
 
+int64_t native_backward_shared_bytes(int64_t head_dim) {
+  int64_t bytes = 0;
+  with_head_dim(head_dim, [&](auto width) { bytes = sizeof(Shared<width>); });
+  return bytes;
+}
+
 void native_backward(Context& context, const AttentionBackward& tensors,
                      const AttentionOptions& options, void* workspace) {
   const int64_t batch = tensors.query.shape[0], head_dim = tensors.query.shape[3];

@@ -12,6 +12,7 @@ namespace {
 }  // namespace
 
 int64_t native_backward_bytes(const AttentionSize&, std::span<const SegmentTask>) { refuse(); }
+int64_t native_backward_shared_bytes(int64_t) { refuse(); }
 void native_backward(Context&, const AttentionBackward&, const AttentionOptions&, void*) {
   refuse();
 }

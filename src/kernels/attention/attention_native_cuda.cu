@@ -370,6 +370,13 @@ int64_t native_forward_bytes(const AttentionSize& size, std::span<const SegmentT
   return table_bytes(size.batch, size.head_dim, segments, kRequest);
 }
 
+int64_t native_forward_shared_bytes(int64_t head_dim) {
+  return head_dim == 64   ? sizeof(ForwardShared<64>)
+         : head_dim == 80 ? sizeof(ForwardShared<80>)
+         : head_dim == 96 ? sizeof(ForwardShared<96>)
+                          : sizeof(ForwardShared<128>);
+}
+
 void native_forward(Context& context, const AttentionForward& tensors,
                     const AttentionOptions& options, void* workspace) {
   const int64_t batch = tensors.query.shape[0], head_dim = tensors.query.shape[3];

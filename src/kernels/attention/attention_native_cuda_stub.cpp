@@ -12,6 +12,7 @@ namespace {
 }  // namespace
 
 int64_t native_forward_bytes(const AttentionSize&, std::span<const SegmentTask>) { refuse(); }
+int64_t native_forward_shared_bytes(int64_t) { refuse(); }
 void native_forward(Context&, const AttentionForward&, const AttentionOptions&, void*) { refuse(); }
 
 }  // namespace longnet::cuda

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/device_runtime.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/stream.h"
 #include "kernels/linear/linear_cublaslt.h"
@@ -239,7 +240,8 @@ struct NormBackwardLaunch {
     const int64_t teams = kNormThreads / team;
     const int64_t bytes = teams * 2 * width * static_cast<int64_t>(sizeof(float));
     blocks = static_cast<unsigned>(std::min(kParts, (rows + teams - 1) / teams));
-    shared_sums = bytes <= kSharedSums;
+    shared_sums = bytes <= std::min(kSharedSums, device_runtime::shared_memory_per_block() -
+                                                     static_cast<int64_t>(sizeof(NormSmem)));
     LN_CHECK(shared_sums || teams == 1, "rows of {} for teams of {}", width, team);
     shared_bytes = sizeof(NormSmem) + static_cast<size_t>(shared_sums ? bytes : 0);
   }

@@ -25,13 +25,15 @@
 #if !defined(LN_SIMT)
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+
+#include "core/cuda_check.h"
 #endif
 
 namespace longnet::cuda {
 
 /// Starts kernel on stream (a cudaStream_t). shared_bytes: dynamic shared memory of a block, bytes;
-/// above 48 KiB the kernel's limit is raised first. Does nothing if the grid is empty. Throws Error
-/// with the runtime's message if the launch is refused.
+/// above 48 KiB the kernel's limit is raised first. Does nothing if the grid is empty. A launch
+/// that is refused is an Error as LN_CUDA's.
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
             Args&&... args) {
@@ -60,8 +62,12 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
         values);
   }
   if (status != cudaSuccess)
-    throw Error("CUDA kernel of {} x {} x {} blocks of {} threads, {} bytes of shared memory: {}",
-                grid.x, grid.y, grid.z, block.x, shared_bytes, cudaGetErrorString(status));
+    internal::check_cuda(
+        status,
+        fmt::format("kernel of {} x {} x {} blocks of {} threads, {} bytes of shared memory,",
+                    grid.x, grid.y, grid.z, block.x, shared_bytes)
+            .c_str(),
+        __FILE__, __LINE__);
 #endif
 }
 
@@ -71,11 +77,9 @@ inline void copy_to_host(void* to, const void* from, size_t bytes, void* stream)
   simt::finish_copies(stream);
   std::memcpy(to, from, bytes);
 #else
-  cudaError_t status =
-      cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream));
-  if (status == cudaSuccess) status = cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
-  if (status != cudaSuccess)
-    throw Error("copy of {} bytes from the GPU: {}", bytes, cudaGetErrorString(status));
+  LN_CUDA(
+      cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)));
+  LN_CUDA(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
 #endif
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "simt/emulator.h"
 
@@ -17,6 +18,25 @@ class Capacity {
  public:
   explicit Capacity(int64_t) { skip_rest("a real GPU's memory has the size that it has"); }
   ~Capacity() {}  // not trivial, so that a Capacity is never an unused variable
+};
+
+struct GpuKind {
+  std::string name;
+  int major = 0, minor = 0;
+  int64_t shared_bytes = 0;
+};
+class OtherGpu {
+ public:
+  explicit OtherGpu(const GpuKind&) { skip_rest("a real GPU is what it is"); }
+  ~OtherGpu() {}
+};
+
+class NoCudnn {
+ public:
+  explicit NoCudnn(const std::string&) {
+    skip_rest("whether cuDNN is there was decided by the build");
+  }
+  ~NoCudnn() {}
 };
 
 inline constexpr int kEarlyEvents = 90;
