@@ -124,7 +124,7 @@ TEST_F(BadInput, PlanAndBench) {
        {"bench attention --case 512:1,auto,abs", "allowed is W:R,ATTENTION,POSITION"},
        {"bench attention --case 5,auto,none", "\"5\": allowed is W:R"},
        {"bench attention --case 512:1,native,none", "--attention native chooses among kernels"},
-       {"bench attention --case 512:1,auto,none --branch 8:1", "excludes --branch"},
+       {"bench attention --case 512:1,auto,none --branch 8:1", "--branch excludes --case"},
        {"bench attention --dtype f16", "--dtype: f16 not in {f32,bf16}"},
        {"bench attention --position rope --head-dim 9", "needs an even --head-dim, not 9"},
        {"bench attention --position xpos --full", "--position xpos needs the causal mask"},

@@ -52,7 +52,8 @@ class PreparedCall {
   const std::string& refusal() const { return refusal_; }
 
   /// kUnmerged packs and calls the library, but neither merges nor adds; kLibrary is the library's
-  /// calls alone, on what is packed already. Both want a kAll before them, which comes first.
+  /// calls alone, on what is packed already: of several groups of problems the last one's rows. A
+  /// kAll must come first; it also gives the backward its out and lse.
   enum class Parts { kAll, kUnmerged, kLibrary };
   void run(Parts parts);
 
