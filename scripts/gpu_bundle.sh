@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Packs what scripts/gpu_check.sh needs on another machine: longnet, gpu_test, the shared libraries and Open MPI
 # plugins that they load, mpirun, configurations, golden files. The other machine needs x86-64 Linux, bash, coreutils,
-# python3, an NVIDIA driver, and CUDA's libraries: an installed toolkit, or the Python packages that PyTorch brings.
+# sed, awk, grep, python3, an NVIDIA driver, and CUDA's libraries: an installed toolkit, or the Python packages that
+# PyTorch brings.
 #   scripts/gpu_bundle.sh [FILE.tar.gz]      default longnet-gpu.tar.gz, from build-cuda/ (LN_BUILD names another)
 # LIMIT_MIB (60): a larger file is an error. From 1000 on CUDA's libraries are packed too (about 1 GiB).
 # There: tar -xzf FILE.tar.gz && longnet-gpu/scripts/gpu_check.sh
@@ -43,6 +44,7 @@ libraries() { ldd "$@" 2> /dev/null | sed -nE 's/^\s+(\S+) => (\/\S+) .*/\1 \2/p
 cuda_name='^lib(cublas|cudart|cudnn|nccl|nvrtc|nvJitLink|nvToolsExt|cuda)'
 glibc_name='^(ld-linux.*|lib(c|m|dl|pthread|rt|resolv|util|nss_files|nss_dns))\.so'
 : > "$bundle/cuda_libraries"
+declare -A cuda_folder  # of each of CUDA's libraries: cuDNN and NCCL are often installed elsewhere
 while read -r name path; do
   if [[ $name =~ $glibc_name ]]; then
     cp -L "$path" "$bundle/lib/glibc/$name"
@@ -50,7 +52,7 @@ while read -r name path; do
     cp -L "$path" "$bundle/lib/$name"
   else
     echo "$name" >> "$bundle/cuda_libraries"
-    cuda_folder=$(dirname "$path")
+    cuda_folder[$name]=$(dirname "$path")
   fi
 done < <(libraries "$build/longnet" "$build/tests/gpu/gpu_test" "$mpirun" "$bundle"/lib/openmpi/*.so)
 missing=$(ldd "$build/longnet" "$build/tests/gpu/gpu_test" | grep 'not found' || true)
@@ -66,9 +68,13 @@ done
 strip --strip-unneeded "$bundle"/lib/*.so* "$bundle"/lib/openmpi/*.so 2> /dev/null || true
 echo "libc_version=$(getconf GNU_LIBC_VERSION | sed 's/.* //')" > "$bundle/environment.sh"
 if [ "$limit" -ge 1000 ]; then
-  while read -r name; do cp -L "$cuda_folder/$name" "$bundle/lib/cuda/"; done < "$bundle/cuda_libraries"
-  # Loaded by the others when they are needed.
-  cp -L "$cuda_folder"/libcudnn_*.so.[0-9] "$cuda_folder"/libnvrtc-builtins.so.[0-9]*.[0-9] "$bundle/lib/cuda/"
+  for name in "${!cuda_folder[@]}"; do
+    cp -L "${cuda_folder[$name]}/$name" "$bundle/lib/cuda/"
+    case $name in  # loaded by these when they are needed
+      libcudnn.so.*) cp -L "${cuda_folder[$name]}"/libcudnn_*.so.[0-9] "$bundle/lib/cuda/" ;;
+      libnvrtc.so.*) cp -L "${cuda_folder[$name]}"/libnvrtc-builtins.so.[0-9]*.[0-9] "$bundle/lib/cuda/" ;;
+    esac
+  done
 fi
 
 cat >> "$bundle/environment.sh" <<'S'

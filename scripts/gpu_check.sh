@@ -10,20 +10,23 @@ usage() {
 Usage: scripts/gpu_check.sh [--out FOLDER] [--limit SECONDS] [--only PART,PART] [--strict]
 
 Runs from a tree whose preset cuda is built (build-cuda/; LN_BUILD names another folder), or from an unpacked
-bundle of scripts/gpu_bundle.sh. Needs bash, coreutils, python3 and an NVIDIA driver; compute-sanitizer, mpirun and
-nvidia-smi are used where they are found. Parts, each with a time limit of its own (* : must pass):
+bundle of scripts/gpu_bundle.sh. Needs bash, coreutils, sed, awk, grep, python3 and an NVIDIA driver;
+compute-sanitizer, mpirun and nvidia-smi are used where they are found. Parts, each with a time limit of its own
+(* : must pass):
 
   kernels*     every kernel against its reference (gpu_test)
   attention*   cudnn, native and plain against each other
   golden*      golden attention and model files
   training*    the golden training trajectory in f32 and bf16, GPU against CPU
-  cpu_gpu*     50 steps of a small configuration: losses of the GPU against those of the CPU
-  memcheck*    compute-sanitizer on small shapes; skipped where it is not installed (looked for on PATH and in
-  racecheck*   $CUDA_HOME and /usr/local/cuda)
-  nccl         two ranks against one; with one GPU they share it, which NCCL does not support: reported only.
-               With more GPUs each rank has its own
-  collectives  bus bandwidth
+  cpu_gpu*     50 steps of a small configuration: losses of the GPU, with run.attention=auto and native, against
+               those of the CPU
+  memcheck*    compute-sanitizer on small shapes of our kernels; skipped where it is not installed (looked for on
+  racecheck*   PATH and in $CUDA_HOME and /usr/local/cuda)
   bench_attention, step_125m, step_760m, million_tokens   figures, as shares of limits of the same run
+  nccl         two ranks against one, also with ragged chunks and parallel.shard_optimizer; with one GPU they share
+               it, which NCCL does not support: reported only. With more GPUs each rank has its own: must pass
+  collectives  bus bandwidth of all GPUs; with one GPU of two ranks that share it
+  memcheck_libraries   linear layers and golden attention with their libraries: reported only
 
   --out FOLDER     logs, report.json and report.txt; default gpu_check-DATE
   --limit SECONDS  of everything together (570)
@@ -50,7 +53,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 case $limit in ''|*[!0-9]*) echo "gpu_check: --limit $limit: allowed are whole seconds" >&2; exit 2 ;; esac
-all_parts=,kernels,attention,golden,training,cpu_gpu,memcheck,racecheck,nccl,collectives,bench_attention,step_125m,step_760m,million_tokens,
+all_parts=,kernels,attention,golden,training,cpu_gpu,memcheck,racecheck,bench_attention,step_125m,step_760m,million_tokens,nccl,collectives,memcheck_libraries,
 for name in ${only//,/ }; do
   [[ $all_parts == *,$name,* ]] || { echo "gpu_check: no part $name; allowed: ${all_parts:1:-1}" >&2; exit 2; }
 done
@@ -96,7 +99,7 @@ command -v python3 > /dev/null || { echo "gpu_check: python3 is not installed" >
 out=${out:-gpu_check-$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$out/bench" || exit 2
 out=$(cd "$out" && pwd)
-rm -f "$out"/*.log "$out"/*.tsv "$out"/bench/* "$out"/report.*
+rm -f "$out"/*.log "$out"/*.tsv "$out"/bench/* "$out"/report.* "$out"/tests.list
 started=$(date +%s)
 deadline=$((started + limit))
 gpus=$(nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.max.sm,power.limit --format=csv,noheader 2> /dev/null)
@@ -129,7 +132,7 @@ part() {
   begin=$(date +%s)
   left=$((deadline - begin))
   if [ $left -lt 3 ]; then result "$name" "$must" "not run" 0 "$most" "no time left of $limit s"; return; fi
-  [ $most -le $left ] || most=$left
+  [ "$most" -le $left ] || most=$left
   timeout -k 3 "$most" bash -c '"$@"' part "$@" > "$out/$name.log" 2>&1
   code=$?
   detail=$(sed -n 's/^detail: //p' "$out/$name.log" | tail -n 1)
@@ -144,11 +147,31 @@ part() {
 
 # Parts run in shells of their own under `timeout`: what they use is exported.
 export root out longnet gpu_test sanitizer mpirun report gpu_count
-export CUDA_MODULE_LOADING=LAZY
+# Numbers of GPUs as nvidia-smi has them.
+export CUDA_MODULE_LOADING=LAZY CUDA_DEVICE_ORDER=PCI_BUS_ID
 
-# tests FILTER [WRAPPER...]: gpu_test under a wrapper; fails if no test ran.
+# Suite.Test of all that gpu_test has.
+"$gpu_test" --gtest_list_tests 2> /dev/null | awk '/^[^ ]/ { suite = $1 } /^  / { print suite $1 }' > "$out/tests.list"
+
+# unmatched FILTER: those of its patterns that are no test's, negative ones too.
+unmatched() {
+  local pattern test patterns
+  IFS=:- read -ra patterns <<< "$1"
+  for pattern in "${patterns[@]}"; do
+    [ -n "$pattern" ] || continue
+    while read -r test; do
+      # shellcheck disable=SC2053  # patterns of GoogleTest are patterns of bash
+      if [[ $test == $pattern ]]; then continue 2; fi
+    done < "$out/tests.list"
+    echo "$pattern"
+  done
+}
+export -f unmatched
+
+# tests FILTER [WRAPPER...]: gpu_test under a wrapper; fails if no test ran, or one of the patterns matches none.
 tests() {
-  local filter=$1 log code passed; shift
+  local filter=$1 log code passed lost; shift
+  lost=$(unmatched "$filter" | paste -sd ' ')
   log=$(mktemp "$out/tests.XXXXXX")
   "$@" "$gpu_test" --gtest_filter="$filter" --gtest_color=no 2>&1 | tee "$log"
   code=${PIPESTATUS[0]}
@@ -157,8 +180,8 @@ tests() {
   summary=$(grep -oE '(ERROR|RACECHECK) SUMMARY: .*' "$log" | tail -n 1)
   skips=$(sed -nE 's/^\[  SKIPPED \] ([0-9]+) tests?.*/, \1 skipped/p' "$log" | tail -n 1)
   rm -f "$log"
-  echo "detail: ${passed:-0} tests passed$skips${failures:+, failed: $failures}${summary:+, $summary}"
-  [ "$code" = 0 ] && [ "${passed:-0}" -gt 0 ]
+  echo "detail: ${passed:-0} tests passed$skips${failures:+, failed: $failures}${summary:+, $summary}${lost:+, no test matches $lost}"
+  [ "$code" = 0 ] && [ "${passed:-0}" -gt 0 ] && [ -z "$lost" ]
 }
 export -f tests
 
@@ -186,75 +209,87 @@ export -f small_run
 
 cpu_gpu() {
   small_run
-  local name
-  for name in cpu.f32 cuda.f32 cuda.bf16; do
+  local name backend type attention
+  for name in cpu.f32 cuda.f32 cuda.bf16 cuda.bf16.native; do
+    IFS=. read -r backend type attention <<< "$name"
     rm -rf "$out/run.$name"
-    "$longnet" train "$out/small.yaml" run.backend=${name%.*} run.dtype=${name#*.} run.folder="$out/run.$name" || return 1
+    "$longnet" train "$out/small.yaml" "run.backend=$backend" "run.dtype=$type" "run.attention=${attention:-auto}" \
+      run.folder="$out/run.$name" || { echo "detail: the run $name ended with an error"; return 1; }
     rm -rf "$out/run.$name"/step-*
   done
-  python3 "$report" losses "$out/run.cpu.f32" "$out/run.cuda.f32" 2e-3 "$out/run.cuda.bf16" 0.05
+  python3 "$report" losses "$out/run.cpu.f32" "$out/run.cuda.f32" 2e-3 "$out/run.cuda.bf16" 0.05 \
+    "$out/run.cuda.bf16.native" 0.05
 }
 
-nccl() {
-  if [ -z "$mpirun" ]; then echo "detail: mpirun is not installed"; exit 75; fi
-  small_run
-  rm -rf "$out/run.nccl" "$out/run.one"
-  local settings=(train.steps=10 run.backend=cuda run.dtype=f32) share=''
-  if [ "$gpu_count" -lt 2 ]; then share=1; fi
-  "$longnet" train "$out/small.yaml" "${settings[@]}" run.folder="$out/run.one" || return 1
-  rm -rf "$out/run.one"/step-*
-  # Ranks that share a GPU pass for ranks of different hosts.
+# on_ranks COUNT COMMAND...: under mpirun; on one GPU ranks share it and pass for ranks of different hosts.
+on_ranks() {
+  local count=$1 share=''; shift
+  if [ "$gpu_count" -lt "$count" ]; then share=1; fi
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
-  share=$share "$mpirun" --oversubscribe --bind-to none -n 2 bash -c '
+  # shellcheck disable=SC2016  # the ranks' own shell expands it
+  share=$share "$mpirun" --oversubscribe --bind-to none -n "$count" bash -c '
     if [ -n "$share" ]; then
       export LONGNET_SHARE_GPUS=1 NCCL_HOSTID=rank$OMPI_COMM_WORLD_RANK NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1
       export NCCL_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1
     fi
-    exec "$@"' rank "$longnet" train "$out/small.yaml" "${settings[@]}" parallel.timeout_s=20 \
-    run.folder="$out/run.nccl" || { echo "detail: the run on two ranks${share:+ that share the GPU} ended with an error"; return 1; }
-  rm -rf "$out/run.nccl"/step-*
-  python3 "$report" losses "$out/run.one" "$out/run.nccl" 1e-3 || return 1
-  if [ -n "$share" ]; then echo "detail: two ranks on one GPU give the losses of one rank"; fi
+    exec "$@"' rank "$@"
+}
+export -f on_ranks
+
+# two_against_one NAME WORDS...: training on one rank and on two gives the same losses.
+two_against_one() {
+  local name=$1 settings; shift
+  settings=("$out/small.yaml" train.steps=10 run.backend=cuda run.dtype=f32 parallel.timeout_s=20 "$@")
+  rm -rf "$out/run.one$name" "$out/run.nccl$name"
+  "$longnet" train "${settings[@]}" run.folder="$out/run.one$name" || return 1
+  on_ranks 2 "$longnet" train "${settings[@]}" run.folder="$out/run.nccl$name" ||
+    { echo "detail: the run on two ranks${*:+ with $*} ended with an error"; return 1; }
+  rm -rf "$out/run.one$name"/step-* "$out/run.nccl$name"/step-*
+  python3 "$report" losses "$out/run.one$name" "$out/run.nccl$name" 1e-3
+}
+export -f two_against_one
+
+nccl() {
+  if [ -z "$mpirun" ]; then echo "detail: mpirun is not installed"; exit 75; fi
+  small_run
+  two_against_one "" && two_against_one .ragged 'model.branches=[[256, 1], [1500, 3]]' parallel.shard_optimizer=true ||
+    return 1
+  if [ "$gpu_count" -lt 2 ]; then echo "detail: two ranks on one GPU give the losses of one rank, twice"; fi
 }
 
 collectives() {
-  local ranks=() words=()
-  if "$longnet" bench collectives --help | grep -q -- --backend; then words=(--backend cuda); fi
-  if [ "$gpu_count" -ge 2 ] && [ -n "$mpirun" ]; then ranks=("$mpirun" --oversubscribe --bind-to none -n "$gpu_count"); fi
-  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
-  "${ranks[@]}" "$longnet" bench collectives "${words[@]}" --min-bytes 1048576 --max-bytes 268435456 --growth 16 \
-    --repetitions 5 > "$out/bench/collectives.json" || return 1
-  echo "detail: ${words[*]:-host memory}, $([ ${#ranks[@]} -gt 0 ] && echo "$gpu_count" || echo 1) rank(s)"
+  if [ -z "$mpirun" ]; then echo "detail: mpirun is not installed; one rank measures nothing"; exit 75; fi
+  local ranks=$gpu_count most=268435456 shared=''
+  if [ "$ranks" -lt 2 ]; then ranks=2 most=16777216 shared=_shared; fi
+  on_ranks "$ranks" "$longnet" bench collectives --backend cuda --timeout-s 10 --min-bytes 1048576 --max-bytes $most \
+    --growth 16 --repetitions 5 > "$out/bench/collectives$shared.part" || return 1
+  mv "$out/bench/collectives$shared.part" "$out/bench/collectives$shared.json"
+  echo "detail: $ranks ranks${shared:+ that share one GPU}"
 }
 
-# attention D CHOICE POSITION BRANCH TOKENS: one measurement, C = 1024.
-attention_figure() {
-  local file=$out/bench/attention-d$1-$2-$3-${4/:/-}.json
-  if "$longnet" bench attention --backend cuda --head-dim "$1" --heads $((1024 / $1)) --tokens "$5" --branch "$4" \
-    --attention "$2" --position "$3" --repetitions 5 > "$file.part" 2> "$file.log"; then
-    mv "$file.part" "$file"; measured=$((measured + 1))
-  else
-    rm -f "$file.part"; missing=$((missing + 1)); echo "D $1, $2, $3, $4: $(tail -n 1 "$file.log")"
-  fi
-  echo "detail: $measured measured, $missing failed"
+# attention_cases NAME D CASE...: measurements in one process, C = 1024.
+attention_cases() {
+  local name=$1 d=$2 case words=() code; shift 2
+  for case in "$@"; do words+=(--case "$case"); done
+  "$longnet" bench attention --backend cuda --head-dim "$d" --heads $((1024 / d)) --tokens 32768 --repetitions 5 \
+    "${words[@]}" > "$out/bench/attention-$name-d$d.jsonl"
+  code=$?
+  python3 "$report" attention "$out"
+  return $code
 }
-export -f attention_figure
+export -f attention_cases
 
-# What the targets need comes first, should time run out.
+# The ends of what the targets need come first, should time run out.
 bench_attention() {
-  local d choice w
-  measured=0 missing=0
-  for w in 2048 8192 32768 4096 16384; do
-    for d in 64 128; do
-      for choice in cudnn native; do attention_figure $d $choice none $w:1 32768; done
-      case $w in
-        2048|8192)  # the same rows in each problem, 4 apart
-          for choice in cudnn native; do attention_figure $d $choice none $((4 * w)):4 32768; done
-          attention_figure $d cudnn xpos $w:1 32768 ;;
-      esac
-    done
+  local d code=0 w ends=() others=()
+  for w in 2048 32768; do ends+=("$w:1,cudnn,none" "$w:1,native,none"); done
+  for w in 2048 8192; do  # dilated: as many rows as w has
+    others+=("$w:1,cudnn,xpos" "$((4 * w)):4,cudnn,none" "$((4 * w)):4,native,none")
   done
-  [ $missing = 0 ]
+  for w in 8192 4096 16384; do others+=("$w:1,cudnn,none" "$w:1,native,none"); done
+  for d in 64 128; do attention_cases ends $d "${ends[@]}" || code=1; done
+  for d in 64 128; do attention_cases others $d "${others[@]}" || code=1; done
+  return $code
 }
 
 # step NAME CONFIG STEPS WORDS...: training steps of a configuration on random tokens, and the GPU's memory meanwhile.
@@ -262,7 +297,10 @@ step_figure() {
   local name=$1 config=$2 steps=$3 code watcher=''; shift 3
   [ -r "$config" ] || { echo "detail: there is no ${config#"$root"/}"; exit 75; }
   if command -v nvidia-smi > /dev/null; then
-    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 > "$out/bench/$name.memory" 2> /dev/null &
+    # Of the GPU that one rank takes; the first number is what others use.
+    local query=(nvidia-smi "--id=$first_gpu" --query-gpu=memory.used "--format=csv,noheader,nounits")
+    "${query[@]}" > "$out/bench/$name.memory" 2> /dev/null
+    "${query[@]}" -lms 200 >> "$out/bench/$name.memory" 2> /dev/null &
     watcher=$!
   fi
   "$longnet" bench step "$config" --steps "$steps" run.backend=cuda run.dtype=bf16 train.accumulation=1 "$@" \
@@ -278,32 +316,36 @@ step_125m() { step_figure step_125m "$root/configs/longnet_125m.yaml" 8; }
 step_760m() { step_figure step_760m "$root/configs/longnet_760m.yaml" 4 train.recompute="${LN_RECOMPUTE:-none}"; }
 million_tokens() { step_figure million_tokens "$root/configs/longnet_1m.yaml" 2; }
 
+first_gpu=${CUDA_VISIBLE_DEVICES:-0}
+first_gpu=${first_gpu%%,*}
 golden_filter='AttentionGpu.GoldenFiles:AttentionSimt.GoldenFiles:*GoldenModel*'
 kernels() { tests "-AttentionGpu.*:TrainingGpu.*:*Golden*"; }
 attention() { tests "AttentionGpu.*-AttentionGpu.GoldenFiles"; }
 golden() { tests "$golden_filter"; }
 training() { tests "TrainingGpu.*"; }
-# Our kernels only: libraries' kernels may race on purpose.
-small_filter='Product.*:FillSimt.*:CastSimt.*:ColumnSumSimt.*:CrossEntropySimt.*:EmbeddingSimt.*:LayerNormSimt.*:ActivationSimt.*:OptimizerSimt.FollowsTheReference:AttentionSimt.GoldenFiles:AttentionSimt.PackRoundsOnceToTheChunksType:AttentionNative*Simt.*Sanitizer*:AttentionSdpaSimt.MergeByLogSumExp'
-memcheck() { sanitize memcheck "$small_filter:LinearGpu.*:AttentionGpu.GoldenFiles"; }
+# Our kernels only: libraries' kernels take long, and may race on purpose.
+small_filter='Product.*:FillSimt.*:CastSimt.*:ColumnSumSimt.*:CrossEntropySimt.*:EmbeddingSimt.*:LayerNormSimt.*:ActivationSimt.*:OptimizerSimt.FollowsTheReference:AttentionSimt.GoldenFiles:AttentionSimt.PackRoundsOnceToTheChunksType:AttentionNativeSimt.*Sanitizer*:AttentionNativeBackwardSimt.*Sanitizer*:AttentionSdpaSimt.*Sanitizer*:AttentionSdpaSimt.MergeByLogSumExp'
+memcheck() { sanitize memcheck "$small_filter"; }
 racecheck() { sanitize racecheck "$small_filter"; }
-export golden_filter small_filter
-export -f sanitize kernels attention golden training memcheck racecheck cpu_gpu nccl collectives bench_attention \
-  step_125m step_760m million_tokens
+memcheck_libraries() { sanitize memcheck "LinearGpu.*:AttentionGpu.GoldenFiles"; }
+export golden_filter small_filter first_gpu
+export -f sanitize kernels attention golden training memcheck racecheck memcheck_libraries cpu_gpu nccl collectives \
+  bench_attention step_125m step_760m million_tokens
 
 part kernels must 90 kernels
 part attention must 45 attention
 part golden must 30 golden
 part training must 30 training
 part cpu_gpu must 60 cpu_gpu
-part memcheck must 60 memcheck
-part racecheck must 60 racecheck
+part memcheck must 90 memcheck
+part racecheck must 90 racecheck
 part bench_attention report 150 bench_attention
 part step_125m report 35 step_125m
 part step_760m report 45 step_760m
 part million_tokens report 45 million_tokens
-part nccl "$([ "$gpu_count" -ge 2 ] && echo must || echo report)" 40 nccl
-part collectives report 20 collectives
+part nccl "$([ "$gpu_count" -ge 2 ] && echo must || echo report)" 60 nccl
+part collectives report 25 collectives
+part memcheck_libraries report 60 memcheck_libraries
 
 echo
 python3 "$report" table "$out" $strict | tee "$out/report.txt"

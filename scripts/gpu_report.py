@@ -3,6 +3,7 @@
 
   gpu_report.py losses RUN_A RUN_B TOLERANCE [RUN_C TOLERANCE ...]   losses of runs against those of RUN_A
   gpu_report.py step PREFIX                                          one line about PREFIX.json and PREFIX.memory
+  gpu_report.py attention FOLDER                                     one line about FOLDER/bench/attention-*.jsonl
   gpu_report.py table FOLDER [--strict]                              FOLDER/report.json, and the table to stdout
 
 Python 3, standard library only. losses exits with 1 where a loss differs by more, or is missing; table
@@ -68,13 +69,13 @@ def read_json(path):
 
 
 def peak_memory_mib(prefix):
-    """Most of any sample of nvidia-smi, or None."""
+    """Most of any sample of nvidia-smi above the first, which was taken before the start; or None."""
     try:
         with open(prefix + '.memory', encoding='utf-8') as file:
             numbers = [int(line) for line in file if line.strip().isdigit()]
     except OSError:
         return None
-    return max(numbers) if numbers else None
+    return max(numbers[1:]) - numbers[0] if len(numbers) > 1 else None
 
 
 def read_step(prefix):
@@ -102,7 +103,7 @@ def say_step(prefix):
 
 
 class Figure:
-    """One `longnet bench attention` of both directions."""
+    """One case of `longnet bench attention`, both directions."""
 
     def __init__(self, json_report):
         self.raw = json_report
@@ -115,6 +116,8 @@ class Figure:
         self.flops = sum(t['flops'] for t in both)
         self.library = self.total(both, 'sdpa_median_seconds')
         self.unmerged = self.total(both, 'unmerged_median_seconds')
+        self.host = self.total(both, 'host_seconds')
+        self.library_host = self.total(both, 'sdpa_host_seconds')
 
     @staticmethod
     def total(both, key):
@@ -133,15 +136,34 @@ class Figure:
         return self.seconds / self.flops
 
 
+def attention_cases(folder):
+    """Every case that was tried, in order; the last line of a stopped process may be cut off."""
+    cases = []
+    for path in sorted(glob.glob(os.path.join(folder, 'bench', 'attention-*.jsonl')), key=os.path.getmtime):
+        with open(path, encoding='utf-8') as file:
+            for line in file:
+                try:
+                    cases.append(json.loads(line))
+                except ValueError:
+                    pass
+    return cases
+
+
 def read_attention(folder):
-    found = {}
-    for path in sorted(glob.glob(os.path.join(folder, 'bench', 'attention-*.json'))):
-        raw = read_json(path)
-        if raw is None:
-            continue
-        figure = Figure(raw)
-        found[(figure.head_dim, figure.choice, figure.position, figure.branch)] = figure
-    return found
+    figures = [Figure(case) for case in attention_cases(folder) if 'error' not in case]
+    return {(f.head_dim, f.choice, f.position, f.branch): f for f in figures}
+
+
+def say_attention(folder):
+    cases = attention_cases(folder)
+    errors = [c for c in cases if 'error' in c]
+    text = f'detail: {len(cases) - len(errors)} measured, {len(errors)} failed'
+    if errors:
+        c = errors[0]
+        w, r = c['shape']['branches'][0]
+        text += f', the first: D {c["shape"]["head_dim"]}, {w}:{r}, {c["attention"]}, {c["position"]}: {c["error"]}'
+    print(text)
+    return 0
 
 
 class Target:
@@ -264,6 +286,7 @@ def table(folder, strict):
     steps = {name: read_step(os.path.join(folder, 'bench', name))
              for name in ('step_125m', 'step_760m', 'million_tokens')}
     collectives = read_json(os.path.join(folder, 'bench', 'collectives.json'))
+    shared = read_json(os.path.join(folder, 'bench', 'collectives_shared.json'))
     targets = attention_targets(figures) + step_targets(steps)
 
     for key, value in machine.items():
@@ -275,19 +298,23 @@ def table(folder, strict):
     for (d, choice, position, branch), f in sorted(figures.items()):
         rows.append([d, branch[0], branch[1], position, choice, f'{f.tflops():.0f}',
                      percent(f.flops / f.seconds / 1e9 / f.raw['matmul_gflops'] if f.raw.get('matmul_gflops') else None),
-                     percent(f.unmerged_share()), percent(f.share())])
-    print_table('Attention, forward and backward together, bf16 causal',
-                ['D', 'w', 'r', 'position', 'kernel', 'TFLOP/s', 'of matmul', 'unmerged of cuDNN', 'of cuDNN'], rows)
+                     percent(f.unmerged_share()), percent(f.share()), percent(f.host and f.host / f.seconds),
+                     percent(f.library_host and f.library_host / f.library)])
+    print_table('Attention, forward and backward together, bf16 causal (host: its share of the time; near 100 %: the '
+                'host limits)',
+                ['D', 'w', 'r', 'position', 'kernel', 'TFLOP/s', 'of matmul', 'unmerged of cuDNN', 'of cuDNN', 'host',
+                 'host of cuDNN'], rows)
     print_table('Training', ['', 'tokens', 's per step', 'tokens/s', 'of matmul', 'GPU memory'],
                 [[name, s['tokens_per_step'], f'{s["median_seconds"]:.3f}', f'{s["tokens_per_second"]:.0f}',
                   percent(s['share_of_matmul_peak']),
                   f'{s["gpu_memory_mib"] / 1024:.1f} GiB' if s['gpu_memory_mib'] else '-']
                  for name, s in steps.items() if s])
-    if collectives:
-        print_table(f'Collectives, {collectives["ranks"]} ranks, {collectives["transport"]}',
-                    ['operation', 'bytes', 'bus GB/s'],
-                    [[r['operation'], r['bytes'], f'{r["bus_gigabytes_per_second"]:.1f}']
-                     for r in collectives.get('results', [])])
+    for found, how in ((collectives, ''), (shared, ' that share one GPU')):
+        if found:
+            print_table(f'Collectives, {found["ranks"]} ranks{how}, {found["transport"]}',
+                        ['operation', 'bytes', 'bus GB/s'],
+                        [[r['operation'], r['bytes'], f'{r["bus_gigabytes_per_second"]:.1f}']
+                         for r in found.get('results', [])])
     print_table('Targets (the worst of what was measured)',
                 ['target', 'wanted', 'measured', 'at', 'figures', ''], [t.row() for t in targets])
     failed = [p['part'] for p in parts if p['must'] and p['status'] in ('failed', 'timeout', 'not run')]
@@ -299,6 +326,7 @@ def table(folder, strict):
     report = {'machine': machine, 'parts': parts, 'failed': failed,
               'attention': [f.raw for _, f in sorted(figures.items())],
               'steps': {name: s for name, s in steps.items() if s}, 'collectives': collectives,
+              'collectives_shared': shared,
               'targets': [t.json() for t in targets]}
     with open(os.path.join(folder, 'report.json'), 'w', encoding='utf-8') as file:
         json.dump(report, file, indent=1)
@@ -311,6 +339,8 @@ def main(words):
         return compare_losses(words[1:])
     if len(words) == 2 and words[0] == 'step':
         return say_step(words[1])
+    if len(words) == 2 and words[0] == 'attention':
+        return say_attention(words[1])
     if len(words) in (2, 3) and words[0] == 'table' and words[2:] in ([], ['--strict']):
         return table(words[1], len(words) == 3)
     print(__doc__, file=sys.stderr)

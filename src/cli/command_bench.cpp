@@ -2,12 +2,15 @@
 // run.
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <thread>
 
 #include "cli/arguments.h"
 #include "cli/commands.h"
+#include "core/text.h"
 #include "dist/bench_collectives.h"
 #include "dist/mesh.h"
 #include "kernels/attention/attention_bench.h"
@@ -47,11 +50,56 @@ Json header(const std::string& name, int ranks) {
 
 struct AttentionArguments {
   AttentionBenchOptions options;
-  std::vector<std::string> branches;
+  std::vector<std::string> branches, cases;
   bool full = false;
   int threads = 0;
   std::string backend = "cpu", attention = "auto", dtype, position = "none";  // dtype: by backend
+
+  bool gpu() const { return backend == "cuda"; }
 };
+
+const std::vector<std::string> kAttentions{"auto", "cudnn", "native", "plain"};
+const std::vector<std::string> kPositions{"none", "rope", "xpos"};
+
+/// What one run measures; a word each for how the command line calls it.
+struct AttentionCase {
+  std::vector<Branch> branches;
+  std::string attention, position;
+};
+
+/// "2048:1,cudnn,none"
+AttentionCase parse_case(const std::string& text) {
+  std::vector<std::string> words;
+  std::istringstream stream(text);
+  for (std::string word; std::getline(stream, word, ',');) words.push_back(word);
+  const auto among = [](const std::string& word, const std::vector<std::string>& allowed) {
+    return std::find(allowed.begin(), allowed.end(), word) != allowed.end();
+  };
+  if (words.size() != 3 || text.back() == ',' || !among(words[1], kAttentions) ||
+      !among(words[2], kPositions))
+    throw Error("--case {}: allowed is W:R,ATTENTION,POSITION such as 2048:1,cudnn,none",
+                in_quotes(text));
+  return {{parse_branch(words[0])}, words[1], words[2]};
+}
+
+/// The options of a case; throws Error if they do not go together.
+AttentionBenchOptions case_options(const AttentionArguments& arguments, const AttentionCase& c) {
+  AttentionBenchOptions o = arguments.options;
+  if (!c.branches.empty()) o.branches = c.branches;
+  o.causal = !arguments.full;
+  if (!arguments.gpu() && c.attention != "auto")
+    throw Error("--attention {} chooses among kernels of a GPU; add --backend cuda", c.attention);
+  o.position = c.position == "xpos"   ? Position::kXpos
+               : c.position == "rope" ? Position::kRope
+                                      : Position::kNone;
+  if (o.position != Position::kNone && o.head_dim % 2 != 0)
+    throw Error("--position {} needs an even --head-dim, not {}", c.position, o.head_dim);
+  if (o.position == Position::kXpos && !o.causal)
+    throw Error("--position xpos needs the causal mask; leave --full out or take rope");
+  o.dtype = arguments.dtype.empty() ? (arguments.gpu() ? DType::kBF16 : DType::kF32)
+                                    : float_type(arguments.dtype);
+  return o;
+}
 
 Json timing(const AttentionBenchTiming& t, bool gpu) {
   Json json = {{"gflops", t.gflops}};
@@ -62,6 +110,9 @@ Json timing(const AttentionBenchTiming& t, bool gpu) {
       json["share_of_sdpa"] = t.share_of_sdpa;
     }
     if (t.unmerged_seconds > 0) json["unmerged_median_seconds"] = t.unmerged_seconds;
+    json["host_seconds"] = t.host_seconds;
+    if (t.sdpa_seconds > 0) json["sdpa_host_seconds"] = t.sdpa_host_seconds;
+    if (t.unmerged_seconds > 0) json["unmerged_host_seconds"] = t.unmerged_host_seconds;
   } else {
     json["share_of_fma"] = t.share_of_fma;
   }
@@ -73,36 +124,14 @@ Json timing(const AttentionBenchTiming& t, bool gpu) {
   return json;
 }
 
-int bench_attention_command(AttentionArguments arguments) {
-  AttentionBenchOptions& o = arguments.options;
-  o.causal = !arguments.full;
-  if (!arguments.branches.empty()) o.branches.clear();
-  const auto world = world_communicator();
-  require_one_rank(*world, "bench attention");
-  for (const std::string& text : arguments.branches) o.branches.push_back(parse_branch(text));
-  const bool gpu = arguments.backend == "cuda";
-  if (!gpu && arguments.attention != "auto")
-    throw Error("--attention {} chooses among kernels of a GPU; add --backend cuda",
-                arguments.attention);
-  o.position = arguments.position == "xpos"   ? Position::kXpos
-               : arguments.position == "rope" ? Position::kRope
-                                              : Position::kNone;
-  if (o.position != Position::kNone && o.head_dim % 2 != 0)
-    throw Error("--position {} needs an even --head-dim, not {}", arguments.position, o.head_dim);
-  if (o.position == Position::kXpos && !o.causal)
-    throw Error("--position xpos needs the causal mask; leave --full out or take rope");
-  o.dtype =
-      arguments.dtype.empty() ? (gpu ? DType::kBF16 : DType::kF32) : float_type(arguments.dtype);
-  Context context({.device = device_of_rank(*world, arguments.backend),
-                   .threads = arguments.threads,
-                   .counting = false});
-  context.set_attention(attention_choice(arguments.attention));
-  const AttentionBenchResult result = bench_attention(context, o);
+/// What the report of a case says whether it could be measured or not.
+Json case_header(const AttentionArguments& arguments, const AttentionCase& c, Context& context,
+                 const AttentionBenchOptions& o) {
   Json json = header("attention", 1);
   json["backend"] = arguments.backend;
   json["dtype"] = dtype_name(o.dtype);
-  json["position"] = arguments.position;
-  if (gpu) json["attention"] = arguments.attention;
+  json["position"] = c.position;
+  if (arguments.gpu()) json["attention"] = c.attention;
   json["threads"] = context.threads();
   json["isa"] = isa_name(context.isa());
   json["shape"] = {{"batch", o.batch},
@@ -112,6 +141,10 @@ int bench_attention_command(AttentionArguments arguments) {
                    {"causal", o.causal}};
   for (const Branch& b : o.branches)
     json["shape"]["branches"].push_back({b.segment_length, b.dilation});
+  return json;
+}
+
+void add_figures(Json& json, const AttentionBenchResult& result, bool gpu) {
   if (gpu)
     json["matmul_gflops"] = result.matmul_gflops;
   else
@@ -120,6 +153,49 @@ int bench_attention_command(AttentionArguments arguments) {
   json["calls_per_sample"] = result.calls_per_sample;
   json["forward"] = timing(result.forward, gpu);
   json["backward"] = timing(result.backward, gpu);
+}
+
+/// One line per case as soon as it is measured, or with why it was not.
+int bench_attention_cases(const AttentionArguments& arguments,
+                          const std::vector<AttentionCase>& cases, Context& context) {
+  std::vector<AttentionBenchOptions> options;
+  for (const AttentionCase& c : cases) options.push_back(case_options(arguments, c));
+  const double limit = attention_bench_limit(context, options[0].dtype);
+  const AttentionBenchInputs inputs(context, options[0]);
+  int failed = 0;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    options[i].limit_gflops = limit;
+    Json json = case_header(arguments, cases[i], context, options[i]);
+    context.set_attention(attention_choice(cases[i].attention));
+    try {
+      add_figures(json, bench_attention(context, options[i], inputs), arguments.gpu());
+    } catch (const Error& error) {
+      json["error"] = error.what();
+      ++failed;
+    }
+    fmt::print("{}\n", json.dump());
+    std::fflush(stdout);
+  }
+  if (failed > 0) throw Error("{} of {} cases were not measured", failed, cases.size());
+  return 0;
+}
+
+int bench_attention_command(const AttentionArguments& arguments) {
+  const auto world = world_communicator();
+  require_one_rank(*world, "bench attention");
+  std::vector<AttentionCase> cases;
+  for (const std::string& text : arguments.cases) cases.push_back(parse_case(text));
+  AttentionCase single{{}, arguments.attention, arguments.position};
+  for (const std::string& text : arguments.branches) single.branches.push_back(parse_branch(text));
+  for (const AttentionCase& c : cases) case_options(arguments, c);
+  const AttentionBenchOptions options = case_options(arguments, single);
+  Context context({.device = device_of_rank(*world, arguments.backend),
+                   .threads = arguments.threads,
+                   .counting = false});
+  if (!cases.empty()) return bench_attention_cases(arguments, cases, context);
+  context.set_attention(attention_choice(arguments.attention));
+  Json json = case_header(arguments, single, context, options);
+  add_figures(json, bench_attention(context, options), arguments.gpu());
   fmt::print("{}\n", json.dump(2));
   return 0;
 }
@@ -256,21 +332,32 @@ void register_bench(CLI::App& app, Action& action) {
   one->add_option("--batch", o.batch, "B")->check(positive)->capture_default_str();
   one->add_option("--heads", o.heads, "H")->check(positive)->capture_default_str();
   one->add_option("--head-dim", o.head_dim, "D")->check(CLI::Range(8, 256))->capture_default_str();
-  one->add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")
-      ->take_all()
-      ->allow_extra_args(false);
+  CLI::Option* branch =
+      one->add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")
+          ->take_all()
+          ->allow_extra_args(false);
   one->add_flag("--full", attention->full, "Without the causal mask");
   one->add_option("--backend", attention->backend, "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
-  one->add_option("--attention", attention->attention, "With --backend cuda: run.attention")
-      ->check(CLI::IsMember({"auto", "cudnn", "native", "plain"}))
-      ->capture_default_str();
+  CLI::Option* choice =
+      one->add_option("--attention", attention->attention, "With --backend cuda: run.attention")
+          ->check(CLI::IsMember(kAttentions))
+          ->capture_default_str();
   one->add_option("--dtype", attention->dtype, "f32 or bf16; default f32 on cpu, bf16 on cuda")
       ->check(CLI::IsMember({"f32", "bf16"}));
-  one->add_option("--position", attention->position, "none, rope or xpos")
-      ->check(CLI::IsMember({"none", "rope", "xpos"}))
-      ->capture_default_str();
+  CLI::Option* position = one->add_option("--position", attention->position, "none, rope or xpos")
+                              ->check(CLI::IsMember(kPositions))
+                              ->capture_default_str();
+  one->add_option(
+         "--case", attention->cases,
+         "W:R,ATTENTION,POSITION, repeatable: measures one after the other, a line of JSON "
+         "each, limits once")
+      ->take_all()
+      ->allow_extra_args(false)
+      ->excludes(branch)
+      ->excludes(choice)
+      ->excludes(position);
   one->add_option("--repetitions", o.repetitions)
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The logic of scripts/gpu_check.sh and gpu_report.py with pretended programs: no GPU, all well, a failing part, a
-# part that hangs, missed targets, no sanitizer, no time, bad words. Half a minute at most.
+# part that hangs, missed targets, no sanitizer, no time, bad words; and whether the tests that the script names are
+# in the sources. Half a minute at most.
 set -uo pipefail
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
@@ -13,10 +14,17 @@ mkdir -p "$work/tree/scripts" "$work/tree/configs" "$work/tree/bin"
 cp "$source_dir"/scripts/gpu_check.sh "$source_dir"/scripts/gpu_report.py "$work/tree/scripts/"
 for name in longnet_125m longnet_760m longnet_1m; do echo "model: {}" > "$work/tree/configs/$name.yaml"; done
 
-# gpu_test: GPU=none: no GPU; FAIL=FILTER fails the parts whose filter begins so; HANG=FILTER hangs.
+# What gpu_test would list: the tests of its sources (tests/gpu/CMakeLists.txt).
+sed -nE 's/^TEST(_F)?\((\w+), (\w+)\).*/\2.\n  \3/p; s/^TEST_P\((\w+), (\w+)\).*/All\/\1.\n  \2\/case  # GetParam() = 1/p' \
+  "$source_dir"/tests/gpu/*.cpp "$source_dir"/tests/simt/*_test.cpp > "$work/tests"
+[ "$(grep -c '^  ' "$work/tests")" -gt 50 ] || complain "only $(grep -c '^  ' "$work/tests") tests in the sources"
+
+# gpu_test: GPU=none: no GPU; FAIL=FILTER fails the parts whose filter begins so; HANG=FILTER hangs; LESS=NAME: a test
+# that it lacks.
 cat > "$work/tree/bin/gpu_test" <<'S'
 #!/usr/bin/env bash
 if [ "${GPU:-}" = none ]; then echo "SKIPPED: no GPU: no NVIDIA driver is loaded"; exit 77; fi
+if [ "$1" = --gtest_list_tests ]; then grep -v "${LESS:-nothing}" "$(dirname "$0")/../../tests"; exit; fi
 filter=${1#--gtest_filter=}
 echo "gpu_test: ${GPUS:-1} GPU$([ "${GPUS:-1}" = 1 ] || echo s)"
 if [ -n "${HANG:-}" ] && [[ $filter == "$HANG"* ]]; then sleep 60; fi
@@ -26,7 +34,8 @@ fi
 if [ -n "${EMPTY:-}" ] && [[ $filter == "$EMPTY"* ]]; then echo '[  PASSED  ] 0 tests.'; exit 0; fi
 printf '[  PASSED  ] 12 tests.\n[  SKIPPED ] 2 tests, listed below:\n'
 S
-# longnet: train writes losses, bench writes figures; SLOW: share of cuDNN; OFF: what the GPU's losses are off by.
+# longnet: train writes losses, bench writes figures; SLOW: share of cuDNN; OFF: what the GPU's losses are off by,
+# NATIVE_OFF: those of native attention, RAGGED: two ranks with a branch that does not divide the sequence cannot run.
 cat > "$work/tree/bin/longnet" <<'S'
 #!/usr/bin/env python3
 import json, os, sys
@@ -36,6 +45,10 @@ value = lambda name: words[words.index(name) + 1]
 if words[0] == 'train':
     folder = options['run.folder']
     off = float(os.environ.get('OFF', '0')) if options.get('run.backend') == 'cuda' else 0
+    if options.get('run.attention') == 'native':
+        off = float(os.environ.get('NATIVE_OFF', off))
+    if 'OMPI_COMM_WORLD_RANK' in os.environ and os.environ.get('RAGGED') and '1500' in options.get('model.branches', ''):
+        sys.exit('error: ragged')
     if int(os.environ.get('OMPI_COMM_WORLD_RANK', '0')) > 0:
         assert os.environ['LONGNET_SHARE_GPUS'] == '1' and os.environ['NCCL_HOSTID'] == 'rank1', os.environ
         sys.exit(0)
@@ -44,28 +57,36 @@ if words[0] == 'train':
         for step in range(int(options.get('train.steps', 50))):
             file.write(json.dumps({'step': step + 1, 'loss': 5.5 - step / 50 + off * step / 50}) + '\n')
 elif words[:2] == ['bench', 'attention']:
-    if os.environ.get('NO_NATIVE') and value('--attention') == 'native':
-        sys.exit('error: run.attention=native: this program has no native kernel')
-    share = float(os.environ.get('SLOW', '0.9'))
-    w, r = map(int, value('--branch').split(':'))
-    t = {'median_seconds': 1 / share, 'sdpa_median_seconds': 1.0, 'flops': 5e14}
-    if value('--attention') == 'cudnn':
-        t['unmerged_median_seconds'] = 1.01
-    print(json.dumps({'benchmark': 'attention', 'attention': value('--attention'), 'position': value('--position'),
-                      'matmul_gflops': 7e5, 'forward': t, 'backward': t,
-                      'shape': {'head_dim': int(value('--head-dim')), 'branches': [[w, r]]}}))
+    share, failed = float(os.environ.get('SLOW', '0.9')), 0
+    for case in (word for before, word in zip(words, words[1:]) if before == '--case'):
+        branch, attention, position = case.split(',')
+        report = {'attention': attention, 'position': position,
+                  'shape': {'head_dim': int(value('--head-dim')), 'branches': [list(map(int, branch.split(':')))]}}
+        t = {'median_seconds': 1 / share, 'sdpa_median_seconds': 1.0, 'flops': 5e14, 'host_seconds': 0.1,
+             'sdpa_host_seconds': 0.99}
+        if attention == 'cudnn':
+            t['unmerged_median_seconds'] = 1.01
+        if os.environ.get('NO_NATIVE') and attention == 'native':
+            report['error'] = 'run.attention=native: this program has no native kernel'
+            failed = 1
+        else:
+            report.update({'matmul_gflops': 7e5, 'forward': t, 'backward': t})
+        print(json.dumps(report), flush=True)
+        if os.environ.get('STOPPED') == case:
+            print('{"attention": "nat')
+            sys.exit('error: stopped')
+    sys.exit(failed)
 elif words[:2] == ['bench', 'step']:
     tokens = 1048576 if '1m' in words[2] else 32768
     print(json.dumps({'tokens_per_step': tokens, 'median_seconds': 0.5, 'tokens_per_second': 2 * tokens,
                       'matmul_peak_gflops': 7e5, 'share_of_matmul_peak': 0.55}))
 elif words[:2] == ['bench', 'collectives']:
-    if '--help' in words:
-        print('  --backend TEXT')
-    else:
-        print(json.dumps({'ranks': 1, 'transport': 'nccl', 'results': [
+    if os.environ['OMPI_COMM_WORLD_RANK'] == '0':
+        print(json.dumps({'ranks': 2, 'transport': 'nccl', 'results': [
             {'operation': 'all_reduce', 'bytes': 1, 'bus_gigabytes_per_second': 100.0}]}))
 S
-# Tools: a sanitizer that says what it found, mpirun that starts two ranks, nvidia-smi of one GPU.
+# Tools: a sanitizer that says what it found, mpirun that starts two ranks, nvidia-smi of two GPUs, of which others
+# use 1 GiB.
 mkdir "$work/tools"
 cat > "$work/tools/compute-sanitizer" <<'S'
 #!/usr/bin/env bash
@@ -84,8 +105,11 @@ OMPI_COMM_WORLD_RANK=1 "$@"
 S
 cat > "$work/tools/nvidia-smi" <<'S'
 #!/usr/bin/env bash
-case $1 in
-  --query-gpu=memory.used) while :; do echo "${MEMORY:-71680}"; sleep 0.2; done ;;
+case "$*" in
+  *--query-gpu=memory.used*)
+    [ "$1" = --id=0 ] || { echo 81000; exit; }
+    echo 1024
+    [[ $* == *" -lms "* ]] && while :; do echo "${MEMORY:-72704}"; sleep 0.2; done ;;
   *) echo "NVIDIA H100 80GB HBM3, 81559 MiB, 580.0, 1980 MHz, 700.00 W" ;;
 esac
 S
@@ -112,35 +136,48 @@ says no_gpu '^gpu_check: no GPU: no NVIDIA driver is loaded$'
 run 0 well --
 says well '^kernels +passed .*12 tests passed, 2 skipped'
 says well '^memcheck +passed .*ERROR SUMMARY: 0 errors'
-says well '^nccl +passed .*two ranks on one GPU'
-says well '^cpu_gpu +passed .*50 steps from 5.500 to 4.520 nats; run.cuda.f32 differs by 0 nats'
+says well '^nccl +passed .*two ranks on one GPU give the losses of one rank, twice'
+says well '^collectives +passed .*2 ranks that share one GPU$'
+says well '^Collectives, 2 ranks that share one GPU, nccl$'
+says well '^bench_attention +passed .*32 measured, 0 failed$'
+says well '64 +32768 +1 +none +native .* 90\.0 % +9\.0 % +99\.0 %$'
+says well '^cpu_gpu +passed .*50 steps from 5.500 to 4.520 nats; run.cuda.f32 differs by 0 nats.* run.cuda.bf16.native differs by 0 nats'
 says well 'training step of 760M.* 55\.0 % .*met$'
 says well 'GPU memory of the 125M model at 1M tokens +<= 80.00 GiB +70.00 GiB .*met$'
 says well 'cudnn without the merge, D 64.* 99\.0 % .*5 of 5 +met$'
-says well '13 parts: all that must pass did; 13 targets: 13 met, 0 missed, 0 not fully measured'
+says well '14 parts: all that must pass did; 13 targets: 13 met, 0 missed, 0 not fully measured'
 python3 - "$work/well/report.json" <<'P' || complain "report.json"
 import json, sys
 report = json.load(open(sys.argv[1]))
-assert len(report['parts']) == 13 and not report['failed'] and len(report['targets']) == 13
+assert len(report['parts']) == 14 and not report['failed'] and len(report['targets']) == 13
 assert all(t['met'] for t in report['targets']), report['targets']
 assert len(report['attention']) == 32 and report['steps']['million_tokens']['gpu_memory_mib'] == 71680
 assert report['machine']['gpus'].startswith('NVIDIA H100'), report['machine']
 P
 
-few='--only kernels,attention,training,memcheck'
-run 1 failing FAIL=-AttentionGpu -- $few
+few=(--only "kernels,attention,training,memcheck")
+run 1 failing FAIL=-AttentionGpu -- "${few[@]}"
 says failing '^kernels +failed .*3 tests passed, failed: LinearGpu.AgreesWithReference'
 says failing '^training +passed '
 says failing 'FAILED: kernels;'
-run 1 empty EMPTY=TrainingGpu -- $few
+run 1 empty EMPTY=TrainingGpu -- "${few[@]}"
 says empty '^training +failed .*0 tests passed'
-run 1 found FINDS=memcheck -- $few
+run 1 renamed LESS=Sanitizer -- "${few[@]}"
+says renamed '^memcheck +failed .*no test matches AttentionNativeSimt.\*Sanitizer\* AttentionNativeBackwardSimt.\*Sanit'
+says renamed '^kernels +passed '
+run 1 found FINDS=memcheck -- "${few[@]}"
 says found '^memcheck +failed .*3 errors'
-run 1 hanging HANG=TrainingGpu -- --limit 8 $few
+run 1 hanging HANG=TrainingGpu -- --limit 8 "${few[@]}"
 says hanging '^training +timeout .*stopped after [0-9]+ s'
 says hanging '^memcheck +not run .*no time left'
 run 1 differing OFF=0.01 -- --only cpu_gpu
 says differing '^cpu_gpu +failed .*differs by 0.0098 nats at most \(allowed 2e-3\)'
+run 1 native NATIVE_OFF=0.1 -- --only cpu_gpu
+says native '^cpu_gpu +failed .*run.cuda.bf16.native differs by 0.098 nats at most \(allowed 0.05\)'
+run 0 ragged RAGGED=1 -- --only nccl
+says ragged '^nccl +failed .*two ranks with model.branches=.*1500.*shard_optimizer=true ended with an error'
+run 1 two_gpus GPUS=2 LONGNET_SHARE_GPUS=1 NCCL_HOSTID=rank1 RAGGED=1 -- --only nccl,collectives
+says two_gpus '^collectives +passed .*2 ranks$'
 run 1 broken OFF=nan -- --only cpu_gpu
 says broken '^cpu_gpu +failed .*differs by inf'
 
@@ -149,15 +186,24 @@ says missed 'cudnn with the merge, D 64, .*70.0 % .*MISSED$'
 says missed 'native, D 64, .*70.0 % .*met$'
 run 1 strict SLOW=0.7 -- --only bench_attention --strict
 run 0 no_native NO_NATIVE=1 -- --only bench_attention
-says no_native '^bench_attention +failed .*18 measured, 14 failed'
+says no_native '^bench_attention +failed .*18 measured, 14 failed, the first: D 64, 2048:1, native, none: run.attention=native: this'
 says no_native 'native, D 128, .*0 of 5 +NOT MEASURED$'
-run 0 too_large MEMORY=90000 -- --only million_tokens
+run 0 stopped STOPPED=32768:1,cudnn,none -- --only bench_attention
+says stopped '^bench_attention +failed .*30 measured, 0 failed'
+says stopped 'native, D 128, .*4 of 5 +NOT MEASURED$'
+run 0 too_large MEMORY=91024 -- --only million_tokens
 says too_large 'at 1M tokens .*87.89 GiB .*MISSED$'
 
-mv "$work/tools/compute-sanitizer" "$work/tools/mpirun" "$work"
-PATH_WITHOUT=$work/tools:$(dirname "$(command -v python3)"):/usr/bin:/bin
-run 0 bare PATH="$PATH_WITHOUT" -- --only memcheck,racecheck
+# Neither a sanitizer nor mpirun.
+mkdir "$work/bare"
+for tool in awk bash cat cut date dirname env git grep head mkdir mktemp mv nproc paste rm sed sort tail tee timeout tr uname; do
+  ln -s "$(command -v $tool)" "$work/bare/" || complain "no $tool"
+done
+ln -s "$(python3 -c 'import sys; print(sys.executable)')" "$work/bare/python3"  # not a wrapper
+run 0 bare PATH="$work/bare" -- --only memcheck,racecheck,nccl,collectives
 says bare '^racecheck +skipped .*compute-sanitizer is not on PATH'
+says bare '^nccl +skipped .*mpirun is not installed'
+says bare '^collectives +skipped .*one rank measures nothing'
 
 run 2 bad_word -- --fast
 says bad_word 'unknown word --fast; see --help'
@@ -167,7 +213,7 @@ run 2 bad_limit -- --limit soon
 run 0 help -- --help
 says help '69 no GPU'
 mv "$work/tree/bin/gpu_test" "$work/gpu_test"
-run 2 no_program -- $few
+run 2 no_program -- "${few[@]}"
 says no_program 'there is no program .*longnet; build it: scripts/build.sh cuda'
 
 [ "$failures" = 0 ] && echo "gpu_check: all as expected"

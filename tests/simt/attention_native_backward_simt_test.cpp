@@ -417,6 +417,22 @@ Problem middle() {
   return p;
 }
 
+// For compute-sanitizer on a GPU, beside the numbers: few tiles, every kind of load and store.
+TEST(AttentionNativeBackwardSimt, SanitizerCases) {
+  for (const int64_t head_dim : {64, 128})
+    for (const Position position : {Position::kNone, Position::kXpos})
+      for (const int ranks : {1, 2}) {  // 2: gathered keys, too
+        Problem p = middle();
+        p.head_dim = head_dim;
+        p.position = position;
+        p.ranks = ranks;
+        p.causal = ranks == 1 || position == Position::kXpos;
+        p.grad_out = ranks == 1 ? DType::kBF16 : DType::kF32;
+        Case c(p);
+        EXPECT_LE(ratio(c, run(c)), 1) << p.name();
+      }
+}
+
 TEST(AttentionNativeBackwardSimt, EveryOrder) {
   Problem p = middle();
   p.position = Position::kXpos;

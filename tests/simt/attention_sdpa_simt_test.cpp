@@ -385,6 +385,71 @@ TEST(AttentionSdpaSimt, SameBitsUnderEveryOrder) {
   });
 }
 
+// For compute-sanitizer on a GPU, beside the numbers: the kernels around the library without it.
+// Two spans of one tensor, of several tiles and of few rows with gaps, there and back.
+TEST(AttentionSdpaSimt, SanitizerPackMergeAndAdd) {
+  const int64_t batch = 2, slots = 320, heads = 3, d = 24, rows = 305,
+                n = batch * slots * heads * d;
+  const std::vector<cuda::RowSpan> spans{{7, 1, 7, 0, 0, 0, 300}, {2, 12, 2, 300, 2, 0, 5}};
+  Context context = gpu_context();
+  const Values numbers = rounded(random_values(n, 1)),
+               lse = random_values(batch * heads * slots, 2);
+  const DeviceValues x(DType::kBF16, numbers), out(DType::kF32, numbers), row_lse(DType::kF32, lse),
+      sums(DType::kF32, Values(n, 1.0f)), merged(DType::kF32, Values(n)),
+      merged_lse(DType::kF32, Values(lse.size(), -INFINITY)),
+      packed(DType::kBF16, batch * rows * d), packed_lse(DType::kF32, batch * rows);
+  std::vector<cuda::StridedRows> tensors;
+  for (const DeviceValues* v : {&x, &out, &sums, &merged})
+    tensors.push_back({v->data(), slots * heads * d, heads * d, d, 1});
+  const auto words = [](const auto& list) {
+    return int64_t((list.size() * sizeof(list[0]) + 7) / 8);
+  };
+  const DeviceValues on_gpu(DType::kI64, words(tensors)), spans_on_gpu(DType::kI64, words(spans));
+  const auto put = [&](const DeviceValues& to, const auto& list) {
+    device_runtime::copy_to_device(to.data(), list.data(), int64_t(list.size() * sizeof(list[0])),
+                                   context.stream());
+  };
+  put(on_gpu, tensors);
+  put(spans_on_gpu, spans);
+  const auto list = [&](int tensor) {
+    return cuda::SpanList{static_cast<const cuda::RowSpan*>(spans_on_gpu.data()),
+                          static_cast<const cuda::StridedRows*>(on_gpu.data()) + tensor,
+                          0,
+                          int64_t(spans.size()),
+                          300,
+                          batch,
+                          rows,
+                          d};
+  };
+  const auto lse_rows = [&](const DeviceValues& v) {
+    return cuda::LseRows{static_cast<float*>(v.data()), heads * slots, slots, 1};
+  };
+  cuda::sdpa_pack_results(context, packed.data(), static_cast<float*>(packed_lse.data()), list(1),
+                          lse_rows(row_lse));
+  cuda::sdpa_merge_rows(context, list(3), lse_rows(merged_lse), packed.data(),
+                        static_cast<const float*>(packed_lse.data()));
+  const RotaryTable table(d, {Position::kRope, 10000, 64});  // turning back undoes turning
+  cuda::sdpa_pack_rows(context, packed.data(), list(0), DType::kBF16, {&table, true, 12});
+  cuda::sdpa_add_rows(context, list(2), packed.data(), {&table, true, 12});
+  context.wait();
+  Values expected(n), expected_lse(lse.size(), -INFINITY), expected_sums(n, 1.0f);
+  for (const cuda::RowSpan& span : spans)
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t i = 0; i < span.count; ++i) {
+        const int64_t slot = span.slot + i * span.step;
+        const int64_t row = (b * heads + span.head) * slots + slot;
+        expected_lse[row] = lse[row];
+        for (int64_t c = 0; c < d; ++c) {
+          const int64_t at = ((b * slots + slot) * heads + span.head) * d + c;
+          expected[at] = numbers[at];
+          expected_sums[at] += numbers[at];
+        }
+      }
+  EXPECT_EQ(merged.floats(), expected);
+  EXPECT_EQ(merged_lse.floats(), expected_lse);
+  EXPECT_LE(error_ratio(difference(sums.floats(), expected_sums), 0, kTolerance), 1);
+}
+
 /// Four rows of one head, D = 8, merged into lse `running` from `branch`.
 struct Merged {
   Values out, lse;
@@ -576,7 +641,7 @@ TEST(AttentionSdpaSimt, BenchmarkRunsAndChecksItsResults) {
   options.head_dim = 16;
   options.branches = {{32, 2}};
   options.repetitions = 2;
-  options.measure_limits = false;
+  options.limit_gflops = 0;
   for (const AttentionChoice choice : {AttentionChoice::kAuto, AttentionChoice::kPlain})
     for (const DType type : {DType::kBF16, DType::kF32})
       for (const Position position : {Position::kNone, Position::kXpos}) {

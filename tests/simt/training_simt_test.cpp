@@ -6,6 +6,7 @@
 #include "model/generation.h"
 #include "simt/device_runtime_emulated.h"
 #include "simt/device_values.h"
+#include "simt/emulator.h"
 #include "simt/log_text.h"
 #include "simt/training_on_device.h"
 #include "support/compare.h"
@@ -101,17 +102,27 @@ void expect_as_close_to_the_cpu_as_roundings_allow(ConfigOf config,
   const double rounding = distance(gradients, exact.gradients());
   const std::vector<StepResult> later = cpu.train(1, 2);
   expected.insert(expected.end(), later.begin(), later.end());
+  // The libraries' own kernels round elsewhere than their stand-ins.
+  const double tolerance = simt::emulated() ? 1 : 2;
   for (const char* attention : choices) {
     TrainingOnDevice gpu(kGpu, file, config(file, "bf16", attention));
     gpu.learner.initialise();
     EXPECT_EQ(gpu.parameters(), start);
-    std::vector<StepResult> results = gpu.train(0, 1);
+    std::vector<StepResult> results;
+    try {
+      results = gpu.train(0, 1);
+    } catch (const Error& error) {
+      const bool refused = std::string(error.what()).find("run.attention=cudnn: ") == 0;
+      if (simt::emulated() || !refused) throw;
+      GTEST_SKIP() << error.what();  // not every cuDNN and GPU takes heads of 32
+    }
     const double apart = distance(gradients, gpu.gradients());
-    EXPECT_LE(apart, std::sqrt(2.0) * rounding) << attention;
+    EXPECT_LE(apart, tolerance * std::sqrt(2.0) * rounding) << attention;
     const std::vector<StepResult> rest = gpu.train(1, 2);
     results.insert(results.end(), rest.begin(), rest.end());
     for (size_t i = 0; i < results.size(); ++i)
-      EXPECT_NEAR(results[i].loss, expected[i].loss, 0.01) << attention << " step " << i + 1;
+      EXPECT_NEAR(results[i].loss, expected[i].loss, tolerance * 0.01)
+          << attention << " step " << i + 1;
     printf("  %s: gradients %.2g of their norm from the CPU's, those %.2g from float32\n",
            attention, apart / norm(gradients), rounding / norm(gradients));
   }

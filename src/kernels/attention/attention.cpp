@@ -156,8 +156,7 @@ void log_choice(Context& context, std::span<const SegmentTask> segments,
 /// What a call on the GPU can be given to; segments: of the call, or those left of it.
 template <typename Tensors>
 struct Implementations {
-  sdpa::Outcome (*cudnn)(Context&, const Tensors&, const AttentionOptions&, void*, bool whole,
-                         sdpa::Parts);
+  sdpa::Outcome (*cudnn)(Context&, const Tensors&, const AttentionOptions&, void*, bool whole);
   void (*native)(Context&, const Tensors&, const AttentionOptions&, void*);
   void (*plain)(Context&, const Tensors&, const AttentionOptions&, void*);
 };
@@ -186,7 +185,7 @@ void run_on_gpu(Context& context, const Tensors& tensors, const AttentionOptions
   sdpa::Outcome outcome;
   if (allows(context, AttentionChoice::kCudnn)) {
     const bool only = asked == AttentionChoice::kCudnn;
-    outcome = run.cudnn(context, tensors, options, workspace, only, sdpa::Parts::kAll);
+    outcome = run.cudnn(context, tensors, options, workspace, only);
     if (outcome.refusal.empty()) {
       log(AttentionChoice::kCudnn, outcome.description);
       if (outcome.rest.empty()) return;

@@ -1,4 +1,4 @@
-// See attention_bench.h. Limits are measured before and after, and the larger one counts.
+// See attention_bench.h.
 #include "kernels/attention/attention_bench.h"
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <optional>
 
 #include "core/arena.h"
 #include "core/bf16.h"
@@ -21,6 +22,7 @@ namespace longnet {
 namespace {
 
 constexpr double kSampleSeconds = 0.02;  // of a GPU: launches and waits are far below one per cent
+constexpr int64_t kPeriod = 1'048'573;   // of the inputs; a prime, so that rows differ
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -32,26 +34,33 @@ double median(std::vector<double> values) {
 }
 
 struct Samples {
-  std::vector<double> seconds;  // of one call
-  int64_t calls = 1;            // per sample
+  std::vector<double> seconds;       // of one call
+  std::vector<double> host_seconds;  // likewise, until the host has started it
+  int64_t calls = 1;                 // per sample
 };
 
 /// prepare: called before every sample, its time is not counted.
 Samples time_samples(Context& context, int repetitions, const std::function<void()>& prepare,
                      const std::function<void()>& call) {
-  const auto sample = [&](int64_t calls) {
+  Samples samples;
+  const auto sample = [&] {
     prepare();
     context.wait();
     const double start = now();
-    for (int64_t i = 0; i < calls; ++i) call();
+    for (int64_t i = 0; i < samples.calls; ++i) call();
+    const double started = now();
     context.wait();
-    return (now() - start) / static_cast<double>(calls);
+    samples.seconds.push_back((now() - start) / static_cast<double>(samples.calls));
+    samples.host_seconds.push_back((started - start) / static_cast<double>(samples.calls));
   };
-  Samples samples;
-  sample(1);
-  if (context.on_gpu())
-    samples.calls = std::max<int64_t>(1, std::llround(kSampleSeconds / sample(1)));
-  for (int i = 0; i < repetitions; ++i) samples.seconds.push_back(sample(samples.calls));
+  sample();
+  if (context.on_gpu()) {
+    sample();
+    samples.calls = std::max<int64_t>(1, std::llround(kSampleSeconds / samples.seconds.back()));
+  }
+  samples.seconds.clear();
+  samples.host_seconds.clear();
+  for (int i = 0; i < repetitions; ++i) sample();
   return samples;
 }
 
@@ -68,6 +77,7 @@ AttentionBenchTiming time_calls(Context& context, int repetitions,
   timing.median_seconds = median(samples.seconds);
   timing.fastest_seconds = *std::min_element(samples.seconds.begin(), samples.seconds.end());
   timing.slowest_seconds = *std::max_element(samples.seconds.begin(), samples.seconds.end());
+  if (context.on_gpu()) timing.host_seconds = median(samples.host_seconds);
   timing.gflops = timing.flops / timing.median_seconds / 1e9;
   return timing;
 }
@@ -90,21 +100,22 @@ double row_error(const TensorView& actual, const TensorView& expected,
   return std::isnan(error) ? INFINITY : error / largest;
 }
 
-/// The tensors of a run, on the device, and copies of the inputs in host memory as floats.
+Context host_context(const Context& context) {
+  return Context({.device = {}, .threads = context.threads(), .counting = false});
+}
+
+/// What a run writes, on the device; its inputs are another's.
 class Bench {
  public:
-  Bench(Context& context, const AttentionBenchOptions& options)
+  Bench(Context& context, const AttentionBenchOptions& options, const AttentionBenchInputs& inputs)
       : context_(context),
         options_(options),
+        inputs_(inputs),
         plan_(options.tokens, 1, 0, options.heads, options.branches, HeadOffset::kInterleaved),
         rotary_(options.head_dim, {options.position, 10000, 512}),
-        host_({.device = {}, .threads = context.threads(), .counting = false}),
+        host_(host_context(context)),
         arena_("bench", false, context.device()),
         host_arena_("bench host") {
-    query_ = input("q");
-    key_ = input("k");
-    value_ = input("v");
-    grad_out_ = input("grad_out");
     for (TensorView* x : {&out_, &grad_query_, &grad_key_, &grad_value_}) {
       *x = rows(arena_, DType::kF32);
       fill(context_, *x, 0.0f);
@@ -113,8 +124,8 @@ class Bench {
     delta_ = arena_.allocate(DType::kF32, {options_.batch, options_.heads, options_.tokens});
     int64_t workspace_bytes = 0;
     for (int b = 0; b < branches(); ++b) {
-      tasks_.push_back(
-          local_segment_tasks(plan_, b, key_.device, value_.device, grad_key_, grad_value_));
+      tasks_.push_back(local_segment_tasks(plan_, b, inputs.key.device, inputs.value.device,
+                                           grad_key_, grad_value_));
       offsets_.push_back(plan_.head_offsets(b));
       for (const bool backward : {false, true}) {
         workspace_bytes = std::max(
@@ -129,7 +140,7 @@ class Bench {
 
   AttentionBenchResult run() {
     AttentionBenchResult result;
-    measure_limits(result);
+    measure_limit(result);
     std::vector<double> begin_seconds;
     result.forward = time_calls(
         context_, options_.repetitions,
@@ -144,12 +155,12 @@ class Bench {
     result.begin_seconds = median(begin_seconds);
     attention_begin(context_, out_, lse_);  // samples of several calls have counted keys repeatedly
     forward();
-    attention_delta(context_, delta_, grad_out_.device, out_);
+    attention_delta(context_, delta_, inputs_.grad_out.device, out_);
     int64_t calls = 1;
     result.backward = time_calls(
         context_, options_.repetitions, [] {}, [&] { backward(); }, calls);
     time_library(result);
-    measure_limits(result);
+    measure_limit(result);
     for (AttentionBenchTiming* t : {&result.forward, &result.backward}) {
       if (result.fma_gflops > 0) t->share_of_fma = t->gflops / result.fma_gflops;
       if (result.matmul_gflops > 0) t->share_of_matmul = t->gflops / result.matmul_gflops;
@@ -160,10 +171,6 @@ class Bench {
   }
 
  private:
-  struct Input {
-    TensorView device, host;  // host: f32, what the device's type keeps of the numbers
-  };
-
   int branches() const { return static_cast<int>(options_.branches.size()); }
   AttentionSize size() const { return {options_.batch, options_.head_dim, options_.dtype}; }
 
@@ -174,25 +181,6 @@ class Bench {
   TensorView host_rows() {
     const TensorView x = rows(host_arena_, DType::kF32);
     fill(host_, x, 0.0f);
-    return x;
-  }
-
-  Input input(const char* name) {
-    Input x{rows(arena_, options_.dtype), host_rows()};
-    fill_normal(host_, x.host, 1, name, 1.0);
-    const int64_t n = x.host.elements();
-    std::vector<bf16> low;
-    if (options_.dtype == DType::kBF16)
-      for (int64_t i = 0; i < n; ++i) {
-        low.push_back(to_bf16(x.host.f32()[i]));
-        x.host.f32()[i] = to_float(low.back());
-      }
-    const void* from = low.empty() ? static_cast<const void*>(x.host.data) : low.data();
-    if (context_.on_gpu())
-      device_runtime::copy_to_device(x.device.data, from, x.device.bytes(), context_.stream());
-    else
-      std::memcpy(x.device.data, from, static_cast<size_t>(x.device.bytes()));
-    context_.wait();
     return x;
   }
 
@@ -217,9 +205,12 @@ class Bench {
     o.causal = options_.causal;
     return o;
   }
-  AttentionForward forward_tensors(int b) const { return {out_, lse_, query_.device, tasks_[b]}; }
+  AttentionForward forward_tensors(int b) const {
+    return {out_, lse_, inputs_.query.device, tasks_[b]};
+  }
   AttentionBackward backward_tensors(int b) const {
-    return {grad_query_, grad_out_.device, lse_, delta_, query_.device, tasks_[b], out_};
+    return {grad_query_, inputs_.grad_out.device, lse_, delta_, inputs_.query.device, tasks_[b],
+            out_};
   }
   void forward() {
     for (int b = 0; b < branches(); ++b)
@@ -230,42 +221,46 @@ class Bench {
       attention_backward(context_, backward_tensors(b), attention_options(b), workspace_);
   }
 
-  void measure_limits(AttentionBenchResult& result) {
-    if (!options_.measure_limits) return;
-    if (context_.on_gpu())
-      result.matmul_gflops = std::max(result.matmul_gflops,
-                                      measure_machine(context_, 0.3, options_.dtype).matmul_gflops);
-    else
-      result.fma_gflops = std::max(result.fma_gflops, measure_fma_gflops(context_, 0.3));
+  void measure_limit(AttentionBenchResult& result) {
+    double& limit = context_.on_gpu() ? result.matmul_gflops : result.fma_gflops;
+    limit = options_.limit_gflops
+                ? *options_.limit_gflops
+                : std::max(limit, attention_bench_limit(context_, options_.dtype));
   }
 
   bool times_library() const {
     return context_.attention() != AttentionChoice::kPlain &&
            sdpa::refusal(context_, size()).empty();
   }
-  /// cuDNN's calls for the same problems, operands where the whole call would have them.
+  /// cuDNN's calls for the same problems, operands where the whole call would have them. Leaves
+  /// out_ and lse_ as one forward of cuDNN does.
   void time_library(AttentionBenchResult& result) {
     if (!times_library()) return;
-    bool taken = true;
-    const auto time = [&](bool backward, sdpa::Parts parts) {
-      const Samples samples = time_samples(
-          context_, options_.repetitions, [] {},
-          [&] {
-            for (int b = 0; b < branches(); ++b)
-              taken = taken &&
-                      (backward ? sdpa::try_backward(context_, backward_tensors(b),
-                                                     attention_options(b), workspace_, true, parts)
-                                : sdpa::try_forward(context_, forward_tensors(b),
-                                                    attention_options(b), workspace_, true, parts))
-                          .refusal.empty();
-          });
-      return taken ? median(samples.seconds) : 0.0;
-    };
-    result.forward.sdpa_seconds = time(false, sdpa::Parts::kLibrary);
-    result.backward.sdpa_seconds = time(true, sdpa::Parts::kLibrary);
-    if (context_.attention() == AttentionChoice::kNative) return;
-    result.forward.unmerged_seconds = time(false, sdpa::Parts::kUnmerged);
-    result.backward.unmerged_seconds = time(true, sdpa::Parts::kUnmerged);
+    attention_begin(context_, out_, lse_);
+    for (AttentionBenchTiming* t : {&result.forward, &result.backward})
+      for (int b = 0; b < branches(); ++b) {
+        std::optional<sdpa::PreparedCall> call;
+        const AttentionOptions options = attention_options(b);
+        if (t == &result.forward)
+          call.emplace(context_, forward_tensors(b), options, workspace_);
+        else
+          call.emplace(context_, backward_tensors(b), options, workspace_);
+        if (!call->refusal().empty()) {
+          t->sdpa_seconds = t->unmerged_seconds = 0;
+          return;
+        }
+        using enum sdpa::PreparedCall::Parts;
+        call->run(kAll);
+        const auto time = [&](auto parts, double& seconds, double& host_seconds) {
+          const Samples samples = time_samples(
+              context_, options_.repetitions, [] {}, [&] { call->run(parts); });
+          seconds += median(samples.seconds);
+          host_seconds += median(samples.host_seconds);
+        };
+        time(kLibrary, t->sdpa_seconds, t->sdpa_host_seconds);
+        if (context_.attention() != AttentionChoice::kNative)
+          time(kUnmerged, t->unmerged_seconds, t->unmerged_host_seconds);
+      }
   }
 
   /// The last few rows of each head in the last segment, against the definition.
@@ -279,8 +274,8 @@ class Bench {
         task.queries.first[h] += skip;
         task.queries.count[h] -= skip;
       }
-      task.keys[0].key = key_.host;
-      task.keys[0].value = value_.host;
+      task.keys[0].key = inputs_.key.host;
+      task.keys[0].value = inputs_.value.host;
       task.keys[0].grad_key = host_rows();
       task.keys[0].grad_value = host_rows();
       few.push_back(std::move(task));
@@ -289,14 +284,17 @@ class Bench {
                      expected_lse = host_arena_.allocate_zeroed(
                          DType::kF32, {options_.batch, options_.heads, options_.tokens});
     fill(host_, expected_lse, -INFINITY);
-    reference::attention_forward({expected_out, expected_lse, query_.host, few},
+    reference::attention_forward({expected_out, expected_lse, inputs_.query.host, few},
                                  attention_options(0));
+    attention_begin(context_, out_, lse_);
+    forward();
+    attention_delta(context_, delta_, inputs_.grad_out.device, out_);
     fill(context_, grad_query_, 0.0f);
     backward();
     context_.wait();
-    reference::attention_backward(
-        {expected_grad_query, grad_out_.host, download(lse_), download(delta_), query_.host, few},
-        attention_options(0));
+    reference::attention_backward({expected_grad_query, inputs_.grad_out.host, download(lse_),
+                                   download(delta_), inputs_.query.host, few},
+                                  attention_options(0));
     result.forward.largest_error = row_error(download(out_), expected_out, few);
     result.backward.largest_error = row_error(download(grad_query_), expected_grad_query, few);
     const double limit = options_.dtype == DType::kBF16 ? 2e-2 : 2e-5;
@@ -307,11 +305,11 @@ class Bench {
 
   Context& context_;
   const AttentionBenchOptions& options_;
+  const AttentionBenchInputs& inputs_;
   SequencePlan plan_;
   RotaryTable rotary_;
   Context host_;
   Arena arena_, host_arena_;
-  Input query_, key_, value_, grad_out_;
   TensorView out_, grad_query_, grad_key_, grad_value_, lse_, delta_;
   std::vector<std::vector<SegmentTask>> tasks_;
   std::vector<std::vector<int64_t>> offsets_;
@@ -320,8 +318,57 @@ class Bench {
 
 }  // namespace
 
+AttentionBenchInputs::AttentionBenchInputs(Context& context, const AttentionBenchOptions& options)
+    : arena_("bench inputs", false, context.device()), host_arena_("bench host inputs") {
+  query = draw(context, options, "q");
+  key = draw(context, options, "k");
+  value = draw(context, options, "v");
+  grad_out = draw(context, options, "grad_out");
+}
+
+AttentionBenchInputs::Rows AttentionBenchInputs::draw(Context& context,
+                                                      const AttentionBenchOptions& o,
+                                                      const char* name) {
+  const auto allocate = [&](Arena& arena, DType dtype) {
+    return arena.allocate(dtype, {o.batch, o.tokens, o.heads, o.head_dim});
+  };
+  const Rows x{allocate(arena_, o.dtype), allocate(host_arena_, DType::kF32)};
+  const int64_t n = x.host.elements(), period = std::min(n, kPeriod);
+  Context host = host_context(context);
+  fill_normal(host, TensorView(x.host.data, DType::kF32, {period}), 1, name, 1.0);
+  float* const numbers = x.host.f32();
+  std::vector<bf16> low(o.dtype == DType::kBF16 ? n : 0);
+  if (!low.empty())
+    for (int64_t i = 0; i < period; ++i) {
+      low[i] = to_bf16(numbers[i]);
+      numbers[i] = to_float(low[i]);
+    }
+  for (int64_t i = period; i < n; i += period) {
+    const int64_t count = std::min(period, n - i);
+    std::copy_n(numbers, count, numbers + i);
+    if (!low.empty()) std::copy_n(low.data(), count, low.data() + i);
+  }
+  const void* from = low.empty() ? x.host.data : low.data();
+  if (context.on_gpu())
+    device_runtime::copy_to_device(x.device.data, from, x.device.bytes(), context.stream());
+  else
+    std::memcpy(x.device.data, from, static_cast<size_t>(x.device.bytes()));
+  context.wait();
+  return x;
+}
+
+double attention_bench_limit(Context& context, DType dtype) {
+  return context.on_gpu() ? measure_machine(context, 0.3, dtype).matmul_gflops
+                          : measure_fma_gflops(context, 0.3);
+}
+
+AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptions& options,
+                                     const AttentionBenchInputs& inputs) {
+  return Bench(context, options, inputs).run();
+}
+
 AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptions& options) {
-  return Bench(context, options).run();
+  return bench_attention(context, options, AttentionBenchInputs(context, options));
 }
 
 }  // namespace longnet

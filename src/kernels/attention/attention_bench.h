@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "core/arena.h"
 #include "core/context.h"
 #include "core/sequence_plan.h"
 #include "kernels/rotary/rotary.h"
@@ -17,8 +19,10 @@ struct AttentionBenchOptions {
   bool causal = true;
   DType dtype = DType::kF32;  // of query, key, value and the incoming gradient
   Position position = Position::kNone;
-  int repetitions = 9;         // timed ones, after one for warming up
-  bool measure_limits = true;  // false: only the kernels themselves, no shares
+  int repetitions = 9;  // timed ones, after one for warming up
+  /// attention_bench_limit() of before, for several runs; 0: no shares. Not given: measured before
+  /// and after the run, and the larger one counts.
+  std::optional<double> limit_gflops;
 };
 
 /// Seconds of one call over all branches, and what follows from them.
@@ -28,10 +32,13 @@ struct AttentionBenchTiming {
   double gflops = 0;            // at the median
   double share_of_fma = 0;      // CPU: of the limit measured in the same run
   double share_of_matmul = 0;   // GPU: likewise
-  double sdpa_seconds = 0;      // GPU: median of cuDNN's calls alone, without packing and merge; 0:
-                                // cuDNN does not take these calls
+  double sdpa_seconds = 0;      // GPU: median of cuDNN's calls alone, made ready before, without
+                                // packing and merge; 0: cuDNN does not take these calls
   double share_of_sdpa = 0;     // sdpa_seconds / median_seconds
   double unmerged_seconds = 0;  // with cuDNN: likewise with packing, without merge or sums; 0: else
+  /// GPU: medians of what the host spends on one call of the three above. Hidden where it is the
+  /// smaller time; about as large as the seconds above where the host is what limits.
+  double host_seconds = 0, sdpa_host_seconds = 0, unmerged_host_seconds = 0;
   double largest_error =
       0;  // against the reference on a few queries, relative to the largest value
 };
@@ -45,9 +52,33 @@ struct AttentionBenchResult {
   AttentionBenchTiming forward, backward;
 };
 
+/// The tensors [B, N, H, D] that runs of one shape and type read, drawn once: normal numbers that
+/// repeat after about a million, so that no two rows are equal.
+class AttentionBenchInputs {
+ public:
+  AttentionBenchInputs(Context& context, const AttentionBenchOptions& options);
+
+  struct Rows {
+    TensorView device, host;  // host: f32, what the device's type keeps of the numbers
+  };
+  Rows query, key, value, grad_out;
+
+ private:
+  Rows draw(Context& context, const AttentionBenchOptions& options, const char* name);
+
+  Arena arena_, host_arena_;
+};
+
+/// What shares are of: the multiply-adds of the threads in use, on a GPU its matrix products of
+/// this type; GFLOP/s.
+double attention_bench_limit(Context& context, DType dtype);
+
 /// Runs on the context's device, with its attention(). Throws Error if a result differs from the
 /// reference by more than rounding (one branch only: merged rows differ by branch, tests cover
 /// them).
+AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptions& options,
+                                     const AttentionBenchInputs& inputs);
+/// The same with inputs of its own.
 AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptions& options);
 
 }  // namespace longnet

@@ -16,6 +16,7 @@ namespace {
 using cuda::RowSpan;
 using cuda::SpanList;
 using cuda::StridedRows;
+using Parts = PreparedCall::Parts;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -173,9 +174,14 @@ class Call {
 
   size_t groups() const { return groups_.size(); }
 
-  void run(void* workspace, Parts parts) {
-    parts_ = parts;
+  void run(void* workspace) {
     upload(static_cast<char*>(workspace));
+    run_again(Parts::kAll);
+  }
+
+  /// After run(): these parts once more.
+  void run_again(Parts parts) {
+    parts_ = parts;
     for (size_t i = 0; i < groups_.size(); ++i) run(groups_[i], problems_[i]);
   }
 
@@ -274,7 +280,6 @@ class Call {
         workspace + aligned(static_cast<int64_t>(tensors.size() * sizeof(StridedRows)));
     spans_ = reinterpret_cast<const RowSpan*>(span_memory);
     const auto copy = [&](void* to, const auto& list) {
-      if (parts_ == Parts::kLibrary) return;
       longnet::upload(context_, to, list.data(),
                       static_cast<int64_t>(list.size() * sizeof(list[0])));
     };
@@ -361,8 +366,28 @@ class Call {
   char* operands_ = nullptr;
 };
 
+Inputs inputs(const AttentionForward& tensors) {
+  return {.query = tensors.query,
+          .out = tensors.out,
+          .lse = tensors.lse,
+          .grad_out = {},
+          .grad_query = {},
+          .segments = tensors.segments,
+          .backward = false};
+}
+
+Inputs inputs(const AttentionBackward& tensors) {
+  return {.query = tensors.query,
+          .out = tensors.out,
+          .lse = tensors.lse,
+          .grad_out = tensors.grad_out,
+          .grad_query = tensors.grad_query,
+          .segments = tensors.segments,
+          .backward = true};
+}
+
 Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& options,
-                 void* workspace, bool whole, Parts parts) {
+                 void* workspace, bool whole) {
   Outcome outcome;
   outcome.refusal = tensor_refusal(context, in, options);
   if (!outcome.refusal.empty()) return outcome;
@@ -370,7 +395,7 @@ Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& opt
   std::vector<bool> refused(in.segments.size(), false);
   const std::string reason = call.refusal(refused);
   if (reason.empty()) {
-    call.run(workspace, parts);
+    call.run(workspace);
     outcome.description = call.description();
     return outcome;
   }
@@ -387,7 +412,7 @@ Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& opt
     outcome.refusal = reason;
     return outcome;
   }
-  part->run(workspace, parts);
+  part->run(workspace);
   outcome.description = fmt::format("{}; {} of {} segments by another: {}", part->description(),
                                     outcome.rest.size(), refused.size(), reason);
   return outcome;
@@ -420,29 +445,52 @@ int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> 
 }
 
 Outcome try_forward(Context& context, const AttentionForward& tensors,
-                    const AttentionOptions& options, void* workspace, bool whole, Parts parts) {
-  return try_call(context,
-                  {.query = tensors.query,
-                   .out = tensors.out,
-                   .lse = tensors.lse,
-                   .grad_out = {},
-                   .grad_query = {},
-                   .segments = tensors.segments,
-                   .backward = false},
-                  options, workspace, whole, parts);
+                    const AttentionOptions& options, void* workspace, bool whole) {
+  return try_call(context, inputs(tensors), options, workspace, whole);
 }
 
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
-                     const AttentionOptions& options, void* workspace, bool whole, Parts parts) {
-  return try_call(context,
-                  {.query = tensors.query,
-                   .out = tensors.out,
-                   .lse = tensors.lse,
-                   .grad_out = tensors.grad_out,
-                   .grad_query = tensors.grad_query,
-                   .segments = tensors.segments,
-                   .backward = true},
-                  options, workspace, whole, parts);
+                     const AttentionOptions& options, void* workspace, bool whole) {
+  return try_call(context, inputs(tensors), options, workspace, whole);
+}
+
+struct PreparedCall::State {
+  Inputs in;
+  AttentionOptions options;
+  void* workspace;
+  std::optional<Call> call;
+  bool uploaded = false;
+
+  /// Returns the refusal.
+  std::string prepare(Context& context) {
+    std::string reason = tensor_refusal(context, in, options);
+    if (!reason.empty()) return reason;
+    call.emplace(context, in, options);
+    std::vector<bool> refused(in.segments.size(), false);
+    return call->refusal(refused);
+  }
+};
+
+PreparedCall::PreparedCall(Context& context, const AttentionForward& tensors,
+                           const AttentionOptions& options, void* workspace)
+    : state_(new State{inputs(tensors), options, workspace, {}}),
+      refusal_(state_->prepare(context)) {}
+
+PreparedCall::PreparedCall(Context& context, const AttentionBackward& tensors,
+                           const AttentionOptions& options, void* workspace)
+    : state_(new State{inputs(tensors), options, workspace, {}}),
+      refusal_(state_->prepare(context)) {}
+
+PreparedCall::~PreparedCall() = default;
+
+void PreparedCall::run(Parts parts) {
+  LN_CHECK(refusal_.empty(), "a refused call was run: {}", refusal_);
+  LN_CHECK(state_->uploaded || parts == Parts::kAll, "kAll comes first");
+  if (state_->uploaded)
+    state_->call->run_again(parts);
+  else
+    state_->call->run(state_->workspace);
+  state_->uploaded = true;
 }
 
 }  // namespace longnet::sdpa

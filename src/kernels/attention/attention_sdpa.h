@@ -8,6 +8,7 @@
 // float32. It takes bf16 query, key and value, D a multiple of 8, and no visibility limits.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,10 +24,6 @@ std::string refusal(const Context& context, const AttentionSize& size);
 int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> segments,
                         bool backward);
 
-/// What of a call is done. Two are for benchmarks: kUnmerged packs and calls the library, but
-/// neither merges nor adds; kLibrary is the library's calls alone, on whatever the workspace holds.
-enum class Parts { kAll, kUnmerged, kLibrary };
-
 /// What came of a try: the problems' number and size, for logs, or the reason why nothing was done.
 struct Outcome {
   std::string refusal;  // empty: done, but for `rest`
@@ -36,10 +33,34 @@ struct Outcome {
 /// attention_forward and attention_backward of attention.h, arguments checked already; or nothing
 /// and a reason. whole: nothing is done either if the library refuses any segment.
 Outcome try_forward(Context& context, const AttentionForward& tensors,
-                    const AttentionOptions& options, void* workspace, bool whole,
-                    Parts parts = Parts::kAll);
+                    const AttentionOptions& options, void* workspace, bool whole);
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
-                     const AttentionOptions& options, void* workspace, bool whole,
-                     Parts parts = Parts::kAll);
+                     const AttentionOptions& options, void* workspace, bool whole);
+
+/// A whole call made ready once, so that a benchmark can run parts of it without what the host does
+/// for every call. The workspace and what the tensors and options point to must outlive it; nothing
+/// else may use the workspace between run()s.
+class PreparedCall {
+ public:
+  PreparedCall(Context& context, const AttentionForward& tensors, const AttentionOptions& options,
+               void* workspace);
+  PreparedCall(Context& context, const AttentionBackward& tensors, const AttentionOptions& options,
+               void* workspace);
+  ~PreparedCall();
+
+  /// Why it cannot run; empty: it can.
+  const std::string& refusal() const { return refusal_; }
+
+  /// kUnmerged packs and calls the library, but neither merges nor adds; kLibrary is the library's
+  /// calls alone, on what is packed already: of several groups of problems the last one's rows. A
+  /// kAll must come first; it also gives the backward its out and lse.
+  enum class Parts { kAll, kUnmerged, kLibrary };
+  void run(Parts parts);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+  std::string refusal_;
+};
 
 }  // namespace longnet::sdpa
