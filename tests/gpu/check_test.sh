@@ -48,7 +48,7 @@ elif words[:2] == ['bench', 'attention']:
         sys.exit('error: run.attention=native: this program has no native kernel')
     share = float(os.environ.get('SLOW', '0.9'))
     w, r = map(int, value('--branch').split(':'))
-    t = {'median_seconds': 1 / share, 'sdpa_median_seconds': 1.0, 'flops': 5e14}
+    t = {'median_seconds': 1 / share, 'sdpa_median_seconds': 1.0, 'executed_flops': 5e14}
     if value('--attention') == 'cudnn':
         t['unmerged_median_seconds'] = 1.01
     print(json.dumps({'benchmark': 'attention', 'attention': value('--attention'), 'position': value('--position'),
