@@ -10,7 +10,7 @@ namespace longnet::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMostRows = 65535;  // of a grid
+constexpr int64_t kMostRows = 1024;  // of a grid; more are taken in turn
 
 template <int kPack>
 __global__ void __launch_bounds__(kThreads)
