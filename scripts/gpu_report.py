@@ -113,7 +113,7 @@ class Figure:
         self.choice, self.position = json_report['attention'], json_report['position']
         both = (json_report['forward'], json_report['backward'])
         self.seconds = sum(t['median_seconds'] for t in both)
-        self.flops = sum(t['flops'] for t in both)
+        self.flops = sum(t['executed_flops'] for t in both)
         self.library = self.total(both, 'sdpa_median_seconds')
         self.unmerged = self.total(both, 'unmerged_median_seconds')
         self.host = self.total(both, 'host_seconds')

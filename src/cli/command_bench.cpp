@@ -102,7 +102,7 @@ AttentionBenchOptions case_options(const AttentionArguments& arguments, const At
 }
 
 Json timing(const AttentionBenchTiming& t, bool gpu) {
-  Json json = {{"gflops", t.gflops}};
+  Json json = {{"executed_gflops", t.executed_gflops}};
   if (gpu) {
     json["share_of_matmul"] = t.share_of_matmul;
     if (t.sdpa_seconds > 0) {
@@ -119,7 +119,7 @@ Json timing(const AttentionBenchTiming& t, bool gpu) {
   json["median_seconds"] = t.median_seconds;
   json["fastest_seconds"] = t.fastest_seconds;
   json["slowest_seconds"] = t.slowest_seconds;
-  json["flops"] = t.flops;
+  json["executed_flops"] = t.executed_flops;
   json["largest_error"] = t.largest_error;
   return json;
 }

@@ -34,7 +34,7 @@ const char* attention_choice_name(AttentionChoice choice);
 /// peak is taken of the first two only: what is computed a second time is no progress.
 struct Work {
   double matmul_flops = 0;      // linear layers and the output projection
-  double attention_flops = 0;   // q k^T and p v, only the pairs that the mask keeps
+  double attention_flops = 0;   // of pairs that the mask keeps: 4 D forward, 8 D backward each
   double recomputed_flops = 0;  // of both kinds, repeated by a backward that kept no activations
 };
 

@@ -18,6 +18,13 @@ int64_t logit_chunk_bytes(const Context& context) {
   return int64_t{context.device().type == DeviceType::kCUDA ? 256 : 32} << 20;
 }
 
+/// Elements from one row of a chunk's logits to the next. On a GPU every row is aligned, whatever
+/// the vocabulary: matrix products and packs there need 16 bytes.
+int64_t logit_row_elements(const Context& context, int64_t vocabulary) {
+  constexpr int64_t kUnit = 64;
+  return context.on_gpu() ? (vocabulary + kUnit - 1) / kUnit * kUnit : vocabulary;
+}
+
 TensorView as_rows(const TensorView& matrix) {  // [T, C] -> [T, 1, C]
   if (!matrix.defined()) return {};
   return matrix.view({matrix.shape[0], 1, matrix.shape[1]});
@@ -153,14 +160,18 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
     const int64_t bytes = embedding_backward_workspace_bytes(context, rows_, config.vocab_size, c);
     if (bytes > 0) embedding_workspace_ = workspace.allocate_bytes(bytes);
   }
-  const int64_t chunk = std::clamp<int64_t>(
-      logit_chunk_bytes(context) / (config.vocab_size * static_cast<int64_t>(sizeof(float))), 1,
-      std::max<int64_t>(rows_, 1));
-  chunk_logits_ = workspace.allocate(DType::kF32, {chunk, config.vocab_size});
+  const int64_t row = logit_row_elements(context, config.vocab_size);
+  const int64_t chunk =
+      std::clamp<int64_t>(logit_chunk_bytes(context) / (row * static_cast<int64_t>(sizeof(float))),
+                          1, std::max<int64_t>(rows_, 1));
+  const auto chunk_matrix = [&](DType dtype) {
+    return workspace.allocate(dtype, {chunk, row}).slice(1, 0, config.vocab_size);
+  };
+  chunk_logits_ = chunk_matrix(DType::kF32);
   loss_sums_ = workspace.allocate_bytes(cross_entropy_sums_bytes(context, chunk));
   if (training && dtype_ != DType::kF32) {
     rounded_grad_stream_ = hidden_;  // which the loss has read; products read it before grad_qkv_
-    rounded_chunk_grad_ = workspace.allocate(dtype_, {chunk, config.vocab_size});
+    rounded_chunk_grad_ = chunk_matrix(dtype_);
   }
 }
 

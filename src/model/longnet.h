@@ -154,8 +154,8 @@ class LongNet {
   void* loss_sums_ = nullptr;                       // of cross_entropy
   void* embedding_workspace_ = nullptr;             // of the embedding's backward
   TensorView rounded_grad_stream_;  // [T, C] bf16, over hidden_; not defined with f32
-  TensorView chunk_logits_;         // [c, V]
-  TensorView rounded_chunk_grad_;   // [c, V] bf16; not defined with f32
+  TensorView chunk_logits_;         // [c, V]; on a GPU rows lie apart (logit_row_elements)
+  TensorView rounded_chunk_grad_;   // [c, V] bf16, likewise; not defined with f32
   TensorView tokens_;               // of the last forward; not defined for vectors
   Visibility visibility_;           // of the last forward
 };

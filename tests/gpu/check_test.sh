@@ -62,7 +62,7 @@ elif words[:2] == ['bench', 'attention']:
         branch, attention, position = case.split(',')
         report = {'attention': attention, 'position': position,
                   'shape': {'head_dim': int(value('--head-dim')), 'branches': [list(map(int, branch.split(':')))]}}
-        t = {'median_seconds': 1 / share, 'sdpa_median_seconds': 1.0, 'flops': 5e14, 'host_seconds': 0.1,
+        t = {'median_seconds': 1 / share, 'sdpa_median_seconds': 1.0, 'executed_flops': 5e14, 'host_seconds': 0.1,
              'sdpa_host_seconds': 0.99}
         if attention == 'cudnn':
             t['unmerged_median_seconds'] = 1.01

@@ -23,7 +23,8 @@ struct Case {
 const Case kCases[] = {{0, 5, 4, 0, true, false},      {1, 1, 1, 0, true, false},
                        {1, 33, 7, 3, false, true},     {5, 7, 33, 0, true, true},
                        {130, 192, 64, 0, true, false}, {257, 96, 104, 16, true, false},
-                       {700, 31, 48, 5, true, true},   {300, 2304, 768, 0, true, false}};
+                       {700, 31, 48, 5, true, true},   {300, 2304, 768, 0, true, false},
+                       {70, 4101, 64, 59, false, true}};
 
 void check(const Case& c, DType operands, DType result, int64_t workspace_bytes) {
   SCOPED_TRACE(fmt::format("{} x {} x {} + {} {} -> {}, workspace {}", c.t, c.o, c.i, c.gap,

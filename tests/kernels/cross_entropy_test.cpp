@@ -88,6 +88,14 @@ TEST(CrossEntropy, ExtremeAndBrokenLogits) {
   }
 }
 
+TEST(CrossEntropy, RowsLieWithoutGaps) {
+  Context context;
+  std::vector<float> logits = random_values(2 * 8, 1);
+  std::vector<int64_t> targets{1, 2};
+  const TensorView wide(logits.data(), DType::kF32, {2, 8}), t(targets.data(), DType::kI64, {2});
+  EXPECT_THROW(cross_entropy(context, wide.slice(1, 0, 7), t, 1, true), Error);
+}
+
 TEST(CrossEntropy, ChunksAddUpAndTheFirstBadTargetIsNamed) {
   Context context;
   std::vector<float> logits = random_values(6 * 5, 3);

@@ -107,16 +107,55 @@ TEST(LinearProduct, OnlyEqualShapesShareAnAlgorithm) {
   EXPECT_NE(first, internal::forward_product(out, half_x, half_weight, none, false).shape);
 }
 
-TEST(LinearProduct, AlignmentIsTheAddressesOwn) {
-  const auto alignment = [](uintptr_t address) {
-    return internal::alignment_of(reinterpret_cast<const void*>(address));
+TEST(LinearProduct, AlignmentIsThatOfEveryRow) {
+  const auto alignment = [](uintptr_t address, int64_t row_bytes) {
+    return internal::alignment_of(reinterpret_cast<const void*>(address), row_bytes);
   };
-  EXPECT_EQ(alignment(0), 256);
-  EXPECT_EQ(alignment(256), 256);
-  EXPECT_EQ(alignment(4096), 256);
-  EXPECT_EQ(alignment(4096 + 64), 64);
-  EXPECT_EQ(alignment(4096 + 6), 2);
-  EXPECT_EQ(alignment(4096 + 1), 1);
+  EXPECT_EQ(alignment(0, 0), 256);
+  EXPECT_EQ(alignment(256, 512), 256);
+  EXPECT_EQ(alignment(4096, 1024), 256);
+  EXPECT_EQ(alignment(4096 + 64, 1024), 64);
+  EXPECT_EQ(alignment(4096, 1024 + 32), 32);
+  EXPECT_EQ(alignment(4096 + 64, 1024 + 32), 32);
+  EXPECT_EQ(alignment(4096 + 6, 1024), 2);
+  EXPECT_EQ(alignment(4096, 7 * 2), 2);
+  EXPECT_EQ(alignment(4096 + 1, 1024), 1);
+
+  alignas(256) static float memory[4096];
+  const auto matrix = [](int64_t rows, int64_t columns, int64_t stride) {
+    TensorView view(memory, DType::kF32, {rows, columns});
+    view.stride[0] = stride;
+    return view;
+  };
+  const auto shape = [&](int64_t rows, int64_t stride) {
+    return internal::forward_product(matrix(rows, 7, stride), matrix(rows, 12, 12),
+                                     matrix(7, 12, 12), TensorView(), false)
+        .shape;
+  };
+  EXPECT_EQ(shape(4, 7).alignment_d, 4);
+  EXPECT_EQ(shape(4, 64).alignment_d, 256);
+  EXPECT_EQ(shape(4, 7).alignment_a, 16);  // rows of 48 bytes
+  EXPECT_EQ(shape(4, 7).alignment_b, 16);
+  // One row, with the room of a longer matrix's or a stride that says nothing.
+  EXPECT_EQ(shape(1, 64).ldd, 64);
+  EXPECT_EQ(shape(1, 64).alignment_d, 256);
+  EXPECT_EQ(shape(1, 0).ldd, 7);
+}
+
+TEST(LinearProduct, LargeOddOutputsAreTakenInTwo) {
+  static char memory[256];
+  const auto whole = [](DType dtype, int64_t columns, int64_t stride) {
+    TensorView view(memory, dtype, {3, columns});
+    view.stride[0] = stride;
+    return internal::whole_columns(view);
+  };
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    EXPECT_EQ(whole(dtype, 100277, 100288), 100272);
+    EXPECT_EQ(whole(dtype, 100272, 100288), 100272);
+    EXPECT_EQ(whole(dtype, 100277, 100277), 100277) << "rows without alignment";
+    EXPECT_EQ(whole(dtype, 4101, 4160), 4096);
+    EXPECT_EQ(whole(dtype, 4095, 4096), 4095) << "small";
+  }
 }
 
 TEST(LinearProduct, TypesThatNoLibraryOffersAreRefused) {

@@ -1,6 +1,6 @@
 // The calls of cuBLASLt that linear_cublaslt.cpp makes, on the host: D = alpha op(A) op(B) + beta C
 // (+ bias per row), all column-major, sums in double. It refuses what the library's tables of types
-// do not list, leading dimensions that are too small, addresses that are less aligned than the
+// do not list, leading dimensions that are too small, columns that are less aligned than the
 // heuristic was told, and another algorithm or scratch than the heuristic's.
 #include <cublasLt.h>
 
@@ -63,9 +63,14 @@ uint64_t packed(const uint32_t* alignment) {
   for (int i = 0; i < 4; ++i) all = all << 16 | alignment[i];
   return all;
 }
-bool aligned(const void* data, uint64_t alignments, int place) {
+/// Every column begins on such a boundary.
+bool aligned(const void* data, const cublasLtMatrixLayoutOpaque& layout, uint64_t alignments,
+             int place) {
   const uint64_t bytes = alignments >> (16 * (3 - place)) & 0xffff;
-  return bytes != 0 && reinterpret_cast<uintptr_t>(data) % bytes == 0;
+  const uint64_t distance = layout.columns <= 1         ? 0
+                            : layout.type == CUDA_R_32F ? static_cast<uint64_t>(layout.leading) * 4
+                                                        : static_cast<uint64_t>(layout.leading) * 2;
+  return bytes != 0 && reinterpret_cast<uintptr_t>(data) % bytes == 0 && distance % bytes == 0;
 }
 
 struct Extents {
@@ -202,9 +207,11 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   std::memcpy(&promise, algo->data, sizeof promise);
   const auto extent = [](int64_t x) { return static_cast<uint64_t>(x); };
   if (promise.tag != kTag || promise.m != extent(e.m) || promise.n != extent(e.n) ||
-      promise.k != extent(e.k) || !aligned(a, promise.alignments, 0) ||
-      !aligned(b, promise.alignments, 1) || !aligned(c, promise.alignments, 2) ||
-      !aligned(d, promise.alignments, 3) || c != d || (workspace_bytes > 0 && workspace == nullptr))
+      promise.k != extent(e.k) || !aligned(a, *a_layout, promise.alignments, 0) ||
+      !aligned(b, *b_layout, promise.alignments, 1) ||
+      !aligned(c, *c_layout, promise.alignments, 2) ||
+      !aligned(d, *d_layout, promise.alignments, 3) || c != d ||
+      (workspace_bytes > 0 && workspace == nullptr))
     return CUBLAS_STATUS_INVALID_VALUE;
   if (workspace_bytes > 0) std::memset(workspace, 0xff, workspace_bytes);  // the library's to use
   float alpha_value, beta_value;

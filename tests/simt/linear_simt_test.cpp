@@ -18,10 +18,16 @@ struct Case {
   int64_t t, o, i, gap;
   bool bias, accumulate;
 };
-constexpr Case kCases[] = {{0, 5, 4, 0, true, false},      {1, 1, 1, 0, true, false},
-                           {1, 33, 7, 3, false, true},     {5, 7, 33, 0, true, true},
-                           {130, 192, 64, 0, true, false}, {257, 96, 100, 12, true, false},
-                           {700, 31, 48, 5, true, true}};
+constexpr Case kCases[] = {{0, 5, 4, 0, true, false},
+                           {1, 1, 1, 0, true, false},
+                           {1, 33, 7, 3, false, true},
+                           {5, 7, 33, 0, true, true},
+                           {130, 192, 64, 0, true, false},
+                           {257, 96, 100, 12, true, false},
+                           {700, 31, 48, 5, true, true},
+                           // A large odd output with room between rows: two products each.
+                           {6, 4101, 16, 59, false, false},
+                           {3, 4101, 16, 59, false, true}};
 
 /// One tensor's numbers for the reference and, the same, on the GPU.
 struct Both {

@@ -274,7 +274,8 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   if (tensors.out.defined()) check_shape("out", tensors.out, DType::kF32, rows);
   check_options(options, shape);
   const double pairs = check_segments(tensors.segments, options, shape, true);
-  context.work().attention_flops += 10.0 * static_cast<double>(shape.head_dim) * pairs;
+  // Four products of the gradients; q k^T, which every twin computes again, is no progress.
+  context.work().attention_flops += 8.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
   if (context.on_gpu())
     return run_on_gpu<AttentionBackward>(

@@ -27,9 +27,10 @@ struct AttentionBenchOptions {
 
 /// Seconds of one call over all branches, and what follows from them.
 struct AttentionBenchTiming {
-  double flops = 0;  // only the pairs that the mask keeps: 4 D forward, 10 D backward each
+  /// Of the pairs that the mask keeps: 4 D forward, 10 D backward each, q k^T done again included.
+  double executed_flops = 0;
   double median_seconds = 0, fastest_seconds = 0, slowest_seconds = 0;
-  double gflops = 0;            // at the median
+  double executed_gflops = 0;   // at the median
   double share_of_fma = 0;      // CPU: of the limit measured in the same run
   double share_of_matmul = 0;   // GPU: likewise
   double sdpa_seconds = 0;      // GPU: median of cuDNN's calls alone, made ready before, without

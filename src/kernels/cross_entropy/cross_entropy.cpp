@@ -23,9 +23,13 @@ void cross_entropy_begin(Context& context, void* sums) {
 
 void cross_entropy(Context& context, void* sums, const TensorView& logits,
                    const TensorView& targets, float scale, bool with_gradient) {
-  LN_CHECK(logits.rank == 2 && logits.contiguous() && targets.contiguous() &&
-               targets.elements() == logits.shape[0],
+  LN_CHECK(logits.rank == 2 && targets.contiguous() && targets.elements() == logits.shape[0],
            "logits {}, targets {}", logits.describe(), targets.describe());
+  // On a GPU rows may lie apart.
+  const bool rows_apart = (logits.stride[1] == 1 || logits.shape[1] <= 1) &&
+                          (logits.shape[0] <= 1 || logits.stride[0] >= logits.shape[1]);
+  LN_CHECK(logits.contiguous() || (context.on_gpu() && rows_apart),
+           "logits {}: rows {} elements apart", logits.describe(), logits.stride[0]);
   if (logits.dtype != DType::kF32)
     throw Error("logits are {}: the loss takes f32 in this version; set run.dtype=f32",
                 dtype_name(logits.dtype));

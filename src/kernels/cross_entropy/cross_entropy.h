@@ -31,7 +31,8 @@ struct CrossEntropySums {
 int64_t cross_entropy_sums_bytes(const Context& context, int64_t max_rows);
 /// Sets sums (CrossEntropySums in memory of the context's device) to nothing seen.
 void cross_entropy_begin(Context& context, void* sums);
-/// logits: [c, V] f32, replaced by the gradient of scale * loss if with_gradient. targets: [c] i64.
+/// logits: [c, V] f32, replaced by the gradient of scale * loss if with_gradient; on a GPU rows may
+/// lie apart, what is between them stays. targets: [c] i64.
 /// Adds to sums, in an order that does not depend on threads. A row whose target is outside [-1, V)
 /// is taken as ignored and remembered.
 void cross_entropy(Context& context, void* sums, const TensorView& logits,

@@ -1,6 +1,8 @@
 // CUDA twin of cross_entropy.h: a team of 32 threads owns a row of up to 1024 logits, a block of
 // 512 a longer one. First pass: running maximum and sum of exponentials. Second pass, from the
-// row's end back so that what was read last comes from cache: the gradient in place.
+// row's end back so that what was read last comes from cache: the gradient in place. Rows are read
+// in packs of 4 where they are aligned to 16 bytes, whatever their width: a tail goes element by
+// element.
 //
 // Reads the logits once or twice and writes them once. Each block leaves the sum of its rows'
 // losses in double; a second kernel of one block adds the blocks' in a fixed order. Deterministic;
@@ -38,10 +40,45 @@ __device__ __forceinline__ void join(float* largest, float* sum, float other_lar
   *largest = top;
 }
 
+/// The same with the values of v.
+template <int kCount>
+__device__ __forceinline__ void join_values(float* largest, float* sum, const float (&v)[kCount]) {
+  float top = *largest;
+  for (int j = 0; j < kCount; ++j) top = v[j] > top ? v[j] : top;
+  const float base = top == -INFINITY ? 0.0f : top;
+  if (top > *largest) *sum *= __expf(*largest - base);
+  for (int j = 0; j < kCount; ++j) *sum += __expf(v[j] - base);
+  *largest = top;
+}
+
+/// Of one row. target: its column, which is none for an ignored row; factor: scale / sum of
+/// exponentials.
+struct Gradient {
+  int64_t target;
+  float largest, factor, scale;
+  bool counts;
+};
+
+/// Columns column, column + 1, ... in place: (softmax - one_hot(target)) scale.
+template <int kCount>
+__device__ __forceinline__ void write_gradient(const Elements& row, int64_t column,
+                                               const Gradient& g) {
+  float v[kCount] = {};
+  if (g.counts) {
+    load(v, row, column);
+    for (int j = 0; j < kCount; ++j) {
+      v[j] = __expf(v[j] - g.largest) * g.factor;
+      if (column + j == g.target) v[j] -= g.scale;
+    }
+  }
+  store(row, column, v);
+}
+
+/// stride: between rows.
 template <int kPack, int kTeam>
 __global__ void __launch_bounds__(kThreads)
     row_kernel(Partial* partials, float* logits, const int64_t* targets, int64_t rows,
-               int64_t width, float scale, bool with_gradient) {
+               int64_t width, int64_t stride, float scale, bool with_gradient) {
   constexpr int kTeams = kThreads / kTeam;
   auto& sm = shared<RowSmem>();
   const int lane = threadIdx.x % kTeam, team = threadIdx.x / kTeam;
@@ -49,23 +86,24 @@ __global__ void __launch_bounds__(kThreads)
   const bool active = index < rows;
   const int64_t target = active ? targets[index] : -1;
   const bool counts = target >= 0 && target < width;
-  const Elements row{logits + (active ? index : 0) * width, false};
-  const int64_t end = active ? width : 0, step = int64_t{kTeam} * kPack;
-  const int64_t begin = int64_t{lane} * kPack;
-  const float at_target = counts ? logits[index * width + target] : 0.0f;
+  const Elements row{logits + (active ? index : 0) * stride, false};
+  const int64_t step = int64_t{kTeam} * kPack, begin = int64_t{lane} * kPack;
+  const int64_t end = width / kPack * kPack, tail = end + lane;  // of packs; this thread's element
+  const float at_target = counts ? logits[index * stride + target] : 0.0f;
   // 1. maximum and sum. A NaN is never the maximum but makes the sum NaN.
   float largest = -INFINITY, sum = 0;
-  if (counts)
+  if (counts) {
     for (int64_t column = begin; column < end; column += step) {
       float v[kPack];
       load(v, row, column);
-      float top = largest;
-      for (int j = 0; j < kPack; ++j) top = v[j] > top ? v[j] : top;
-      const float base = top == -INFINITY ? 0.0f : top;
-      if (top > largest) sum *= __expf(largest - base);
-      for (int j = 0; j < kPack; ++j) sum += __expf(v[j] - base);
-      largest = top;
+      join_values(&largest, &sum, v);
     }
+    if (tail < width) {
+      float v[1];
+      load(v, row, tail);
+      join_values(&largest, &sum, v);
+    }
+  }
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     const float other_largest = __shfl_xor_sync(kFullWarp, largest, distance);
@@ -99,21 +137,13 @@ __global__ void __launch_bounds__(kThreads)
     }
     partials[blockIdx.x] = total;
   }
-  // 3. gradient; the barrier above lies between the reads of logits[target] and this:
-  // (softmax - one_hot(target)) scale
-  if (!with_gradient || begin >= end) return;
-  const float factor = counts ? scale / sum : 0.0f;
-  for (int64_t column = begin + (end - 1 - begin) / step * step; column >= begin; column -= step) {
-    float v[kPack] = {};
-    if (counts) {
-      load(v, row, column);
-      for (int j = 0; j < kPack; ++j) {
-        v[j] = __expf(v[j] - largest) * factor;
-        if (column + j == target) v[j] -= scale;
-      }
-    }
-    store(row, column, v);
-  }
+  // 3. gradient; the barrier above lies between the reads of logits[target] and this
+  if (!with_gradient || !active) return;
+  const Gradient gradient{target, largest, counts ? scale / sum : 0.0f, scale, counts};
+  if (tail < width) write_gradient<1>(row, tail, gradient);
+  if (begin >= end) return;
+  for (int64_t column = begin + (end - 1 - begin) / step * step; column >= begin; column -= step)
+    write_gradient<kPack>(row, column, gradient);
 }
 
 struct AddSmem {
@@ -169,9 +199,9 @@ void cross_entropy(Context& context, void* sums, const TensorView& logits,
   const int64_t* target = targets.on_gpu<int64_t>();
   const auto start = [&](auto kernel) {
     launch(kernel, blocks, kThreads, sizeof(RowSmem), context_stream(context), partials,
-           logits.on_gpu<float>(), target, rows, width, scale, with_gradient);
+           logits.on_gpu<float>(), target, rows, width, logits.stride[0], scale, with_gradient);
   };
-  if (pack_of({logits}) == 4)
+  if (pack_of({logits}, false) == 4)
     width <= kNarrow ? start(row_kernel<4, 32>) : start(row_kernel<4, kThreads>);
   else
     width <= kNarrow ? start(row_kernel<1, 32>) : start(row_kernel<1, kThreads>);

@@ -13,7 +13,7 @@ CrossEntropyResult cross_entropy(const TensorView& logits, const TensorView& tar
   const int64_t width = logits.shape[1];
   for (int64_t t = 0; t < logits.shape[0]; ++t) {
     // 1. softmax of the row
-    float* row = logits.f32() + t * width;
+    float* row = logits.f32() + t * logits.stride[0];
     const int64_t target = targets.as<int64_t>()[t];
     const double largest = *std::max_element(row, row + width);
     std::vector<double> p(width);

@@ -101,7 +101,7 @@ __device__ __forceinline__ void round_as(const Elements& to, float (&v)[kPack]) 
 
 /// The largest pack, 8 (only if every tensor is bf16), 4 or 1, in which every row of every view can
 /// be moved: last axes contiguous and whole packs long, all rows aligned. Undefined views pass.
-/// whole_rows = false: tails are the kernel's business, only alignment counts.
+/// whole_rows = false: a row's tail is the kernel's business, only alignment counts.
 inline int pack_of(std::initializer_list<TensorView> views, bool whole_rows = true) {
   int pack = 8;
   for (const TensorView& view : views) {
@@ -111,10 +111,9 @@ inline int pack_of(std::initializer_list<TensorView> views, bool whole_rows = tr
     const auto fits = [&](int64_t elements) {
       if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(elements * size) != 0)
         return false;
-      if (!whole_rows) return true;
       for (int axis = 0; axis + 1 < view.rank; ++axis)
         if (view.shape[axis] > 1 && view.stride[axis] % elements != 0) return false;
-      return view.shape[view.rank - 1] % elements == 0;
+      return !whole_rows || view.shape[view.rank - 1] % elements == 0;
     };
     if (pack == 8 && !fits(8)) pack = 4;
     if (pack == 4 && !fits(4)) pack = 1;

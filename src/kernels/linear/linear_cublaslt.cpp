@@ -1,7 +1,7 @@
 // cuBLASLt twin of linear.h: one descriptor set and one algorithm per shape, chosen once and kept.
 //
 // The library's heuristic chooses among algorithms that fit the scratch at hand and the alignment
-// of the addresses; nothing is timed. f32 products use plain float32 (CUBLAS_COMPUTE_32F: no tf32),
+// of the rows; nothing is timed. f32 products use plain float32 (CUBLAS_COMPUTE_32F: no tf32),
 // bf16 products float32 sums; the bias is an epilogue. It waits for nothing. Where there is no GPU
 // tests/simt runs this source over a stand-in of the library.
 #include "kernels/linear/linear_cublaslt.h"
@@ -149,13 +149,27 @@ void run(Context& context, const Product& product) {
   run(context, product, context.library_workspace_bytes());
 }
 
+/// f(first, count) for the columns of an output [T, O] or its gradient: those that
+/// internal::whole_columns() sets apart, then the rest.
+template <typename F>
+void by_whole_columns(const TensorView& outputs, F f) {
+  const int64_t columns = outputs.shape[1], whole = internal::whole_columns(outputs);
+  f(0, whole);
+  if (whole < columns) f(whole, columns - whole);
+}
+
 }  // namespace
 
 int64_t workspace_bytes() { return kWorkspaceBytes; }
 
 void linear_forward(Context& context, const TensorView& out, const TensorView& x,
                     const TensorView& weight, const TensorView& bias, bool accumulate) {
-  if (!bias.defined() || bias.dtype == out.dtype)
+  if (!bias.defined())
+    return by_whole_columns(out, [&](int64_t first, int64_t count) {
+      run(context, internal::forward_product(out.slice(1, first, count), x,
+                                             weight.slice(0, first, count), bias, accumulate));
+    });
+  if (bias.dtype == out.dtype)
     return run(context, internal::forward_product(out, x, weight, bias, accumulate));
   // The library takes a bias of the output's type only: a copy of it, at the end of the scratch.
   const int64_t bytes = bias.elements() * dtype_size(out.dtype);
@@ -171,13 +185,23 @@ void linear_forward(Context& context, const TensorView& out, const TensorView& x
 
 void linear_backward_input(Context& context, const TensorView& grad_x, const TensorView& grad_out,
                            const TensorView& weight, bool accumulate) {
-  run(context, internal::backward_input_product(grad_x, grad_out, weight, accumulate));
+  // Two products would round a bf16 sum twice.
+  if (grad_x.dtype != DType::kF32)
+    return run(context, internal::backward_input_product(grad_x, grad_out, weight, accumulate));
+  by_whole_columns(grad_out, [&](int64_t first, int64_t count) {
+    run(context,
+        internal::backward_input_product(grad_x, grad_out.slice(1, first, count),
+                                         weight.slice(0, first, count), accumulate || first > 0));
+  });
 }
 
 void linear_backward_weight(Context& context, const TensorView& grad_weight,
                             const TensorView& grad_bias, const TensorView& grad_out,
                             const TensorView& x) {
-  run(context, internal::backward_weight_product(grad_weight, grad_out, x));
+  by_whole_columns(grad_out, [&](int64_t first, int64_t count) {
+    run(context, internal::backward_weight_product(grad_weight.slice(0, first, count),
+                                                   grad_out.slice(1, first, count), x));
+  });
   if (!grad_bias.defined()) return;
   // grad_bias [O] += column sums of grad_out [T, O]; the scratch is free again on this stream.
   const int64_t rows = grad_out.shape[0], columns = grad_out.shape[1];

@@ -6,9 +6,14 @@
 namespace longnet::internal {
 namespace {
 
-/// Distance between rows; a matrix of one row may carry any stride, libraries want a sensible one.
+/// Distance between rows; a matrix of one row may carry any stride, libraries want a row's room.
 int64_t leading_dimension(const TensorView& view) {
-  return view.shape[0] <= 1 ? std::max<int64_t>(view.shape[1], 1) : view.stride[0];
+  return view.shape[0] <= 1 ? std::max({view.stride[0], view.shape[1], int64_t{1}})
+                            : view.stride[0];
+}
+
+int alignment_of_rows(const TensorView& view) {
+  return alignment_of(view.data, leading_dimension(view) * dtype_size(view.dtype));
 }
 
 void check_types(const TensorView& a, const TensorView& b, const TensorView& d,
@@ -41,9 +46,9 @@ Product product(int64_t m, int64_t n, int64_t k, const TensorView& a, bool trans
              .bias = bias.defined() ? bias.dtype : DType::kF32,
              .has_bias = bias.defined(),
              .accumulate = accumulate,
-             .alignment_a = alignment_of(a.data),
-             .alignment_b = alignment_of(b.data),
-             .alignment_d = alignment_of(d.data)};
+             .alignment_a = alignment_of_rows(a),
+             .alignment_b = alignment_of_rows(b),
+             .alignment_d = alignment_of_rows(d)};
   p.a = a.data;
   p.b = b.data;
   p.bias = bias.data;
@@ -53,9 +58,10 @@ Product product(int64_t m, int64_t n, int64_t k, const TensorView& a, bool trans
 
 }  // namespace
 
-int alignment_of(const void* data) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(data) | 256;
-  return static_cast<int>(address & (~address + 1));
+int alignment_of(const void* data, int64_t row_bytes) {
+  const uintptr_t bits =
+      reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(row_bytes) | 256;
+  return static_cast<int>(bits & (~bits + 1));
 }
 
 Product forward_product(const TensorView& out, const TensorView& x, const TensorView& weight,
@@ -79,6 +85,17 @@ Product backward_weight_product(const TensorView& grad_weight, const TensorView&
   // grad_weight^T [I, O] += x^T [I, T] grad_out [T, O]; x lies as [I, T], grad_out as [O, T].
   return product(grad_weight.shape[1], grad_weight.shape[0], x.shape[0], x, false, grad_out, true,
                  grad_weight, TensorView(), true);
+}
+
+// Kernels for tensor cores move 16 bytes at a time. Those that load by TMA want addresses and
+// leading dimensions in such units, which a caller gives by room between rows; older ones, and
+// cuBLAS' documented conditions for its best performance, want contiguous extents in them too. The
+// rest is a product of a few columns, so that all of the library's kernels can take the whole.
+// Below kLarge a second call costs more than it can gain.
+int64_t whole_columns(const TensorView& outputs) {
+  constexpr int64_t kUnit = 8, kLarge = 4096;
+  const int64_t columns = outputs.shape[1], whole = columns / kUnit * kUnit;
+  return whole < kLarge || leading_dimension(outputs) % kUnit != 0 ? columns : whole;
 }
 
 int64_t column_sum_splits(int64_t rows, int64_t columns, int64_t workspace_bytes) {

@@ -25,7 +25,7 @@ struct ProductShape {
   DType bias = DType::kF32;  // read only if has_bias
   bool has_bias = false;
   bool accumulate = false;
-  int alignment_a = 0, alignment_b = 0, alignment_d = 0;  // bytes, of the first element
+  int alignment_a = 0, alignment_b = 0, alignment_d = 0;  // bytes, of every row in memory
   auto operator<=>(const ProductShape&) const = default;
 };
 
@@ -37,8 +37,9 @@ struct Product {
   void* d = nullptr;
 };
 
-/// Largest power of two, at most 256, that divides the address.
-int alignment_of(const void* data);
+/// Largest power of two, at most 256, that divides the address and the distance between rows, and
+/// so the address of every row.
+int alignment_of(const void* data, int64_t row_bytes);
 
 /// out [T, O] = x [T, I] weight^T (+ bias [O]) (+ out): D = out^T [O, T].
 /// Throws Error for types that no library offers: x and weight must be alike, f32 or bf16; out the
@@ -51,6 +52,10 @@ Product backward_input_product(const TensorView& grad_x, const TensorView& grad_
 /// grad_weight [O, I] += grad_out^T x: D = grad_weight^T [I, O], f32.
 Product backward_weight_product(const TensorView& grad_weight, const TensorView& grad_out,
                                 const TensorView& x);
+
+/// Columns of an output [T, O], or of its gradient, that one product takes: all, or those of a
+/// large O up to a multiple of 8, and another product the rest.
+int64_t whole_columns(const TensorView& outputs);
 
 /// In how many runs of rows the column sums of a [rows, columns] matrix are added first, each by a
 /// block of its own; depends on the shape and the scratch only, so results are the same every time.
