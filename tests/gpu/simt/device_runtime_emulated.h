@@ -21,7 +21,7 @@ class Capacity {
 };
 
 struct GpuKind {
-  std::string name;
+  std::string name = "GPU";
   int major = 0, minor = 0;
   int64_t shared_bytes = 0;
 };
