@@ -75,6 +75,25 @@ void Context::wait() const {
   }
 }
 
+void Context::keep_pace() {
+  constexpr size_t kAhead = 4;  // pieces of work that the GPU has not finished
+  progress();
+  if (!stream_) return;
+  device_runtime::OwnedEvent event;
+  if (pace_.size() < kAhead) {
+    event.reset(device_runtime::make_event());
+  } else {
+    event = std::move(pace_.front());
+    pace_.pop_front();
+    while (!device_runtime::finished(event.get())) {
+      progress();
+      std::this_thread::yield();
+    }
+  }
+  device_runtime::record(event.get(), stream_.get());
+  pace_.push_back(std::move(event));
+}
+
 void check_on_device(const Context& context, const TensorView& view, const char* name) {
   if (!view.defined() || view.device == context.device()) return;
   throw Error("{} {} lies on {}, this context works on {}", name, view.describe(),

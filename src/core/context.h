@@ -6,6 +6,7 @@
 #pragma once
 
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -63,6 +64,10 @@ class Context {
     if (progress_) progress_();
   }
   void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
+  /// To be called between pieces of work of a few dozen kernels. progress(), and on a GPU it keeps
+  /// the host from running far ahead: a stream has room for about a thousand pieces of work, and in
+  /// a call that waits for room nobody would notice a collective that hangs.
+  void keep_pace();
 
   /// Where kernels are ordered; null on the CPU and in a counting Context.
   device_runtime::Stream stream() const { return stream_.get(); }
@@ -105,6 +110,8 @@ class Context {
   void* library_workspace_ = nullptr;
   int64_t library_workspace_bytes_ = 0;
   std::function<void()> progress_;
+  // Of the last calls of keep_pace(), oldest first; after the stream.
+  std::deque<device_runtime::OwnedEvent> pace_;
   Work work_;
   std::map<std::string, double> seconds_;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <thread>
 
 namespace longnet {
 namespace {
@@ -32,11 +33,11 @@ UploadRing::~UploadRing() {
 }
 
 void UploadRing::copy(void* device_data, const void* host_data, int64_t bytes,
-                      device_runtime::Stream stream) {
+                      device_runtime::Stream stream, const std::function<void()>& progress) {
   const int64_t most = limit_bytes_ / 4;
   for (int64_t done = 0; done < bytes; done += most) {
     const int64_t count = std::min(most, bytes - done);
-    const auto [block, begin] = take(padded(count));
+    const auto [block, begin] = take(padded(count), progress);
     std::memcpy(block->data + begin, static_cast<const char*>(host_data) + done,
                 static_cast<size_t>(count));
     device_runtime::OwnedEvent event = take_event();
@@ -47,7 +48,8 @@ void UploadRing::copy(void* device_data, const void* host_data, int64_t bytes,
   }
 }
 
-std::pair<UploadRing::Block*, int64_t> UploadRing::take(int64_t bytes) {
+std::pair<UploadRing::Block*, int64_t> UploadRing::take(int64_t bytes,
+                                                        const std::function<void()>& progress) {
   for (;;) {
     for (Block& block : blocks_)
       if (const int64_t begin = free_place(block, bytes); begin >= 0) return {&block, begin};
@@ -62,8 +64,11 @@ std::pair<UploadRing::Block*, int64_t> UploadRing::take(int64_t bytes) {
     // Blocks smaller than a quarter of the limit leave room for a larger one: the last one is as
     // large as any upload.
     Block& last = blocks_.back();
-    device_runtime::wait(last.uploads.front().event.get());
     ++waits_;
+    while (!device_runtime::finished(last.uploads.front().event.get())) {
+      if (progress) progress();
+      std::this_thread::yield();
+    }
     release_oldest(last);
   }
 }
@@ -101,7 +106,8 @@ device_runtime::OwnedEvent UploadRing::take_event() {
 }
 
 void upload(Context& context, void* device_data, const void* host_data, int64_t bytes) {
-  context.kept<UploadRing>().copy(device_data, host_data, bytes, context.stream());
+  context.kept<UploadRing>().copy(device_data, host_data, bytes, context.stream(),
+                                  [&context] { context.progress(); });
 }
 
 }  // namespace longnet

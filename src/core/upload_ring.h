@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -29,9 +30,10 @@ class UploadRing {
   UploadRing& operator=(const UploadRing&) = delete;
 
   /// Orders the copy of `bytes` on the stream of the selected device; from is free on return. More
-  /// than a quarter of the limit travels in several pieces. Throws Error if there is no page-locked
-  /// memory.
-  void copy(void* device_data, const void* host_data, int64_t bytes, device_runtime::Stream stream);
+  /// than a quarter of the limit travels in several pieces. progress: called while it waits for a
+  /// place, if given. Throws Error if there is no page-locked memory.
+  void copy(void* device_data, const void* host_data, int64_t bytes, device_runtime::Stream stream,
+            const std::function<void()>& progress = {});
 
   int64_t held_bytes() const { return held_bytes_; }
   /// How often the host had to wait for a place.
@@ -49,7 +51,7 @@ class UploadRing {
   };
 
   /// A free place of `bytes` in a block; it waits where it must.
-  std::pair<Block*, int64_t> take(int64_t bytes);
+  std::pair<Block*, int64_t> take(int64_t bytes, const std::function<void()>& progress);
   int64_t free_place(Block& block, int64_t bytes);
   void release_oldest(Block& block);
   void add_block(int64_t bytes);

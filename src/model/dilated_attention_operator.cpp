@@ -141,6 +141,7 @@ void DilatedAttentionOperator::attend_local(const TensorView& out, const TensorV
     }
     attention_forward(context_, {out, lse, inputs.query, tasks},
                       options(static_cast<int>(branch), visibility), workspace_);
+    context_.keep_pace();
   }
 }
 
@@ -152,6 +153,7 @@ void DilatedAttentionOperator::attend_gathered(size_t index, const TensorView& o
   const SegmentTask task = gathered_task(work, saved.gathered[index], {});
   attention_forward(context_, {out, lse, query, {&task, 1}}, options(work.branch, visibility),
                     workspace_);
+  context_.keep_pace();
 }
 
 void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const TensorView& grad_out,
@@ -170,6 +172,7 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
     Range range(context_, "attention");
     attention_backward(context_, {gradients.query, grad_out, lse, delta_, inputs.query, tasks, out},
                        options(branch, visibility), workspace_);
+    context_.keep_pace();
   };
   for (size_t i = 0; i < gathered_.size(); ++i) {
     const GatheredWork& work = gathered_[i];

@@ -347,7 +347,7 @@ void FeedForwardLayer::for_parts(Context& context, const TensorView& x, Body bod
   const int64_t rows = x.shape[0], part = kept_.hidden.shape[0];
   for (int64_t begin = 0; begin < rows; begin += part) {
     body(begin, std::min(part, rows - begin));
-    if (in_parts(x)) context.progress();
+    if (in_parts(x)) context.keep_pace();
   }
 }
 

@@ -233,6 +233,7 @@ void LongNet::run_blocks(const Visibility& visibility) {
     norm_forward(kept.normed_input, sum, kept.input_mean, kept.input_rstd, stream, pending,
                  block.attention_norm_weight, block.attention_norm_bias);
     block.attention->forward(context_, branch_out_, kept.normed_input, false, visibility);
+    context_.keep_pace();
     stream = block.input;
     pending = branch_out_;
     if (sequential_) {
@@ -243,6 +244,7 @@ void LongNet::run_blocks(const Visibility& visibility) {
     } else {
       block.feed_forward->forward(context_, branch_out_, kept.normed_input, true, *scratch_);
     }
+    context_.keep_pace();
   }
   norm_forward(hidden_, final_sum_, final_mean_, final_rstd_, stream, pending, final_weight_,
                final_bias_);
@@ -317,7 +319,10 @@ void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gr
     linear_forward(context_, chunk_logits, chunk_hidden, output_weight_, {});
     cross_entropy(context_, loss_sums_, chunk_logits, flat_targets.slice(0, begin, count),
                   static_cast<float>(scale), with_gradient);
-    if (!with_gradient) continue;
+    if (!with_gradient) {
+      context_.keep_pace();
+      continue;
+    }
     TensorView chunk_grad = chunk_logits;  // [c, V], which the loss has overwritten
     if (rounded_chunk_grad_.defined()) {
       chunk_grad = rounded_chunk_grad_.slice(0, 0, count);
@@ -326,7 +331,7 @@ void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gr
     linear_backward_weight(context_, grad_output_weight_, {}, chunk_grad, chunk_hidden);
     linear_backward_input(context_, grad_normed_.slice(0, begin, count), chunk_grad,
                           output_weight_);
-    context_.progress();
+    context_.keep_pace();
   }
 }
 
@@ -418,6 +423,7 @@ void LongNet::backward_blocks(const GradientsReady& ready, const TensorView& gra
     }
     norm(block.grad_attention_norm_weight, block.grad_attention_norm_bias, block.input,
          kept.input_mean, kept.input_rstd, block.attention_norm_weight, true);
+    context_.keep_pace();
     activations_of_ = -1;
     report(layer_ranges_[layer]);
   }

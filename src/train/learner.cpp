@@ -15,6 +15,11 @@
 #include "train/sharded_moments.h"
 
 namespace longnet {
+namespace {
+
+constexpr int64_t kLibraryBytes = int64_t{512} << 20, kNcclBytes = int64_t{1} << 30;
+
+}  // namespace
 
 Learner::Learner(Context& context, const Config& config, Mesh& mesh)
     : context_(context),
@@ -89,13 +94,18 @@ void Learner::check_room(const Learner& twin) const {
     table += fmt::format("{}{} {}", table.empty() ? "" : ", ", purpose, bytes);
     wanted += bytes;
   }
+  // What the libraries take later, by themselves: their kernels and plans; NCCL's buffers, which it
+  // makes for the first collective of each communicator.
+  const int64_t libraries = mesh_.world->size() > 1 ? kLibraryBytes + kNcclBytes : kLibraryBytes;
   const device_runtime::MemoryInfo memory = device_runtime::memory_info();
-  if (wanted <= memory.free) return;
+  if (wanted + libraries <= memory.free) return;
   throw Error(
-      "out of GPU memory: the model needs {} bytes ({}); {} has {} of {} bytes free; set "
+      "out of GPU memory: the model needs {} bytes ({}) and {} for libraries; {} has {} of {} "
+      "bytes "
+      "free; set "
       "train.recompute=layer or parallel.shard_optimizer=true, use more ranks, a shorter "
       "train.sequence_length or a smaller train.batch_size",
-      wanted, table, device_name(context_.device()), memory.free, memory.total);
+      wanted, table, libraries, device_name(context_.device()), memory.free, memory.total);
 }
 
 void Learner::initialise() {

@@ -1,7 +1,8 @@
 // The calls of cuBLASLt that linear_cublaslt.cpp makes, on the host: D = alpha op(A) op(B) + beta C
 // (+ bias per row), all column-major, sums in double. It refuses what the library's tables of types
-// do not list, leading dimensions that are too small, columns that are less aligned than the
-// heuristic was told, and another algorithm or scratch than the heuristic's.
+// do not list, leading dimensions that are too small, columns or a bias that are less aligned than
+// the heuristic was told, and another algorithm or scratch than the heuristic's; where the
+// heuristic may choose sums that are rounded to bf16 on the way, it does.
 #include <cublasLt.h>
 
 #include <cstring>
@@ -23,6 +24,7 @@ struct cublasLtMatrixLayoutOpaque {
 };
 struct cublasLtMatmulPreferenceOpaque {
   uint64_t workspace = 0;
+  uint32_t reductions = 7;  // any: partial sums may be rounded to the output's type
   uint32_t alignment[4] = {256, 256, 256, 256};  // A, B, C, D
 };
 
@@ -55,6 +57,8 @@ cublasStatus_t status_of(bool fine) {
 struct Promise {
   uint64_t tag;
   uint64_t m, n, k, alignments;
+  uint64_t bias_alignment;
+  uint64_t rounds;  // partial sums, to the output's type
 };
 constexpr uint64_t kTag = 0x656d756c61746564;
 
@@ -62,6 +66,11 @@ uint64_t packed(const uint32_t* alignment) {
   uint64_t all = 0;
   for (int i = 0; i < 4; ++i) all = all << 16 | alignment[i];
   return all;
+}
+/// Largest power of two up to 256 that divides the address; of null 256.
+uint64_t alignment_of(const void* data) {
+  const uint64_t bits = reinterpret_cast<uintptr_t>(data) | 256;
+  return bits & (~bits + 1);
 }
 /// Every column begins on such a boundary.
 bool aligned(const void* data, const cublasLtMatrixLayoutOpaque& layout, uint64_t alignments,
@@ -163,6 +172,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
   switch (name) {
     case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
       return status_of(take(preference->workspace, value, bytes));
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+      return status_of(take(preference->reductions, value, bytes));
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
       return status_of(take(preference->alignment[0], value, bytes));
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
@@ -184,8 +195,13 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   *found = 0;
   Extents e;
   if (wanted < 1 || !fits(*desc, *a, *b, *c, *d, &e)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const Promise promise{kTag, static_cast<uint64_t>(e.m), static_cast<uint64_t>(e.n),
-                        static_cast<uint64_t>(e.k), packed(preference->alignment)};
+  const Promise promise{kTag,
+                        static_cast<uint64_t>(e.m),
+                        static_cast<uint64_t>(e.n),
+                        static_cast<uint64_t>(e.k),
+                        packed(preference->alignment),
+                        alignment_of(desc->bias),
+                        (preference->reductions & ~2u) != 0 && d->type == CUDA_R_16BF};
   std::memcpy(results->algo.data, &promise, sizeof promise);
   results->workspaceSize = preference->workspace / 2;  // all of it is written below
   results->state = CUBLAS_STATUS_SUCCESS;
@@ -211,6 +227,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
       !aligned(b, *b_layout, promise.alignments, 1) ||
       !aligned(c, *c_layout, promise.alignments, 2) ||
       !aligned(d, *d_layout, promise.alignments, 3) || c != d ||
+      alignment_of(desc->bias) < promise.bias_alignment ||
       (workspace_bytes > 0 && workspace == nullptr))
     return CUBLAS_STATUS_INVALID_VALUE;
   if (workspace_bytes > 0) std::memset(workspace, 0xff, workspace_bytes);  // the library's to use
@@ -239,6 +256,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
       for (; j + 4 <= e.k; j += 4)
         for (int64_t i = 0; i < 4; ++i) sum[i] += x[j + i] * y[j + i];
       for (; j < e.k; ++j) sum[0] += x[j] * y[j];
+      if (promise.rounds)
+        for (double& part : sum)
+          part = longnet::to_float(longnet::to_bf16(static_cast<float>(part)));
       double value = alpha_value * (sum[0] + sum[1] + sum[2] + sum[3]);
       // With beta 0 the library does not read C.
       if (beta_value != 0) value += static_cast<double>(beta_value) * c_matrix.at(row, column);

@@ -8,7 +8,9 @@
 // this comes first.
 #include "simt/device_runtime_emulated.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -41,6 +43,12 @@ struct Point {
   int64_t last = 0;
 };
 
+/// The stream and its last work before an event, and what the stream depended on.
+struct Recorded {
+  Point point;
+  std::vector<Point> depends;
+};
+
 /// Everything there is of the device.
 struct Runtime {
   std::mutex mutex;
@@ -48,12 +56,15 @@ struct Runtime {
   std::map<const char*, int64_t> host_memory;   // page-locked
   std::map<void*, std::deque<Work>> waiting;    // of a stream, oldest first
   std::map<void*, std::vector<Point>> depends;  // of a stream, on work that does not end
-  std::map<Event, Point> events;                // the stream and its last work before it
+  std::map<Event, Recorded> events;
+  std::map<void*, int64_t> behind;  // of a stream: launches behind work that does not end
   int64_t capacity = int64_t{4} << 30, used = 0;
   int64_t issued = 0;    // pieces of work
   double patience = 60;  // seconds
   bool stuck = false;    // some work has outlasted it
   bool polls_advance = false;
+  Event polled = nullptr;  // last, and how often in a row
+  int polls = 0;
   uintptr_t names = 0;
   simt::RuntimeCalls calls;
   simt::GpuKind kind;
@@ -117,14 +128,32 @@ bool ended(const Point& point) {
          found->second.front().number > point.last;
 }
 
-Point point_of(Event event) {
+Recorded recorded(Event event) {
   const auto found = runtime().events.find(event);
-  return found == runtime().events.end() ? Point{} : found->second;
+  return found == runtime().events.end() ? Recorded{} : found->second;
+}
+
+bool ended(const Recorded& event) {
+  return ended(event.point) && std::all_of(event.depends.begin(), event.depends.end(),
+                                           [](const Point& p) { return ended(p); });
 }
 
 bool finish_event(Event event, How how) {
-  const Point point = point_of(event);
+  const Point point = recorded(event).point;
   return finish(point.stream, how, point.last);
+}
+
+/// What the stream depends on and has not ended.
+std::vector<Point>& dependencies(void* stream) {
+  std::vector<Point>& depends = runtime().depends[stream];
+  std::erase_if(depends, [](const Point& p) { return ended(p); });
+  return depends;
+}
+
+/// How many launches a stream takes before the host waits; CUDA's limit is about 1000.
+int64_t places() {
+  const char* text = std::getenv("LN_STREAM_PLACES");
+  return text == nullptr ? 1000 : std::atoll(text);
 }
 
 void finish_all_copies() {
@@ -234,9 +263,7 @@ void destroy_stream(Stream stream) noexcept {
 bool finished(Stream stream) {
   const Lock lock(runtime().mutex);
   if (finish(stream, How::kTry)) return false;
-  std::vector<Point>& depends = runtime().depends[stream];
-  std::erase_if(depends, ended);
-  return runtime().waiting[stream].empty() && depends.empty();
+  return runtime().waiting[stream].empty() && dependencies(stream).empty();
 }
 void wait(Stream stream) {
   const Lock lock(runtime().mutex);
@@ -254,20 +281,28 @@ void destroy_event(Event event) noexcept {
 }
 void record(Event event, Stream stream) {
   const Lock lock(runtime().mutex);
-  runtime().events[event] = {stream, runtime().issued};
+  runtime().events[event] = {{stream, runtime().issued}, dependencies(stream)};
 }
 void wait_for(Stream stream, Event event) {
   const Lock lock(runtime().mutex);
-  const Point point = point_of(event);
-  if (point.stream == stream) return;
+  const Recorded before = recorded(event);
+  if (before.point.stream == stream) return;
   finish_event(event, How::kWait);
-  if (!ended(point)) runtime().depends[stream].push_back(point);
+  std::vector<Point>& depends = dependencies(stream);
+  if (!ended(before.point)) depends.push_back(before.point);
+  for (const Point& point : before.depends)
+    if (!ended(point)) depends.push_back(point);
 }
 bool finished(Event event) {
   if (simt::bug == simt::kEarlyEvents) return true;
   const Lock lock(runtime().mutex);
-  if (runtime().polls_advance && finish_event(event, How::kTry)) return false;
-  return ended(point_of(event));
+  // Who asks for nothing else waits: the device does not stand still then.
+  constexpr int kWaits = 16;
+  Runtime& r = runtime();
+  r.polls = r.polled == event ? r.polls + 1 : 0;
+  r.polled = event;
+  if ((r.polls_advance || r.polls > kWaits) && finish_event(event, How::kTry)) return false;
+  return ended(recorded(event));
 }
 void wait(Event event) {
   if (simt::bug == simt::kEarlyEvents) return;
@@ -307,8 +342,16 @@ OtherGpu::~OtherGpu() {
 }
 
 void finish_copies(void* stream) {
-  const std::lock_guard<std::mutex> lock(device_runtime::runtime().mutex);
+  device_runtime::Runtime& r = device_runtime::runtime();
+  const std::lock_guard<std::mutex> lock(r.mutex);
   device_runtime::finish(stream, device_runtime::How::kWait);
+  int64_t& behind = r.behind[stream];
+  behind = device_runtime::dependencies(stream).empty() ? 0 : behind + 1;
+  // With CUDA the host would wait here, deaf to everything, and never come back.
+  if (behind <= device_runtime::places()) return;
+  std::fprintf(stderr, "the host waits for ever: %lld launches in a stream that does not go on\n",
+               static_cast<long long>(behind));
+  std::_Exit(9);
 }
 
 void enqueue(device_runtime::Stream stream, std::function<bool()> advance) {

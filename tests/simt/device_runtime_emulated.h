@@ -51,7 +51,8 @@ class NoCudnn {
 };
 
 /// Carries out the copies that wait on a stream: to be called by whatever runs at once in place of
-/// work on it (kernels, library calls).
+/// work on it (kernels, library calls). Ends the program after LN_STREAM_PLACES (1000) such calls
+/// behind work that does not end: a host with a GPU would wait in the call, for ever.
 void finish_copies(void* stream);
 
 /// Defect: events seem to have passed before what they stand for has happened.

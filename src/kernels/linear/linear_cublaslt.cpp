@@ -66,7 +66,8 @@ cublasLtHandle_t handle(int device) {
 
 class Plan {
  public:
-  Plan(cublasLtHandle_t library, const ProductShape& s, int64_t workspace) {
+  Plan(cublasLtHandle_t library, const Product& product, int64_t workspace) {
+    const ProductShape& s = product.shape;
     LN_CUBLAS(cublasLtMatmulDescCreate(operation_.address(), CUBLAS_COMPUTE_32F, CUDA_R_32F));
     const cublasOperation_t a = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t b = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -75,6 +76,7 @@ class Plan {
     if (s.has_bias) {
       set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
       set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(s.bias));
+      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias);  // the heuristic looks at its alignment
     }
     layout(a_, s.in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.lda);
     layout(b_, s.in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.ldb);
@@ -90,6 +92,9 @@ class Plan {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(s.alignment_b));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(s.alignment_d));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(s.alignment_d));
+    // Where the sum over k is split, its parts stay float, also for a bf16 output.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     int found = 0;
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(library, operation_.get(), a_.get(), b_.get(), d_.get(),
@@ -141,7 +146,7 @@ void run(Context& context, const Product& product, int64_t workspace) {
   cublasLtHandle_t library = handle(device);
   const std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<Plan>& plan = plans[{device, workspace, product.shape}];
-  if (!plan) plan = std::make_unique<Plan>(library, product.shape, workspace);
+  if (!plan) plan = std::make_unique<Plan>(library, product, workspace);
   plan->run(library, product, context.library_workspace(), context.stream());
 }
 

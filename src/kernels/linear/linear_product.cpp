@@ -52,6 +52,7 @@ Product product(int64_t m, int64_t n, int64_t k, const TensorView& a, bool trans
   p.a = a.data;
   p.b = b.data;
   p.bias = bias.data;
+  if (bias.defined()) p.shape.alignment_bias = alignment_of(bias.data, 0);
   p.d = d.data;
   return p;
 }

@@ -26,6 +26,7 @@ struct ProductShape {
   bool has_bias = false;
   bool accumulate = false;
   int alignment_a = 0, alignment_b = 0, alignment_d = 0;  // bytes, of every row in memory
+  int alignment_bias = 0;
   auto operator<=>(const ProductShape&) const = default;
 };
 

@@ -22,7 +22,7 @@ collectives() {  # RANKS FAULT
   job "$1" "$2" bench collectives --backend cuda --min-bytes 64 --max-bytes 4096 --repetitions 3 \
     --timeout-s 3
 }
-train() {  # RANKS FAULT
+train() {  # RANKS FAULT [LAYERS]
   [ -e text.txt ] || for i in $(seq 400); do echo "line $i of a small text about nothing"; done > text.txt
   cat > config.yaml <<'Y'
 model: {dim: 32, heads: 2, ffn_dim: 64, layers: 2, branches: [[16, 1], [64, 2]]}
@@ -32,7 +32,7 @@ parallel: {shard_optimizer: true, timeout_s: 3}
 run: {backend: cuda, dtype: f32, attention: plain}
 Y
   rm -rf run
-  job "$1" "$2" train config.yaml run.folder=run
+  job "$1" "$2" train config.yaml run.folder=run model.layers="${3:-2}"
 }
 expect() {  # LARGEST_SECONDS PATTERN: every pattern in a line of the log
   [ "$status" -ne 0 ] || fail "$case: exit code 0"
@@ -75,6 +75,10 @@ case $case in
     collectives 2 'hang 1 10'
     expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: all-gather in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
     train 2 'hang 1 60'
+    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: [a-z -]+ in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
+    # A deep model: the host may not run ahead until the GPU's queue takes no more. A step has 500 launches
+    # behind this gather; a stream here takes 240, CUDA's about 1000, and large models have thousands.
+    LN_STREAM_PLACES=240 train 2 'hang 1 60' 12
     expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: [a-z -]+ in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
     collectives 3 'hang 2 900'
     expect 30 'reduce-scatter in a group of 3 ranks has not finished after [34] s'
