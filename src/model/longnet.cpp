@@ -233,7 +233,6 @@ void LongNet::run_blocks(const Visibility& visibility) {
     norm_forward(kept.normed_input, sum, kept.input_mean, kept.input_rstd, stream, pending,
                  block.attention_norm_weight, block.attention_norm_bias);
     block.attention->forward(context_, branch_out_, kept.normed_input, false, visibility);
-    context_.keep_pace();
     stream = block.input;
     pending = branch_out_;
     if (sequential_) {
