@@ -89,6 +89,7 @@ std::string build(Graph& graph, const sdpa::Shape& s, const Target& target) {
   graph.set_io_data_type(fe::DataType_t::BFLOAT16)
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
       .set_compute_data_type(fe::DataType_t::FLOAT);
+  if (target.described) graph.set_device_properties(target.described).set_sm_version(target.sm);
   const auto dims = [&](int64_t rows) {
     return std::vector<int64_t>{s.batch, s.heads, rows, s.head_dim};
   };
@@ -132,7 +133,6 @@ std::string build(Graph& graph, const sdpa::Shape& s, const Target& target) {
     results[1]->set_output(true);
     lse_form(*results[1]);
   }
-  if (target.described) graph.set_device_properties(target.described).set_sm_version(target.sm);
   const int64_t algorithm = sdpa::algorithm_workspace_bytes(s);
   fe::error_t status = graph.validate();
   if (status.is_good())
@@ -152,7 +152,8 @@ std::string build(Graph& graph, const sdpa::Shape& s, const Target& target) {
   return "";
 }
 
-/// build(), unless it is known not to be worth it; errors that the frontend throws are refusals, too.
+/// build(), unless it is known not to be worth it; errors that the frontend throws are refusals,
+/// too.
 std::string refusal_after_build(Graph& graph, const sdpa::Shape& shape, const Target& target) {
   if (std::string defect = sdpa::known_defect(shape); !defect.empty()) return defect;
   try {
@@ -168,7 +169,7 @@ Prepared& prepare(Context& context, const sdpa::Shape& shape) {
   if (!prepared) {
     auto made = std::make_unique<Prepared>();
     made->refusal = library.failure.empty()
-                        ? refusal_after_build(made->graph, shape, {.handle = library.handle})
+                        ? refusal_after_build(made->graph, shape, {library.handle, nullptr, 0})
                         : library.failure;
     prepared = std::move(made);
   }
@@ -192,10 +193,10 @@ std::string refusal(Context& context, const sdpa::Shape& shape) {
 
 std::string refusal(const DescribedGpu& gpu, const sdpa::Shape& shape) {
   auto properties = std::make_shared<fe::DeviceProperties>();
-  const fe::error_t status = properties->deserialize({gpu.json.begin(), gpu.json.end()});
+  fe::error_t status = properties->deserialize({gpu.json.begin(), gpu.json.end()});
   if (status.is_bad()) return "description of the GPU: " + one_line(status.get_message());
   Graph graph;
-  return refusal_after_build(graph, shape, {.handle = {}, .described = properties, .sm = gpu.sm});
+  return refusal_after_build(graph, shape, {nullptr, properties, gpu.sm});
 }
 
 void run(Context& context, const sdpa::Shape& shape, const Operands& o) {

@@ -33,8 +33,8 @@ struct DescribedGpu {
   std::string json;
   int sm = 0;
 };
-/// The same question for such a GPU: algorithms are chosen and held against the limits as for a real
-/// one, but not compiled. For tests; needs cuDNN 9.8, and no driver.
+/// The same question for such a GPU: algorithms are chosen and held against the limits as for a
+/// real one, but not compiled. For tests; needs cuDNN 9.8, and no driver.
 std::string refusal(const DescribedGpu& gpu, const sdpa::Shape& shape);
 
 /// Device memory; packed operands as sdpa::Shape says, the others by its strides.

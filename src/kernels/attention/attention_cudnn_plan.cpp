@@ -285,11 +285,12 @@ std::string known_defect(const Shape& s) {
   // The kernel for 9.0 takes 128 keys at a time, but masks what is past the last one only where the
   // keys do not fill blocks of 64. Past 64 (mod 128) of them it reads zeros, whose weight
   // exp(0 - lse) is infinite for lse below -88.7: NaN in grad_query (cudnn-frontend pull request
-  // 628, PyTorch issue 196678; seen at 64, 192 and 1216 keys, not at 1000 and 1280). The causal mask
-  // hides them, unless there are queries below the diagonal's end.
+  // 628, PyTorch issue 196678; seen at 64, 192 and 1216 keys, not at 1000 and 1280). The causal
+  // mask hides them, unless there are queries below the diagonal's end.
   if (s.key_rows % 128 == 64 && (!s.causal || s.query_rows > s.key_rows))
-    return fmt::format("the backward of {} keys (64 above a multiple of 128), where cuDNN may give NaN",
-                       s.key_rows);
+    return fmt::format(
+        "the backward of {} keys (64 above a multiple of 128), where cuDNN may give NaN",
+        s.key_rows);
   return "";
 }
 
