@@ -93,13 +93,15 @@ std::optional<InPlace> keys_in_place(const Group& group, std::span<const Segment
                                      TensorView KeySource::*member);
 
 /// Why the library must not be given this problem although it would take it: its results are known
-/// to be wrong there. Empty: nothing is known.
+/// to be wrong there, whatever the GPU and the version. Empty: nothing is known. These are backwards
+/// of 64 (mod 128) keys without a causal mask that covers what lies past them (NaN in grad_query),
+/// and of a single query (NaN in grad_key and grad_value).
 std::string known_defect(const Shape& shape);
 
 /// Scratch that the library may use for one problem, bytes; enough for cuDNN's flash attention. It
 /// is a bound and not a question to the library, because memory is counted where there is no GPU:
 /// cuDNN is asked for algorithms that keep to it. Forward: 16 MiB. Backward: float sums of
-/// grad_query twice (cuDNN's frontend has one; so have the algorithms for GPUs before 9.0) and of
+/// grad_query twice (cuDNN's frontend keeps one, algorithms for GPUs before 9.0 another) and of
 /// grad_out out, rows padded to 64, two lengths per batch entry, and 32 MiB.
 int64_t library_workspace_bytes(const Shape& shape);
 /// The part of it that is the algorithm's own: without what the frontend keeps there.
