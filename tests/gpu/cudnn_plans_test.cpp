@@ -228,6 +228,14 @@ int run() {
     }
     failures += check.finish();
   }
+  // A cuDNN that cannot start, as it cannot with the stub of libcuda, is a refusal and no error.
+  Context context({.device = {DeviceType::kCUDA, 0}, .threads = 1, .counting = true});
+  for (int again = 0; again < 2; ++again) {
+    const std::string refusal = cudnn::refusal(context, packed(2, 2, 512, 512, 64, true, true));
+    if (refusal.empty() || refusal.starts_with("cudnnCreate failed: ")) continue;
+    ++failures;
+    fmt::print("FAILED: '{}', wanted that cudnnCreate failed\n", refusal);
+  }
   return failures == 0 ? 0 : 1;
 }
 

@@ -93,9 +93,9 @@ std::optional<InPlace> keys_in_place(const Group& group, std::span<const Segment
                                      TensorView KeySource::*member);
 
 /// Why the library must not be given this problem although it would take it: its results are known
-/// to be wrong there, whatever the GPU and the version. Empty: nothing is known. These are backwards
-/// of 64 (mod 128) keys without a causal mask that covers what lies past them (NaN in grad_query),
-/// and of a single query (NaN in grad_key and grad_value).
+/// to be wrong there, whatever the GPU and the version. Empty: nothing is known. These are
+/// backwards of 64 (mod 128) keys without a causal mask that covers what lies past them (NaN in
+/// grad_query), and of a single query (NaN in grad_key and grad_value).
 std::string known_defect(const Shape& shape);
 
 /// Scratch that the library may use for one problem, bytes; enough for cuDNN's flash attention. It
