@@ -234,9 +234,34 @@ TEST(AttentionCudnnPlan, LibraryWorkspace) {
   s.query_rows = 129;
   s.key_rows = 50;
   s.head_dim = 64;
+  EXPECT_EQ(algorithm_workspace_bytes(s), 16 << 20);
   EXPECT_EQ(library_workspace_bytes(s), 16 << 20);
   s.backward = true;
-  EXPECT_EQ(library_workspace_bytes(s), (32 << 20) + 6 * 256 * 65 * 4 + 3 * 8);
+  EXPECT_EQ(algorithm_workspace_bytes(s), (32 << 20) + 6 * 192 * 64 * 4);
+  EXPECT_EQ(library_workspace_bytes(s), (32 << 20) + 6 * 192 * (64 + 65) * 4 + 3 * 8);
+}
+
+TEST(AttentionCudnnPlan, KnownDefects) {
+  const auto defect = [](bool backward, bool causal, int64_t query_rows, int64_t key_rows) {
+    Shape s;
+    s.backward = backward;
+    s.causal = causal;
+    s.query_rows = query_rows;
+    s.key_rows = key_rows;
+    return known_defect(s);
+  };
+  for (const int64_t keys : {64, 192, 1216}) {
+    EXPECT_NE(defect(true, false, 100, keys), "") << keys;
+    EXPECT_NE(defect(true, true, keys + 1, keys), "") << "queries below the diagonal's end";
+    EXPECT_EQ(defect(true, true, keys, keys), "");
+    EXPECT_EQ(defect(false, false, 100, keys), "");
+  }
+  for (const int64_t keys : {1, 63, 65, 127, 128, 200, 256, 1000})
+    EXPECT_EQ(defect(true, false, 100, keys), "") << keys;
+  for (const bool causal : {false, true}) {
+    EXPECT_NE(defect(true, causal, 1, 128), "");
+    EXPECT_EQ(defect(false, causal, 1, 128), "");
+  }
 }
 
 }  // namespace

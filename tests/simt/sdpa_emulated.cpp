@@ -50,10 +50,13 @@ std::string refusal(Context&, const sdpa::Shape& s) {
   if (!absent.empty()) return absent;
   if (s.head_dim % 8 != 0 || s.head_dim > 256) return "head dimension";
   if (s.backward && s.query_rows == 1 && s.key_rows == 1) return "one query and one key";
+  if (std::string defect = sdpa::known_defect(s); !defect.empty()) return defect;
   for (const sdpa::Strides& x : {s.query, s.key, s.value, s.grad_out})
     if (x.batch % 8 != 0 || x.head % 8 != 0 || x.row % 8 != 0) return "strides of 16 bytes";
   return "";
 }
+
+std::string refusal(const DescribedGpu&, const sdpa::Shape&) { return "no GPU is described here"; }
 
 void run(Context& context, const sdpa::Shape& s, const Operands& o) {
   LN_CHECK(refusal(context, s).empty(), "{}", refusal(context, s));

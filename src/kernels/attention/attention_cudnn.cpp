@@ -1,6 +1,7 @@
 // cuDNN behind attention_cudnn.h; the only file that includes the frontend.
 //
-// Compiled and linked where there was no GPU, not run there.
+// Compiled and linked where there was no GPU. There, tests/gpu/cudnn_plans_test.cpp has the library
+// choose algorithms for described GPUs; nothing was computed.
 #include "kernels/attention/attention_cudnn.h"
 
 #include <cudnn_frontend.h>
@@ -31,19 +32,26 @@ enum Uid : int64_t {
   kGradValue
 };
 
-void check(cudnnStatus_t status, const char* call) {
-  if (status == CUDNN_STATUS_SUCCESS) return;
-  throw Error("{} failed: {}", call, cudnnGetErrorString(status));
+std::string failure(cudnnStatus_t status, const char* call) {
+  if (status == CUDNN_STATUS_SUCCESS) return "";
+  return fmt::format("{} failed: {}", call, cudnnGetErrorString(status));
 }
 
+/// A graph that tells what the frontend itself wants of the workspace.
+struct Graph : fe::graph::Graph {
+  int64_t frontend_bytes() const { return get_fe_workspace_size_subtree(); }
+};
+
 struct Prepared {
-  fe::graph::Graph graph;
+  Graph graph;
   std::string refusal;
 };
 
 /// Kept with the Context.
 struct Library {
   cudnnHandle_t handle = nullptr;
+  bool started = false;
+  std::string failure;  // why it could not start
   std::map<sdpa::Shape, std::unique_ptr<Prepared>> prepared;
 
   Library() = default;
@@ -57,20 +65,31 @@ struct Library {
 
 Library& library_of(Context& context) {
   Library& library = context.kept<Library>();
-  if (library.handle == nullptr) {
-    check(cudnnCreate(&library.handle), "cudnnCreate");
-    check(cudnnSetStream(library.handle, context.stream()), "cudnnSetStream");
+  if (!library.started) {
+    library.started = true;
+    library.failure = failure(cudnnCreate(&library.handle), "cudnnCreate");
+    if (library.failure.empty())
+      library.failure = failure(cudnnSetStream(library.handle, context.stream()), "cudnnSetStream");
   }
   return library;
 }
 
+/// The GPU that a graph is made for: the handle's, or one that is only described.
+struct Target {
+  cudnnHandle_t handle = nullptr;
+  std::shared_ptr<const fe::DeviceProperties> described;
+  int sm = 0;
+};
+
 std::vector<int64_t> strides(const sdpa::Strides& s) { return {s.batch, s.head, s.row, 1}; }
 
-/// Fills the graph; returns why cuDNN does not want it, or nothing.
-std::string build(fe::graph::Graph& graph, const sdpa::Shape& s, cudnnHandle_t handle) {
+/// Fills the graph; returns why cuDNN does not want it, or nothing. For a described GPU the graph
+/// cannot be run afterwards.
+std::string build(Graph& graph, const sdpa::Shape& s, const Target& target) {
   graph.set_io_data_type(fe::DataType_t::BFLOAT16)
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
       .set_compute_data_type(fe::DataType_t::FLOAT);
+  if (target.described) graph.set_device_properties(target.described).set_sm_version(target.sm);
   const auto dims = [&](int64_t rows) {
     return std::vector<int64_t>{s.batch, s.heads, rows, s.head_dim};
   };
@@ -114,15 +133,18 @@ std::string build(fe::graph::Graph& graph, const sdpa::Shape& s, cudnnHandle_t h
     results[1]->set_output(true);
     lse_form(*results[1]);
   }
+  const int64_t algorithm = sdpa::algorithm_workspace_bytes(s);
   fe::error_t status = graph.validate();
-  if (status.is_good()) status = graph.build_operation_graph(handle);
-  if (status.is_good()) status = graph.create_execution_plans({fe::HeurMode_t::A});
   if (status.is_good())
-    status = graph.deselect_workspace_greater_than(sdpa::algorithm_workspace_bytes(s.backward))
-                 .check_support();
-  if (status.is_good()) status = graph.build_plans();
-  int64_t workspace = 0;
-  if (status.is_good()) status = graph.get_workspace_size(workspace);
+    status = target.described ? graph.build_operation_graph()
+                              : graph.build_operation_graph(target.handle);
+  if (status.is_good()) status = graph.create_execution_plans({fe::HeurMode_t::A});
+  if (status.is_good()) status = graph.deselect_workspace_greater_than(algorithm).check_support();
+  int64_t workspace = algorithm + graph.frontend_bytes();  // at most; of a described GPU
+  if (status.is_good() && !target.described) {
+    status = graph.build_plans();
+    if (status.is_good()) status = graph.get_workspace_size(workspace);
+  }
   if (status.is_bad()) return "cuDNN: " + one_line(status.get_message());
   const int64_t limit = sdpa::library_workspace_bytes(s);
   if (workspace > limit)
@@ -130,12 +152,25 @@ std::string build(fe::graph::Graph& graph, const sdpa::Shape& s, cudnnHandle_t h
   return "";
 }
 
+/// build(), unless it is known not to be worth it; errors that the frontend throws are refusals,
+/// too.
+std::string refusal_after_build(Graph& graph, const sdpa::Shape& shape, const Target& target) {
+  if (std::string defect = sdpa::known_defect(shape); !defect.empty()) return defect;
+  try {
+    return build(graph, shape, target);
+  } catch (const std::exception& error) {
+    return "cuDNN: " + one_line(error.what());
+  }
+}
+
 Prepared& prepare(Context& context, const sdpa::Shape& shape) {
   Library& library = library_of(context);
   std::unique_ptr<Prepared>& prepared = library.prepared[shape];
   if (!prepared) {
     auto made = std::make_unique<Prepared>();
-    made->refusal = build(made->graph, shape, library.handle);
+    made->refusal = library.failure.empty()
+                        ? refusal_after_build(made->graph, shape, {library.handle, nullptr, 0})
+                        : library.failure;
     prepared = std::move(made);
   }
   return *prepared;
@@ -143,10 +178,25 @@ Prepared& prepare(Context& context, const sdpa::Shape& shape) {
 
 }  // namespace
 
-std::string unavailable() { return ""; }
+std::string unavailable() {
+  // Before 9.5.1 the backward read grad_out with out's strides.
+  constexpr size_t kOldest = 90600;
+  const size_t version = cudnnGetVersion();
+  if (version >= kOldest) return "";
+  return fmt::format("cuDNN {}.{}.{} is older than 9.6.0", version / 10000, version / 100 % 100,
+                     version % 100);
+}
 
 std::string refusal(Context& context, const sdpa::Shape& shape) {
   return prepare(context, shape).refusal;
+}
+
+std::string refusal(const DescribedGpu& gpu, const sdpa::Shape& shape) {
+  auto properties = std::make_shared<fe::DeviceProperties>();
+  fe::error_t status = properties->deserialize({gpu.json.begin(), gpu.json.end()});
+  if (status.is_bad()) return "description of the GPU: " + one_line(status.get_message());
+  Graph graph;
+  return refusal_after_build(graph, shape, {nullptr, properties, gpu.sm});
 }
 
 void run(Context& context, const sdpa::Shape& shape, const Operands& o) {

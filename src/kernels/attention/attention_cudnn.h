@@ -18,12 +18,24 @@
 
 namespace longnet::cudnn {
 
-/// Why this build has no cuDNN; empty if it has. Any build.
+/// Why there is no cuDNN here: not in this build, or older than 9.6.0 when the program runs. Empty:
+/// there is. Any build.
 std::string unavailable();
 
-/// Why cuDNN cannot take problems of this shape on the context's GPU; empty if it can. Builds the
-/// graph the first time it is asked. Throws Error if cuDNN itself does not work (handle, driver).
+/// Why cuDNN cannot take problems of this shape on the context's GPU, or must not
+/// (sdpa::known_defect), or cannot start there at all; empty if it can. Builds the graph the first
+/// time it is asked.
 std::string refusal(Context& context, const sdpa::Shape& shape);
+
+/// A GPU that need not be here. json: cuDNN's own description
+/// (CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION); sm: 90 for compute capability 9.0.
+struct DescribedGpu {
+  std::string json;
+  int sm = 0;
+};
+/// The same question for such a GPU: algorithms are chosen and held against the limits as for a
+/// real one, but not compiled. For tests; needs cuDNN 9.8, and no driver.
+std::string refusal(const DescribedGpu& gpu, const sdpa::Shape& shape);
 
 /// Device memory; packed operands as sdpa::Shape says, the others by its strides.
 struct Operands {

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/attention/attention.h"
@@ -91,12 +92,19 @@ std::optional<InPlace> queries_in_place(const Group& group, std::span<const Segm
 std::optional<InPlace> keys_in_place(const Group& group, std::span<const SegmentTask> segments,
                                      TensorView KeySource::*member);
 
+/// Why the library must not be given this problem although it would take it: its results are known
+/// to be wrong there, whatever the GPU and the version. Empty: nothing is known. These are
+/// backwards of 64 (mod 128) keys without a causal mask that covers what lies past them (NaN in
+/// grad_query), and of a single query (NaN in grad_key and grad_value).
+std::string known_defect(const Shape& shape);
+
 /// Scratch that the library may use for one problem, bytes; enough for cuDNN's flash attention. It
 /// is a bound and not a question to the library, because memory is counted where there is no GPU:
 /// cuDNN is asked for algorithms that keep to it. Forward: 16 MiB. Backward: float sums of
-/// grad_query and of grad_out out, rows padded to 128, two lengths per batch entry, and 32 MiB.
+/// grad_query twice (cuDNN's frontend keeps one, algorithms for GPUs before 9.0 another) and of
+/// grad_out out, rows padded to 64, two lengths per batch entry, and 32 MiB.
 int64_t library_workspace_bytes(const Shape& shape);
-/// The part of it that is the algorithm's own.
-int64_t algorithm_workspace_bytes(bool backward);
+/// The part of it that is the algorithm's own: without what the frontend keeps there.
+int64_t algorithm_workspace_bytes(const Shape& shape);
 
 }  // namespace longnet::sdpa
