@@ -322,8 +322,11 @@ sanitize() {  # sanitize TOOL FILTER
   first=$(suites "$2" | awk 'NR == 1 { sub(/:.*/, "", $2); print $2 }')
   said=$(timeout --foreground -k 3 40 "$sanitizer" --tool "$1" --target-processes all --error-exitcode 9 "$gpu_test" \
     --gtest_filter="$first" --gtest_color=no 2>&1)
-  reason=$(grep -iE 'not supported|insufficient permission' <<< "$said" | head -n 1)
-  if [ -z "$reason" ] && ! grep -q '^\[ RUN ' <<< "$said"; then reason=$(grep -E '^=+ ' <<< "$said" | tail -n 1); reason=${reason:-it starts nothing}; fi
+  reason=$(grep -iE '^=+ .*(not supported|insufficient permission)' <<< "$said" | head -n 1)
+  if [ -z "$reason" ] && ! grep -q '^\[ RUN ' <<< "$said"; then
+    reason=$(grep -E '^=+ ' <<< "$said" | tail -n 1)
+    reason=${reason:-no test of gpu_test starts under it}
+  fi
   if [ -n "$reason" ]; then
     echo "$said"
     echo "detail: compute-sanitizer does not work here: $(sed -E 's/^=+ *//' <<< "$reason" | cut -c 1-160)"
