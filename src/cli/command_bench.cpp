@@ -10,6 +10,7 @@
 
 #include "cli/arguments.h"
 #include "cli/commands.h"
+#include "core/device_runtime.h"
 #include "core/text.h"
 #include "dist/bench_collectives.h"
 #include "dist/mesh.h"
@@ -252,6 +253,11 @@ int bench_step(const StepArguments& arguments) {
       (after.matmul_flops + after.attention_flops - before.matmul_flops - before.attention_flops) /
       arguments.steps};
   mesh.world->all_reduce_sum(flops);
+  int64_t gpu_bytes = 0;  // nothing that the steps have taken is given back before
+  if (context.on_gpu()) {
+    const device_runtime::MemoryInfo memory = device_runtime::memory_info();
+    gpu_bytes = memory.total - memory.free;
+  }
   peak = std::max(peak, peak_of_all());
   if (mesh.world->rank() != 0) return 0;
   std::sort(seconds.begin(), seconds.end());
@@ -270,6 +276,7 @@ int bench_step(const StepArguments& arguments) {
   json["flops_per_step"] = flops[0];
   json["recomputed_flops_per_step_rank0"] =
       (after.recomputed_flops - before.recomputed_flops) / arguments.steps;
+  if (context.on_gpu()) json["gpu_memory_used_bytes"] = gpu_bytes;
   json["matmul_peak_gflops"] = peak;
   json["share_of_matmul_peak"] = flops[0] / median / (peak * 1e9);
   for (const auto& [name, total] : context.seconds())
@@ -390,8 +397,9 @@ void register_bench(CLI::App& app, Action& action) {
   three->add_option("--repetitions", c.repetitions)
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();
-  three->add_option("--timeout-s", collectives->parallel.timeout_s,
-                    "With --backend cuda: parallel.timeout_s")
+  three
+      ->add_option("--timeout-s", collectives->parallel.timeout_s,
+                   "With --backend cuda: parallel.timeout_s")
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
   three->callback([collectives, &action] {

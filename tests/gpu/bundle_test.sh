@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/gpu_bundle.sh, unpacked in an empty root folder with a shell's libraries, CUDA's and nothing else: training
 # on the CPU with one and two ranks, with the system's C library and with the packed one, and the answers without a
-# GPU and without CUDA's libraries.
+# GPU and without CUDA's libraries; no python3 is there.
 #   tests/gpu/bundle_test.sh BUILD_FOLDER     exits 77 where a root folder cannot be entered
 set -uo pipefail
 build=$(realpath "$1")
@@ -14,7 +14,14 @@ unshare -m true 2> /dev/null || skip "no mount namespaces here"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-LN_BUILD=$build "$source_dir/scripts/gpu_bundle.sh" "$work/bundle.tar.gz" > "$work/log" 2>&1 || fail "no bundle"
+# A pretended compute-sanitizer, in folders as Python's package has them.
+mkdir -p "$work"/tool/{bin,lib}
+printf '#!/bin/bash\necho "Version 2025.3.1.0"\n' > "$work/tool/bin/compute-sanitizer"
+chmod +x "$work/tool/bin/compute-sanitizer"
+touch "$work"/tool/lib/lib{sanitizer-collection,TreeLauncherTargetInjection,other}.so
+LN_SANITIZER=$work/tool/bin/compute-sanitizer LN_BUILD=$build "$source_dir/scripts/gpu_bundle.sh" "$work/bundle.tar.gz" \
+  > "$work/log" 2>&1 || fail "no bundle"
+grep -q ' with compute-sanitizer; NOT in it, expected there: libcublasLt' "$work/log" || fail "does not say what is not in it"
 [ "$(stat -c %s "$work/bundle.tar.gz")" -le $((60 << 20)) ] || fail "above 60 MiB"
 LIMIT_MIB=1 LN_BUILD=$build "$source_dir/scripts/gpu_bundle.sh" "$work/small.tar.gz" > "$work/log" 2>&1 && fail "1 MiB is enough?"
 grep -q 'gpu_bundle: the file would have [0-9]* MiB, LIMIT_MIB allows 1$' "$work/log" || fail "no word about the limit"
@@ -38,6 +45,8 @@ done
 ln -sf bash "$root/bin/sh"
 echo "root:x:0:0::/:/bin/sh" > "$root/etc/passwd"
 tar -xzf "$work/bundle.tar.gz" -C "$root" || fail "the bundle cannot be unpacked"
+[ "$(cd "$root/longnet-gpu/sanitizer" && echo *)" = "compute-sanitizer libTreeLauncherTargetInjection.so libsanitizer-collection.so" ] ||
+  fail "compute-sanitizer is not in it as a whole"
 [ ! -e "$root/longnet-gpu/lib/libc.so.6" ] || fail "the C library must not be in lib/"
 cuda=$(ldd "$build/longnet" | sed -nE 's/.* => (\S*)\/libcublasLt\.so\S* .*/\1/p')
 [ -n "$cuda" ] || fail "longnet is not linked with cuBLASLt"
@@ -76,5 +85,18 @@ inside CUDA_HOME=/cuda /longnet-gpu/scripts/gpu_check.sh
 [ "$(cat "$work/log")" = "gpu_check: no GPU: no NVIDIA driver is loaded" ] || fail "gpu_check.sh says something else"
 inside $program/longnet "${train[@]}" run.folder=/tmp/none
 [ $? = 127 ] || fail "without CUDA's libraries: not 127"
-grep -q '^longnet-gpu: not found: libcublasLt\.so\.' "$work/log" || fail "the lost library is not named"
+grep -qE '^longnet-gpu: not found: .*libcublasLt\.so\..*; pip install .*nvidia-cublas' "$work/log" ||
+  fail "the lost library and its package are not named"
+[ "$(wc -l < "$work/log")" = 1 ] || fail "the lost libraries take more than one line"
+inside /longnet-gpu/scripts/gpu_check.sh --out /tmp/lost
+[ $? = 2 ] || fail "gpu_check.sh without CUDA's libraries does not end with 2"
+grep -q '"status": "not run".*libcublasLt' "$root/tmp/lost/report.json" || fail "no report about the lost library"
+# Python's packages, found without python3.
+for packages in /opt/some/lib/python3.11 /opt/app/.venv/lib/python3.12 /tmp/.local/lib/python3.10; do
+  mkdir -p "$root$packages/site-packages/nvidia/cu13"
+  ln -s /cuda/lib64 "$root$packages/site-packages/nvidia/cu13/lib"
+  inside $program/gpu_test
+  [ $? = 77 ] || fail "libraries in $packages are not found"
+  rm -r "$root$packages"
+done
 echo "gpu_bundle: as expected, $(($(stat -c %s "$work/bundle.tar.gz") >> 20)) MiB"

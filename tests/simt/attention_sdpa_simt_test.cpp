@@ -46,6 +46,7 @@ struct Problem {
   DType grad_out = DType::kBF16;  // type of the incoming gradient
   int ranks = 1;
   uint64_t seed = 1;
+  bool emulated_only = false;  // too many shapes, each of which costs cuDNN two plans
 
   int64_t elements() const { return batch * tokens * heads * head_dim; }
   std::string name() const {
@@ -301,22 +302,31 @@ std::vector<Problem> problems() {
     p.grad_out = list.size() % 3 == 0 ? DType::kF32 : DType::kBF16;
     list.push_back(p);
   };
+  const auto emulated_only = [&] { list.back().emulated_only = true; };
   add(1, 2, 1, 8, {{2, 1}}, true, kInterleaved, none);
   add(1, 64, 2, 16, {{32, 1}, {64, 2}}, true, kInterleaved, none);
   add(2, 64, 3, 8, {{16, 1}, {32, 2}, {64, 4}}, true, kInterleaved, xpos);  // H < r
   add(2, 96, 6, 16, {{32, 2}, {96, 4}}, false, kInterleaved, none);         // r does not divide H
   add(1, 100, 5, 24, {{30, 1}, {45, 5}, {100, 3}}, true, kBlocked, rope);   // short last segments
-  add(1, 97, 4, 40, {{40, 7}, {97, 12}}, true, kInterleaved, none);         // r does not divide w
-  add(3, 50, 7, 8, {{25, 2}, {1000, 5}}, true, kInterleaved, none);         // w above N
+  emulated_only();
+  add(1, 97, 4, 40, {{40, 7}, {97, 12}}, true, kInterleaved, none);  // r does not divide w
+  emulated_only();
+  add(3, 50, 7, 8, {{25, 2}, {1000, 5}}, true, kInterleaved, none);  // w above N
+  emulated_only();
   add(1, 130, 3, 96, {{128, 1}, {130, 3}}, true, kInterleaved, xpos);
+  emulated_only();
   add(1, 40, 2, 128, {{20, 1}}, false, kInterleaved, rope);
   add(1, 40, 1, 256, {{40, 1}}, true, kInterleaved, xpos);
   add(1, 600, 1, 8, {{600, 1}}, true, kInterleaved, xpos);  // spans of several tiles
   add(1, 76, 12, 8, {{64, 6}, {76, 12}}, true, kBlocked, none);
+  emulated_only();
   add(2, 80, 3, 16, {{8, 1}, {30, 2}, {64, 5}, {1000, 12}}, true, kInterleaved, none, 2);
+  emulated_only();
   add(1, 100, 4, 24, {{8, 1}, {30, 2}, {50, 5}, {1000, 3}}, true, kInterleaved, xpos, 3);
+  emulated_only();
   add(2, 100, 3, 16, {{24, 1}, {100, 2}}, false, kBlocked, rope, 3);
   add(1, 90, 5, 8, {{90, 1}, {90, 4}}, true, kInterleaved, none, 5);
+  emulated_only();
   return list;
 }
 
@@ -329,9 +339,21 @@ TEST(AttentionSdpaSimt, AgreesWithReference) {
   double worst_out = 0, worst_gradients = 0;
   for (const Problem& p : problems()) {
     ++index;
+    if (p.emulated_only && !simt::emulated()) continue;
     simt::set_order(kOrders[index % 4], uint64_t(index));
     SCOPED_TRACE(p.name());
-    const Ratios r = compare(p, run_gpu(p), run_reference(p));
+    Result result;
+    try {
+      result = run_gpu(p);
+    } catch (const Error& error) {
+      // Not every GPU's cuDNN has a backward for D above 128.
+      const std::string text = error.what();
+      if (simt::emulated() || p.head_dim <= 128 || text.find("run.attention=auto") == text.npos)
+        throw;
+      std::printf("    %s: not taken: %s\n", p.name().c_str(), error.what());
+      continue;
+    }
+    const Ratios r = compare(p, result, run_reference(p));
     EXPECT_LE(r.worst(), 1) << p.name() << ": out " << r.out << ", lse " << r.lse << ", gradients "
                             << r.gradients;
     worst_out = std::max(worst_out, r.out);
@@ -346,11 +368,13 @@ TEST(AttentionSdpaSimt, AutoLeavesWhatCudnnRefusesToThePlainKernel) {
   SKIP_WITHOUT_CUDNN();
   for (const Position position : {Position::kNone, Position::kXpos})
     for (const int ranks : {1, 2, 3}) {  // single rows at the ends of segments and shards
+      if (!simt::emulated() && (position != Position::kNone || ranks > 1)) continue;
       Problem p;
       p.batch = 2;
       p.tokens = 65;
       p.heads = 3;
       p.branches = {{8, 1}, {30, 2}, {64, 5}, {1000, 12}};
+      if (!simt::emulated()) p.branches = {{8, 1}, {64, 5}};  // fewer plans
       p.position = position;
       p.ranks = ranks;
       p.seed = 90 + ranks;
@@ -566,12 +590,13 @@ TEST(AttentionSdpaSimt, TheLogSaysOncePerBranchWhichAndWhy) {
   }
   context.set_attention(AttentionChoice::kPlain);
   outcome(context, DType::kBF16, false, 8, true, false, 16);
-  EXPECT_EQ(log.text(),
-            "attention of branch (32, 1): plain; cudnn: query, key and value are f32; native: query, "
-            "key and value are f32\n"
-            "attention of branch (32, 1): cudnn; 1 call of 1 x 1 heads with 32 x 32 rows, query in "
-            "place, key in place, value in place\n"
-            "attention of branch (16, 1): plain; as run.attention asks\n");
+  EXPECT_EQ(
+      log.text(),
+      "attention of branch (32, 1): plain; cudnn: query, key and value are f32; native: query, "
+      "key and value are f32\n"
+      "attention of branch (32, 1): cudnn; 1 call of 1 x 1 heads with 32 x 32 rows, query in "
+      "place, key in place, value in place\n"
+      "attention of branch (16, 1): plain; as run.attention asks\n");
 }
 
 TEST(AttentionSdpaSimt, RefusedSegmentsAreLeftToOthers) {
@@ -662,6 +687,7 @@ TEST(AttentionSdpaSimt, BenchmarkRunsAndChecksItsResults) {
 
 TEST(AttentionSdpaSimt, DefectsInNumbersAreFound) {
   SKIP_WITHOUT_CUDNN();
+  if (!simt::emulated()) GTEST_SKIP() << "kernels of a GPU build have no defects";
   const Problem p = middle();
   const Result expected = run_reference(p);
   ASSERT_LE(compare(p, run_gpu(p), expected).worst(), 1);

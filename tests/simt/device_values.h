@@ -40,7 +40,8 @@ class DeviceValues {
   TensorView flat() const { return view({n_}); }
   void* data() const { return data_.get(); }
 
-  /// The numbers now, after everything that was started before on any stream of a test.
+  /// The numbers now. Read on a stream of its own, which other streams are not ordered with: wait()
+  /// for the Context that writes them first.
   std::vector<float> floats() const {
     std::vector<float> values(n_);
     if (dtype_ == DType::kF32) {

@@ -38,6 +38,7 @@ TEST(UploadRingSimt, EveryUploadArrivesWhateverTheLimit) {
     UploadRing ring(limit);
     EXPECT_EQ(wrong_uploads(ring, stream.get()), 0) << limit;
     EXPECT_LE(ring.held_bytes(), limit);
+    if (!simt::emulated()) continue;  // a real GPU may be done before the host comes round
     EXPECT_EQ(ring.waits() > 0, limit < UploadRing::kLimitBytes) << limit;
     const int64_t held = ring.held_bytes(), waits = ring.waits();
     const int64_t events = simt::runtime_calls().events;

@@ -6,12 +6,13 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <optional>
+#include <span>
 
 #include "core/arena.h"
 #include "core/bf16.h"
 #include "core/device_runtime.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/attention_sdpa.h"
 #include "kernels/attention/segment_tasks.h"
 #include "kernels/fill/fill.h"
@@ -108,6 +109,75 @@ Context host_context(const Context& context) {
   return Context({.device = {}, .threads = context.threads(), .counting = false});
 }
 
+/// What shares are of: cuDNN alone on plain problems of the same number and sizes. Every operand is
+/// contiguous, [B, heads, rows, D], and was there before: the first numbers of the inputs.
+class PlainLibrary {
+ public:
+  PlainLibrary(Context& context, Arena& arena, const AttentionBenchOptions& options,
+               const AttentionBenchInputs& inputs, std::span<const SegmentTask> tasks)
+      : context_(context) {
+    int64_t query_at = 0, key_at = 0, workspace_bytes = 1;  // elements that are taken already
+    for (const sdpa::Group& group : sdpa::make_groups(
+             tasks,
+             {.causal = options.causal, .batch = options.batch, .head_dim = options.head_dim})) {
+      Problem p;
+      sdpa::Shape& s = p.shape;
+      s.batch = options.batch * group.tasks();
+      s.heads = group.heads;
+      s.query_rows = group.query_rows;
+      s.key_rows = group.key_rows;
+      s.head_dim = options.head_dim;
+      s.causal = group.causal;
+      s.scale = static_cast<float>(1.0 / std::sqrt(double(options.head_dim)));
+      s.query = sdpa::packed_strides(s.heads, s.query_rows, s.head_dim);
+      s.key = s.value = sdpa::packed_strides(s.heads, s.key_rows, s.head_dim);
+      const int64_t entries = s.batch * s.heads, queries = entries * s.query_rows * s.head_dim,
+                    keys = entries * s.key_rows * s.head_dim;
+      const auto read = [](const AttentionBenchInputs::Rows& x, int64_t at, int64_t count) {
+        return x.device.view({x.device.elements()}).slice(0, at, count).data;
+      };
+      p.operands.query = read(inputs.query, query_at, queries);
+      p.operands.key = read(inputs.key, key_at, keys);
+      p.operands.value = read(inputs.value, key_at, keys);
+      p.operands.grad_out = read(inputs.grad_out, query_at, queries);
+      p.operands.out = arena.allocate_bytes(2 * queries);
+      p.operands.lse = static_cast<float*>(arena.allocate_bytes(4 * entries * s.query_rows));
+      p.operands.grad_query = arena.allocate_bytes(2 * queries);
+      p.operands.grad_key = arena.allocate_bytes(2 * keys);
+      p.operands.grad_value = arena.allocate_bytes(2 * keys);
+      query_at += queries;
+      key_at += keys;
+      p.backward = p.shape;
+      p.backward.backward = true;
+      p.backward.grad_out = s.query;
+      for (const sdpa::Shape& shape : {p.shape, p.backward}) {
+        workspace_bytes = std::max(workspace_bytes, sdpa::library_workspace_bytes(shape));
+        taken_ = taken_ && cudnn::refusal(context_, shape).empty();
+      }
+      problems_.push_back(p);
+    }
+    void* const workspace = arena.allocate_bytes(workspace_bytes);
+    for (Problem& p : problems_) p.operands.workspace = workspace;
+  }
+
+  /// Whether cuDNN takes all of them, both ways.
+  bool taken() const { return taken_; }
+  /// The backward reads what the forward has left.
+  void run(bool backward) {
+    for (const Problem& p : problems_)
+      cudnn::run(context_, backward ? p.backward : p.shape, p.operands);
+  }
+
+ private:
+  struct Problem {
+    sdpa::Shape shape, backward;
+    cudnn::Operands operands;
+  };
+  Context& context_;
+  std::vector<Problem> problems_;
+  bool taken_ = true;
+};
+
 /// What a run writes, on the device; its inputs are another's.
 class Bench {
  public:
@@ -131,13 +201,9 @@ class Bench {
       tasks_.push_back(local_segment_tasks(plan_, b, inputs.key.device, inputs.value.device,
                                            grad_key_, grad_value_));
       offsets_.push_back(plan_.head_offsets(b));
-      for (const bool backward : {false, true}) {
+      for (const bool backward : {false, true})
         workspace_bytes = std::max(
             workspace_bytes, attention_workspace_bytes(context_, size(), tasks_.back(), backward));
-        if (times_library())
-          workspace_bytes =
-              std::max(workspace_bytes, sdpa::workspace_bytes(size(), tasks_.back(), backward));
-      }
     }
     workspace_ = arena_.allocate_bytes(workspace_bytes);
   }
@@ -236,35 +302,44 @@ class Bench {
     return context_.attention() != AttentionChoice::kPlain &&
            sdpa::refusal(context_, size()).empty();
   }
-  /// cuDNN's calls for the same problems, operands where the whole call would have them. Leaves
-  /// out_ and lse_ as one forward of cuDNN does.
+  /// cuDNN alone, and our calls without merge and sums. Leaves out_ and lse_ as one forward does.
   void time_library(AttentionBenchResult& result) {
     if (!times_library()) return;
+    std::vector<PlainLibrary> library;
+    for (const std::vector<SegmentTask>& tasks : tasks_) {
+      library.emplace_back(context_, arena_, options_, inputs_, tasks);
+      if (!library.back().taken()) return;
+    }
     attention_begin(context_, out_, lse_);
-    for (AttentionBenchTiming* t : {&result.forward, &result.backward})
-      for (int b = 0; b < branches(); ++b) {
-        std::optional<sdpa::PreparedCall> call;
-        const AttentionOptions options = attention_options(b);
-        if (t == &result.forward)
-          call.emplace(context_, forward_tensors(b), options, workspace_);
-        else
-          call.emplace(context_, backward_tensors(b), options, workspace_);
-        if (!call->refusal().empty()) {
-          t->sdpa_seconds = t->unmerged_seconds = 0;
-          return;
-        }
-        using enum sdpa::PreparedCall::Parts;
-        call->run(kAll);
-        const auto time = [&](auto parts, double& seconds, double& host_seconds) {
-          const Samples samples = time_samples(
-              context_, options_.repetitions, [] {}, [&] { call->run(parts); });
-          seconds += median(samples.seconds);
-          host_seconds += median(samples.host_seconds);
-        };
-        time(kLibrary, t->sdpa_seconds, t->sdpa_host_seconds);
-        if (context_.attention() != AttentionChoice::kNative)
-          time(kUnmerged, t->unmerged_seconds, t->unmerged_host_seconds);
-      }
+    forward();
+    for (AttentionBenchTiming* t : {&result.forward, &result.backward}) {
+      const bool backward = t == &result.backward;
+      const auto time = [&](const auto& call, double& seconds, double& host_seconds) {
+        const Samples samples = time_samples(
+            context_, options_.repetitions, [] {}, call);
+        seconds = median(samples.seconds);
+        host_seconds = median(samples.host_seconds);
+      };
+      time(
+          [&] {
+            for (PlainLibrary& branch : library) branch.run(backward);
+          },
+          t->sdpa_seconds, t->sdpa_host_seconds);
+      if (context_.attention() != AttentionChoice::kNative && unmerged(backward))
+        time([&] { unmerged(backward); }, t->unmerged_seconds, t->unmerged_host_seconds);
+    }
+  }
+  /// All that forward() or backward() does through cuDNN, but results are not merged and gradients
+  /// not added. False if cuDNN refuses one of the calls.
+  bool unmerged(bool backward) {
+    for (int b = 0; b < branches(); ++b) {
+      const AttentionOptions options = attention_options(b);
+      const std::string refusal =
+          backward ? sdpa::run_unmerged(context_, backward_tensors(b), options, workspace_)
+                   : sdpa::run_unmerged(context_, forward_tensors(b), options, workspace_);
+      if (!refusal.empty()) return false;
+    }
+    return true;
   }
 
   /// The last few rows of each head in the last segment, against the definition.

@@ -33,10 +33,11 @@ struct AttentionBenchTiming {
   double executed_gflops = 0;   // at the median
   double share_of_fma = 0;      // CPU: of the limit measured in the same run
   double share_of_matmul = 0;   // GPU: likewise
-  double sdpa_seconds = 0;      // GPU: median of cuDNN's calls alone, made ready before, without
-                                // packing and merge; 0: cuDNN does not take these calls
+  double sdpa_seconds = 0;      // GPU: median of cuDNN alone on plain problems of the same sizes,
+                                // every operand contiguous; 0: cuDNN does not take them
   double share_of_sdpa = 0;     // sdpa_seconds / median_seconds
-  double unmerged_seconds = 0;  // with cuDNN: likewise with packing, without merge or sums; 0: else
+  double unmerged_seconds = 0;  // with cuDNN: median of whole calls whose results are neither
+                                // merged nor added; 0: else
   /// GPU: medians of what the host spends on one call of the three above. Hidden where it is the
   /// smaller time; about as large as the seconds above where the host is what limits.
   double host_seconds = 0, sdpa_host_seconds = 0, unmerged_host_seconds = 0;

@@ -1,5 +1,6 @@
 // One SDPA problem through cuDNN 9 (graph API, NVIDIA's header-only cudnn-frontend): plain
-// attention of bf16 rows with log-sum-exp, and its backward. For attention_sdpa.cpp only.
+// attention of bf16 rows with log-sum-exp, and its backward. For attention_sdpa.cpp, and as what
+// attention_bench.cpp measures against.
 //
 //   forward   out_i = sum_j p_ij v_j, p_ij = exp(s_ij - lse_i), s_ij = scale <q_i, k_j>, lse_i in
 //   nats backward  the same p_ij from the *given* lse, delta_i = <grad_out_i, out_i> from the

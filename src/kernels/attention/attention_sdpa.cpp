@@ -16,7 +16,8 @@ namespace {
 using cuda::RowSpan;
 using cuda::SpanList;
 using cuda::StridedRows;
-using Parts = PreparedCall::Parts;
+
+enum class Parts { kAll, kUnmerged };
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -174,14 +175,9 @@ class Call {
 
   size_t groups() const { return groups_.size(); }
 
-  void run(void* workspace) {
-    upload(static_cast<char*>(workspace));
-    run_again(Parts::kAll);
-  }
-
-  /// After run(): these parts once more.
-  void run_again(Parts parts) {
+  void run(void* workspace, Parts parts) {
     parts_ = parts;
+    upload(static_cast<char*>(workspace));
     for (size_t i = 0; i < groups_.size(); ++i) run(groups_[i], problems_[i]);
   }
 
@@ -322,8 +318,7 @@ class Call {
     const auto place = [&](const Operand& operand, int64_t at, const SpanList& list, DType type,
                            const cuda::RowPositions& positions) -> const void* {
       if (!operand.packed) return operand.data;
-      if (parts_ != Parts::kLibrary)
-        cuda::sdpa_pack_rows(context_, operands_ + at, list, type, positions);
+      cuda::sdpa_pack_rows(context_, operands_ + at, list, type, positions);
       return operands_ + at;
     };
     cudnn::Operands o;
@@ -340,8 +335,7 @@ class Call {
         cuda::sdpa_merge_rows(context_, query_list(group, p, kOut), lse, o.out, o.lse);
       return;
     }
-    if (parts_ == Parts::kAll)
-      cuda::sdpa_pack_results(context_, o.out, o.lse, query_list(group, p, kOut), lse);
+    cuda::sdpa_pack_results(context_, o.out, o.lse, query_list(group, p, kOut), lse);
     o.grad_out = place(p.grad_out, layout.grad_out, query_list(group, p, kGradOut),
                        in_.grad_out.dtype, none);
     o.grad_query = operands_ + layout.grad_query;
@@ -387,7 +381,7 @@ Inputs inputs(const AttentionBackward& tensors) {
 }
 
 Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& options,
-                 void* workspace, bool whole) {
+                 void* workspace, bool whole, Parts parts) {
   Outcome outcome;
   outcome.refusal = tensor_refusal(context, in, options);
   if (!outcome.refusal.empty()) return outcome;
@@ -395,7 +389,7 @@ Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& opt
   std::vector<bool> refused(in.segments.size(), false);
   const std::string reason = call.refusal(refused);
   if (reason.empty()) {
-    call.run(workspace);
+    call.run(workspace, parts);
     outcome.description = call.description();
     return outcome;
   }
@@ -412,7 +406,7 @@ Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& opt
     outcome.refusal = reason;
     return outcome;
   }
-  part->run(workspace);
+  part->run(workspace, parts);
   outcome.description = fmt::format("{}; {} of {} segments by another: {}", part->description(),
                                     outcome.rest.size(), refused.size(), reason);
   return outcome;
@@ -446,51 +440,22 @@ int64_t workspace_bytes(const AttentionSize& size, std::span<const SegmentTask> 
 
 Outcome try_forward(Context& context, const AttentionForward& tensors,
                     const AttentionOptions& options, void* workspace, bool whole) {
-  return try_call(context, inputs(tensors), options, workspace, whole);
+  return try_call(context, inputs(tensors), options, workspace, whole, Parts::kAll);
 }
 
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
                      const AttentionOptions& options, void* workspace, bool whole) {
-  return try_call(context, inputs(tensors), options, workspace, whole);
+  return try_call(context, inputs(tensors), options, workspace, whole, Parts::kAll);
 }
 
-struct PreparedCall::State {
-  Inputs in;
-  AttentionOptions options;
-  void* workspace;
-  std::optional<Call> call;
-  bool uploaded = false;
+std::string run_unmerged(Context& context, const AttentionForward& tensors,
+                         const AttentionOptions& options, void* workspace) {
+  return try_call(context, inputs(tensors), options, workspace, true, Parts::kUnmerged).refusal;
+}
 
-  /// Returns the refusal.
-  std::string prepare(Context& context) {
-    std::string reason = tensor_refusal(context, in, options);
-    if (!reason.empty()) return reason;
-    call.emplace(context, in, options);
-    std::vector<bool> refused(in.segments.size(), false);
-    return call->refusal(refused);
-  }
-};
-
-PreparedCall::PreparedCall(Context& context, const AttentionForward& tensors,
-                           const AttentionOptions& options, void* workspace)
-    : state_(new State{inputs(tensors), options, workspace, {}}),
-      refusal_(state_->prepare(context)) {}
-
-PreparedCall::PreparedCall(Context& context, const AttentionBackward& tensors,
-                           const AttentionOptions& options, void* workspace)
-    : state_(new State{inputs(tensors), options, workspace, {}}),
-      refusal_(state_->prepare(context)) {}
-
-PreparedCall::~PreparedCall() = default;
-
-void PreparedCall::run(Parts parts) {
-  LN_CHECK(refusal_.empty(), "a refused call was run: {}", refusal_);
-  LN_CHECK(state_->uploaded || parts == Parts::kAll, "kAll comes first");
-  if (state_->uploaded)
-    state_->call->run_again(parts);
-  else
-    state_->call->run(state_->workspace);
-  state_->uploaded = true;
+std::string run_unmerged(Context& context, const AttentionBackward& tensors,
+                         const AttentionOptions& options, void* workspace) {
+  return try_call(context, inputs(tensors), options, workspace, true, Parts::kUnmerged).refusal;
 }
 
 }  // namespace longnet::sdpa

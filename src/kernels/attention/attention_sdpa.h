@@ -8,7 +8,6 @@
 // float32. It takes bf16 query, key and value, D a multiple of 8, and no visibility limits.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -37,30 +36,11 @@ Outcome try_forward(Context& context, const AttentionForward& tensors,
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
                      const AttentionOptions& options, void* workspace, bool whole);
 
-/// A whole call made ready once, so that a benchmark can run parts of it without what the host does
-/// for every call. The workspace and what the tensors and options point to must outlive it; nothing
-/// else may use the workspace between run()s.
-class PreparedCall {
- public:
-  PreparedCall(Context& context, const AttentionForward& tensors, const AttentionOptions& options,
-               void* workspace);
-  PreparedCall(Context& context, const AttentionBackward& tensors, const AttentionOptions& options,
-               void* workspace);
-  ~PreparedCall();
-
-  /// Why it cannot run; empty: it can.
-  const std::string& refusal() const { return refusal_; }
-
-  /// kUnmerged packs and calls the library, but neither merges nor adds; kLibrary is the library's
-  /// calls alone, on what is packed already: of several groups of problems the last one's rows. A
-  /// kAll must come first; it also gives the backward its out and lse.
-  enum class Parts { kAll, kUnmerged, kLibrary };
-  void run(Parts parts);
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-  std::string refusal_;
-};
+/// For benchmarks: all that the two above do for a whole call, but results are not merged and
+/// gradients not added. Returns the refusal.
+std::string run_unmerged(Context& context, const AttentionForward& tensors,
+                         const AttentionOptions& options, void* workspace);
+std::string run_unmerged(Context& context, const AttentionBackward& tensors,
+                         const AttentionOptions& options, void* workspace);
 
 }  // namespace longnet::sdpa
