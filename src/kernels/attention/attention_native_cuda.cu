@@ -226,31 +226,44 @@ __device__ __forceinline__ void merge(const Common& p, const ResultRows& rows, i
                                       const Running<kD>& state) {
   const int64_t b = blockIdx.y;
   const int quad = static_cast<int>(threadIdx.x) % 4;
+  // Loads that do not depend on one another are issued together, ahead of what waits for them: the
+  // lse of all rows, then a row's out.
+  float sum[2 * kBlocks], old_lse[2 * kBlocks];
+  bool valid[2 * kBlocks];
+  const auto lse_of = [&](int r) {
+    const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
+    return p.lse + b * p.lse_batch + rows.head * p.lse_head + slot * p.lse_token;
+  };
 #pragma unroll
   for (int r = 0; r < 2 * kBlocks; ++r) {
-    const float sum = quad_sum(state.sum[r]);
-    const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
-    float* const lse = p.lse + b * p.lse_batch + rows.head * p.lse_head + slot * p.lse_token;
-    const bool valid = row + 8 * r < rows.count && sum != 0.0f;
-    const float a = valid ? *lse : 0.0f;
-    if (LN_BUG != 35) __syncwarp();  // all lanes of a row have read its lse
-    if (!valid) continue;
-    const float c = state.peak[r] * kLn2 + logf(sum);
+    sum[r] = quad_sum(state.sum[r]);
+    valid[r] = row + 8 * r < rows.count && sum[r] != 0.0f;
+    old_lse[r] = valid[r] ? *lse_of(r) : 0.0f;
+  }
+  if (LN_BUG != 35) __syncwarp();  // all lanes of a row have read its lse
+#pragma unroll
+  for (int r = 0; r < 2 * kBlocks; ++r) {
+    if (!valid[r]) continue;
+    const float a = old_lse[r], c = state.peak[r] * kLn2 + logf(sum[r]);
     const float top = fmaxf(a, c);
     const float old_weight = LN_BUG == 34 ? 0.0f : expf(a - top), weight = expf(c - top);
-    const float both = old_weight + weight, factor = weight / (sum * both);
+    const float both = old_weight + weight, factor = weight / (sum[r] * both);
     const float old_factor = old_weight / both;
+    const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
     float* const out =
         p.out.data + b * p.out.batch + slot * p.out.token + rows.head * p.out.head + 2 * quad;
+    float2 o[kD / 8] = {};
+    if (old_weight != 0.0f) {
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) o[n] = *reinterpret_cast<const float2*>(out + 8 * n);
+    }
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n) {
-      float2 o = make_float2(0, 0);
-      if (old_weight != 0.0f) o = *reinterpret_cast<const float2*>(out + 8 * n);
-      o.x = old_factor * o.x + factor * state.out[r / 2][n][r % 2 * 2];
-      o.y = old_factor * o.y + factor * state.out[r / 2][n][r % 2 * 2 + 1];
-      *reinterpret_cast<float2*>(out + 8 * n) = o;
+      o[n].x = old_factor * o[n].x + factor * state.out[r / 2][n][r % 2 * 2];
+      o[n].y = old_factor * o[n].y + factor * state.out[r / 2][n][r % 2 * 2 + 1];
+      *reinterpret_cast<float2*>(out + 8 * n) = o[n];
     }
-    if (quad == 0) *lse = top + logf(both);
+    if (quad == 0) *lse_of(r) = top + logf(both);
   }
 }
 
