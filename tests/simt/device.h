@@ -82,8 +82,8 @@ void warp_call(const char* name, uint32_t mask, void* argument, void (*f)(const 
                bool orders_memory, const char* file, int line);
 unsigned lane_index();
 
-/// cp.async of 16 bytes; source null writes zeros. Poisons the destination until the thread's wait.
-void copy_async(void* shared, const void* source, const char* file, int line);
+/// cp.async of 16 bytes, of zeros if not valid. Poisons the destination until the thread's wait.
+void copy_async(void* shared, const void* source, bool valid, const char* file, int line);
 void copy_async_commit();
 void copy_async_wait(int groups_left);
 

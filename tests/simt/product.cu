@@ -18,10 +18,10 @@ __device__ __forceinline__ void start_copy(Smem& sm, int stage, const uint16_t* 
                                            const uint16_t* b, int n, int k, int k0) {
   for (int i = threadIdx.x; i < kTile * kDepth / 8; i += kThreads) {
     const int row = i / (kDepth / 8), d = i % (kDepth / 8) * 8;
-    copy_async_16(&sm.a[stage][row][d], k0 + d < k ? a + int64_t{row} * k + k0 + d : nullptr);
+    copy_async_16(&sm.a[stage][row][d], a + int64_t{row} * k + k0 + d, k0 + d < k);
     const int depth = i / (kTile / 8), column = i % (kTile / 8) * 8;
-    copy_async_16(&sm.b[stage][depth][column],
-                  k0 + depth < k ? b + int64_t{k0 + depth} * n + column : nullptr);
+    copy_async_16(&sm.b[stage][depth][column], b + int64_t{k0 + depth} * n + column,
+                  k0 + depth < k);
   }
   copy_async_commit();
 }

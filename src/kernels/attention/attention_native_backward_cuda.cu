@@ -117,11 +117,21 @@ __device__ __forceinline__ void keep_order() {
 template <int kD, int kRows>
 __device__ __forceinline__ void start_rows(uint16_t* tile, const uint16_t* rows, int64_t stride,
                                            int count) {
-  constexpr int kPieces = kD / 8;
+  // Neighbours copy neighbouring pieces. A thread keeps its place in rows modulo 8 and in groups of
+  // pieces, so that its copies are constant distances apart.
+  constexpr int kAcross = Tile<kD>::kExchange ? 8 : 4, kRowStep = kThreads / kAcross;
+  static_assert(kRowStep % 8 == 0 && kRows % kRowStep == 0);
+  const unsigned thread = thread_here();
+  const int row = static_cast<int>(thread / kAcross), d = static_cast<int>(thread % kAcross) * 8;
+  const SharedAddress to = shared_address(tile + Tile<kD>::at(row, d));
+  const uint16_t* from = rows + row * stride + d;
 #pragma unroll
-  for (int i = thread_here(); i < kRows * kPieces; i += kThreads) {
-    const int row = i / kPieces, d = i % kPieces * 8;
-    copy_async_16(tile + Tile<kD>::at(row, d), row < count ? rows + row * stride + d : nullptr);
+  for (int i = 0; i < kRows; i += kRowStep) {
+#pragma unroll
+    for (int k = 0; k < kD; k += 8 * kAcross)
+      if (k + 8 * kAcross <= kD || d < kD - k)
+        copy_async_16(to + 2 * (i * Tile<kD>::kStride + k), from + k, row + i < count);
+    from += kRowStep * stride;
   }
 }
 
@@ -427,18 +437,23 @@ __device__ __forceinline__ void start_queries(Shared<kD>& sm, int stage, int i) 
   copy_async_commit();
 }
 
-/// Copies lse (threads 0 to 63; in powers of two) and delta (64 to 127) of the tile that begins
-/// at row i. Rows past the end, and rows that see no key in any branch, get no weight: lse = inf.
+/// lse (threads 0 to 63) or delta (64 to 127, the others of half 0) of a row of the tile that begins
+/// at row i. Rows past the end have lse = -inf.
+__device__ __forceinline__ float load_row_value(const Plan& plan, int i) {
+  static_assert(2 * kQueries == 32 * kHalfWarps);
+  const unsigned which = thread_here() / kQueries;
+  const int row = i + static_cast<int>(thread_here() % kQueries);
+  if (row < plan.queries) return plan.row_value[which][row * plan.row_value_step[which]];
+  return which == 0 ? -INFINITY : 0.0f;
+}
+
+/// Puts it where the tile's products look for it: lse in powers of two, and inf for rows that see no
+/// key in any branch, so that they get no weight.
 template <int kD>
-__device__ __forceinline__ void copy_row_values(Shared<kD>& sm, int stage, int i) {
-  const unsigned thread = thread_here();
-  if (thread >= 2 * kQueries) return;
-  const unsigned which = thread / kQueries;
-  const int row = i + static_cast<int>(thread % kQueries);
-  float value = which == 0 ? -INFINITY : 0.0f;
-  if (row < sm.plan.queries) value = sm.plan.row_value[which][row * sm.plan.row_value_step[which]];
+__device__ __forceinline__ void store_row_value(Shared<kD>& sm, int stage, float value) {
+  const unsigned which = thread_here() / kQueries;
   if (which == 0) value = value == -INFINITY ? INFINITY : value * kLog2e;
-  sm.row_value[stage][which][thread % kQueries] = value;
+  sm.row_value[stage][which][thread_here() % kQueries] = value;
 }
 
 /// The warp's rows of grad_value (half 0) or grad_key (1) += its sums, rotated back if asked.
@@ -474,7 +489,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
   start_rows<kD, kKeys>(sm.keys[0], sm.plan.key[0], sm.plan.key_step[0], sm.plan.keys);
   start_rows<kD, kKeys>(sm.keys[1], sm.plan.key[1], sm.plan.key_step[1], sm.plan.keys);
   start_queries(sm, 0, 0);
-  copy_row_values(sm, 0, 0);
+  if (half_here() == 0) store_row_value(sm, 0, load_row_value(sm.plan, 0));
   copy_async_wait<0>();
   __syncthreads();
 
@@ -486,14 +501,17 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
     Scores s;
     if (!is_hidden(sm.plan, i))
       multiply<kD>(s, sm.keys[half_here()], sm.queries[stage][half_here()]);
-    if (half_here() == 0 && !is_hidden(sm.plan, i))
-      weigh(s, sm.weight, sm.row_value[stage][0], sm.plan, i, p.scale * kLog2e);
+    if (half_here() == 0) {
+      const float next = load_row_value(sm.plan, i + kQueries);  // comes while weights are computed
+      if (!is_hidden(sm.plan, i))
+        weigh(s, sm.weight, sm.row_value[stage][0], sm.plan, i, p.scale * kLog2e);
+      store_row_value(sm, 1 - stage, next);
+    }
     if (LN_BUG != 71) __syncthreads();  // weights are there; grad_score has been used
     if (half_here() == 1 && !is_hidden(sm.plan, i))
       differentiate(s, sm.weight, sm.grad_score, sm.row_value[stage][1]);
     if (half_here() == 1 && is_hidden(sm.plan, i)) clear_rows(sm.grad_score);
     if (!is_hidden(sm.plan, i)) accumulate<kD>(sum, s, sm.queries[stage][1 - half_here()]);
-    copy_row_values(sm, 1 - stage, i + kQueries);
     if (LN_BUG == 77)
       copy_async_wait<1>();
     else

@@ -55,7 +55,7 @@ __device__ __forceinline__ void load_async(Tile<kRows, kD>& tile, const uint16_t
   for (int i = 0; i < kRows; i += kRowStep) {
 #pragma unroll
     for (int k = 0; k < kD; k += 8 * kGroup<kD>)
-      copy_async_16(to + 2 * (i * kD + k), row + i < count ? from + k : nullptr);
+      copy_async_16(to + 2 * (i * kD + k), from + k, row + i < count);
     from += kRowStep * stride;
   }
 }

@@ -114,12 +114,13 @@ inline void load_matrix(uint32_t (&r)[4], SharedAddress row, LN_CALL_SITE) {
   load_matrix<transposed>(r, static_cast<const void*>(row.data), file, line);
 }
 
-/// Starts copying 16 bytes into shared memory; both ends 16-byte aligned. source null: zeros.
-inline void copy_async_16(void* shared, const void* source, LN_CALL_SITE) {
-  simt::copy_async(shared, source, file, line);
+/// Starts copying 16 bytes into shared memory; both ends 16-byte aligned. Not valid: zeros are
+/// written and nothing is read, source may lie anywhere.
+inline void copy_async_16(void* shared, const void* source, bool valid, LN_CALL_SITE) {
+  simt::copy_async(shared, source, valid, file, line);
 }
-inline void copy_async_16(SharedAddress shared, const void* source, LN_CALL_SITE) {
-  simt::copy_async(shared.data, source, file, line);
+inline void copy_async_16(SharedAddress shared, const void* source, bool valid, LN_CALL_SITE) {
+  simt::copy_async(shared.data, source, valid, file, line);
 }
 /// Ends a group of copies of this thread.
 inline void copy_async_commit() { simt::copy_async_commit(); }
@@ -171,15 +172,16 @@ __device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const void* row) {
   load_matrix<transposed>(r, SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(row))});
 }
 
-__device__ __forceinline__ void copy_async_16(SharedAddress shared, const void* source) {
-  // Of a null source no byte is read and zeros are written.
-  const int bytes = source != nullptr ? 16 : 0;
+__device__ __forceinline__ void copy_async_16(SharedAddress shared, const void* source,
+                                              bool valid) {
+  const int bytes = valid ? 16 : 0;  // of the source; zeros for the others
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared.address),
                "l"(__cvta_generic_to_global(source)), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void copy_async_16(void* shared, const void* source) {
-  copy_async_16(SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(shared))}, source);
+__device__ __forceinline__ void copy_async_16(void* shared, const void* source, bool valid) {
+  copy_async_16(SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(shared))}, source,
+                valid);
 }
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
