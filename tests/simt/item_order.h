@@ -15,7 +15,10 @@ namespace longnet::simt_test {
 struct ItemOrder {
   std::vector<std::pair<int, int>> queries, keys;
 };
-ItemOrder item_order(const TensorView& query, std::span<const SegmentTask> segments,
-                     const AttentionOptions& options);
+ItemOrder item_order(Context& context, const TensorView& query,
+                     std::span<const SegmentTask> segments, const AttentionOptions& options,
+                     void* workspace);
+/// Bytes of the workspace.
+int64_t item_order_bytes(const TensorView& query, std::span<const SegmentTask> segments);
 
 }  // namespace longnet::simt_test

@@ -28,7 +28,9 @@ ItemOrder order_of(int segments, int64_t heads, bool causal) {
   AttentionOptions options;
   options.head_offset = offsets;
   options.causal = causal;
-  return item_order(rows, tasks, options);
+  Context context = gpu_context();
+  const DeviceValues workspace(DType::kBF16, item_order_bytes(rows, tasks) / 2);
+  return item_order(context, rows, tasks, options, workspace.data());
 }
 
 TEST(ItemOrder, LongestFirstIfCausal) {
