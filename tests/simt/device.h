@@ -89,6 +89,7 @@ void copy_async_wait(int groups_left);
 
 /// Accesses made by the emulator on behalf of a thread (race build; else nothing happens).
 void note_read(const void* address, size_t bytes, unsigned lane);
+void note_write(void* address, size_t bytes, unsigned lane);
 /// Refuses addresses that are not aligned as the instruction wants them.
 void check_alignment(const void* address, size_t bytes, const char* what, const char* file,
                      int line);

@@ -581,6 +581,11 @@ void note_read(const void* address, size_t bytes, unsigned lane) {
     access(address, bytes, false, __builtin_return_address(0),
            current_thread - current_thread % 32 + lane);
 }
+void note_write(void* address, size_t bytes, unsigned lane) {
+  if (kRace)
+    access(address, bytes, true, __builtin_return_address(0),
+           current_thread - current_thread % 32 + lane);
+}
 
 // --- 6. asynchronous copies ---------------------------------------------------------------------
 

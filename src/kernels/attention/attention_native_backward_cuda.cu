@@ -66,6 +66,27 @@ struct Tile {
 };
 using WeightTile = Tile<kQueries>;
 
+/// Where a lane finds its rows of 8 x 8 matrices: the places constant distances from one that is its
+/// own, (row, column) with column 0 or 8. Distances are multiples of 8 rows and of 16 columns; those
+/// that are not the same for all lanes are kept, the others become offsets of instructions.
+template <int kD>
+class Places {
+ public:
+  __device__ __forceinline__ Places(const uint16_t* tile, unsigned row, unsigned column) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k)
+      kept_[k] = shared_address(tile + Tile<kD>::at(row, column + 16 * k));
+  }
+  __device__ __forceinline__ SharedAddress at(int rows, int columns) const {
+    const int k = columns / 16 % kKept;
+    return kept_[k] + 2 * (rows * Tile<kD>::kStride + columns - 16 * k);
+  }
+
+ private:
+  static constexpr int kKept = Tile<kD>::kExchange ? 4 : 1;
+  SharedAddress kept_[kKept];
+};
+
 /// What a block does, the same for all its threads: here it costs no registers. Pointers lead to
 /// the first row that the block visits; steps are from row to row.
 struct Plan {
@@ -146,13 +167,10 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes.
+/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes. These additions
+/// flush subnormal sums to zero. (atomicAdd would first ask whether the address is in shared memory.)
 __device__ __forceinline__ void add_two(float* to, float a, float b) {
-#if !defined(LN_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(a),
-               "f"(b)
-               : "memory");
-#else
+#if defined(LN_SIMT)
   if (LN_BUG == 76) {
     to[0] += a;
     to[1] += b;
@@ -160,6 +178,15 @@ __device__ __forceinline__ void add_two(float* to, float a, float b) {
   }
   atomicAdd(to, a);
   atomicAdd(to + 1, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(a),
+               "f"(b)
+               : "memory");
+#else
+  asm volatile("red.global.add.f32 [%0], %1;\n\tred.global.add.f32 [%0 + 4], %2;" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "f"(a), "f"(b)
+               : "memory");
 #endif
 }
 
@@ -175,21 +202,22 @@ using Scores = float[2][kQueries / 8][4];
 /// s = a b^T, rows [first, first + 32) of a, all 64 of b.
 template <int kD>
 __device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uint16_t* b) {
-  const unsigned first = first_here();
-  [[maybe_unused]] constexpr int kUnroll = kD == 128 ? 1 : kD / 16;  // more would spill registers
   const unsigned lane = lane_here();
+  const Places<kD> rows(a, first_here() + lane % 16, lane / 16 * 8);
+  // Matrices 0, 1: depths d and d + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
+  const Places<kD> columns(b, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8);
 #pragma unroll
   for (int m = 0; m < 2; ++m)
 #pragma unroll
     for (int n = 0; n < kQueries / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[m][n][i] = 0;
-#pragma unroll(kUnroll)
+#pragma unroll
   for (int d = 0; d < kD; d += 16) {
     uint32_t x[2][4];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      load_matrix<false>(x[m], a + Tile<kD>::at(first + 16 * m + lane % 16, d + lane / 16 * 8));
+      load_matrix<false>(x[m], rows.at(16 * m, d));
       if (LN_BUG == 73) {
         const uint32_t swapped = x[m][1];
         x[m][1] = x[m][2];
@@ -198,10 +226,8 @@ __device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uin
     }
 #pragma unroll
     for (int n = 0; n < kQueries / 16; ++n) {
-      // Matrices 0, 1: depths d and d + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
       uint32_t y[4];
-      load_matrix<false>(y,
-                         b + Tile<kD>::at(16 * n + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * 8));
+      load_matrix<false>(y, columns.at(16 * n, d));
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         mma_bf16(s[m][2 * n], x[m], y[0], y[1]);
@@ -216,13 +242,14 @@ template <int kD>
 __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Scores& w,
                                            const uint16_t* b) {
   const unsigned lane = lane_here();
+  // Matrices 0, 1: depths 16 k and + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
+  const Places<kD> rows(b, lane % 16, lane / 16 * 8);
 #pragma unroll
   for (int k = 0; k < kQueries / 16; ++k) {
 #pragma unroll
     for (int n = 0; n < kD / 16; ++n) {
-      // Matrices 0, 1: depths 16 k and + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
       uint32_t y[4];
-      load_matrix<true>(y, b + Tile<kD>::at(16 * k + lane % 16, 16 * n + lane / 16 * 8));
+      load_matrix<true>(y, rows.at(16 * k, 16 * n));
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const float(&v)[4] = w[m][2 * k];
@@ -292,33 +319,76 @@ __device__ __forceinline__ bool is_hidden(const Plan& plan, int i) {
   return first >= plan.keys || first > kQueries - 1 + plan.ahead + i;
 }
 
-/// One warp's scores become p, 0 where hidden; written to shared memory and kept.
-__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse,
-                                      const Plan& plan, int tile, float scale_log2) {
-  const unsigned lane = lane_here();
-  const unsigned first = first_here(), pair = lane % 4 * 2;
+/// Writes 16 x 16 blocks of the warp's rows of a weight tile.
+class BlockWriter {
+ public:
+  __device__ __forceinline__ explicit BlockWriter(uint16_t* tile) : BlockWriter(tile, lane_here()) {}
+  /// Rows from 16 m and columns from 16 n on; x: as the left operand of a product.
+  __device__ __forceinline__ void store(int m, int n, const uint32_t (&x)[4]) const {
+    if (has_store_matrix()) {
+      store_matrix(places_.at(16 * m, 16 * n), x);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<uint32_t*>(pair_ + (16 * m + i % 2 * 8) * WeightTile::kStride +
+                                   ((16 * n + i / 2 * 8) ^ exchange_)) = x[i];
+  }
+
+ private:
+  __device__ __forceinline__ BlockWriter(uint16_t* tile, unsigned lane)
+      : places_(tile, first_here() + lane % 16, lane / 16 * 8),
+        pair_(tile + (first_here() + lane / 4) * WeightTile::kStride + lane % 4 * 2),
+        exchange_(lane / 4 * 8) {}
+  Places<kQueries> places_;
+  uint16_t* pair_;  // the lane's columns of its first row, without exchange
+  unsigned exchange_;
+};
+
+/// Scores of hidden pairs become -inf, where there may be any.
+__device__ __forceinline__ void mask(Scores& s, const Plan& plan, int tile) {
   const int keys = plan.keys, ahead = plan.ahead + tile - (LN_BUG == 74 ? 1 : 0);
-  const bool masked = keys < kKeys || ahead < kKeys - 1;
+  if (keys == kKeys && ahead >= kKeys - 1) return;
+  const unsigned lane = lane_here();
 #pragma unroll
-  for (int n = 0; n < kQueries / 8; ++n) {
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const int j = static_cast<int>(first_here() + 16 * m + 8 * below + lane / 4);
+      // The first query that sees key j, counted from the lane's first.
+      const int seen = j >= keys ? kQueries : j - ahead - static_cast<int>(lane % 4 * 2);
+#pragma unroll
+      for (int n = 0; n < kQueries / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (8 * n + i < seen) s[m][n][2 * below + i] = -INFINITY;
+    }
+}
+
+/// One warp's scores become p; written to shared memory and kept.
+__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse,
+                                      float scale_log2) {
+  const unsigned lane = lane_here();
+  const BlockWriter weights(weight);
+  lse += lane % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kQueries / 16; ++n) {
     keep_order();
-    const int i = 8 * n + pair;
-    const float2 peak = *reinterpret_cast<const float2*>(lse + i);
+    const float2 peak[2] = {*reinterpret_cast<const float2*>(lse + 16 * n),
+                            *reinterpret_cast<const float2*>(lse + 16 * n + 8)};
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < 2; ++m) {
+      uint32_t p[4];
 #pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        const int j = first + 16 * m + 8 * below + lane / 4;
-        float a = power_of_two(s[m][n][2 * below] * scale_log2 - peak.x);
-        float b = power_of_two(s[m][n][2 * below + 1] * scale_log2 - peak.y);
-        if (masked) {
-          if (j >= keys || j > i + ahead) a = 0;
-          if (j >= keys || j > i + 1 + ahead) b = 0;
-        }
-        const uint32_t rounded = pack_bf16(a, b);
-        *reinterpret_cast<uint32_t*>(weight + WeightTile::at(j, 8 * n) + pair) = rounded;
-        s[m][n / 2 * 2][n % 2 * 2 + below] = __uint_as_float(rounded);
+      for (int i = 0; i < 4; ++i) {
+        const float(&score)[4] = s[m][2 * n + i / 2];
+        p[i] = pack_bf16(power_of_two(score[i % 2 * 2] * scale_log2 - peak[i / 2].x),
+                         power_of_two(score[i % 2 * 2 + 1] * scale_log2 - peak[i / 2].y));
       }
+      weights.store(m, n, p);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[m][2 * n][i] = __uint_as_float(p[i]);
+    }
   }
 }
 
@@ -326,25 +396,32 @@ __device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* 
 __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
                                               uint16_t* grad_score, const float* delta) {
   const unsigned lane = lane_here();
-  const unsigned first = first_here(), pair = lane % 4 * 2;
+  const Places<kQueries> weights(weight, first_here() + lane % 16, lane / 16 * 8);
+  const BlockWriter grad_scores(grad_score);
+  delta += lane % 4 * 2;
 #pragma unroll
-  for (int n = 0; n < kQueries / 8; ++n) {
+  for (int n = 0; n < kQueries / 16; ++n) {
     keep_order();
-    float2 less = *reinterpret_cast<const float2*>(delta + 8 * n + pair);
-    if (LN_BUG == 75) less = make_float2(0, 0);
+    uint32_t x[2][4];
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < 2; ++m) load_matrix<false>(x[m], weights.at(16 * m, 16 * n));
+    float2 less[2] = {*reinterpret_cast<const float2*>(delta + 16 * n),
+                      *reinterpret_cast<const float2*>(delta + 16 * n + 8)};
+    if (LN_BUG == 75) less[0] = less[1] = make_float2(0, 0);
 #pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        const int j = first + 16 * m + 8 * below + lane / 4;
-        const unsigned at = WeightTile::at(j, 8 * n) + pair;
-        const uint32_t p = *reinterpret_cast<const uint32_t*>(weight + at);
-        const float a = __uint_as_float(p << 16) * (t[m][n][2 * below] - less.x);
-        const float b = __uint_as_float(p & 0xffff0000u) * (t[m][n][2 * below + 1] - less.y);
-        const uint32_t rounded = pack_bf16(a, b);
-        *reinterpret_cast<uint32_t*>(grad_score + at) = rounded;
-        t[m][n / 2 * 2][n % 2 * 2 + below] = __uint_as_float(rounded);
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&score)[4] = t[m][2 * n + i / 2];
+        const uint32_t p = x[m][i];
+        x[m][i] =
+            pack_bf16(__uint_as_float(p << 16) * (score[i % 2 * 2] - less[i / 2].x),
+                      __uint_as_float(p & 0xffff0000u) * (score[i % 2 * 2 + 1] - less[i / 2].y));
       }
+      grad_scores.store(m, n, x[m]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) t[m][2 * n][i] = __uint_as_float(x[m][i]);
+    }
   }
 }
 
@@ -503,8 +580,10 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
       multiply<kD>(s, sm.keys[half_here()], sm.queries[stage][half_here()]);
     if (half_here() == 0) {
       const float next = load_row_value(sm.plan, i + kQueries);  // comes while weights are computed
-      if (!is_hidden(sm.plan, i))
-        weigh(s, sm.weight, sm.row_value[stage][0], sm.plan, i, p.scale * kLog2e);
+      if (!is_hidden(sm.plan, i)) {
+        mask(s, sm.plan, i);
+        weigh(s, sm.weight, sm.row_value[stage][0], p.scale * kLog2e);
+      }
       store_row_value(sm, 1 - stage, next);
     }
     if (LN_BUG != 71) __syncthreads();  // weights are there; grad_score has been used
