@@ -1,8 +1,7 @@
 // See item_order.h.
-#include "simt/item_order.h"
-
 #include "kernels/attention/attention_tables_cuda.h"
 #include "kernels/cuda/stream.h"
+#include "simt/item_order.h"
 
 namespace longnet::simt_test {
 namespace {

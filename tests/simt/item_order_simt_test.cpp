@@ -1,7 +1,6 @@
 // The order of blocks: falling work if causal, over all heads and segments that an L2 cache holds.
-#include "simt/item_order.h"
-
 #include "simt/device_values.h"
+#include "simt/item_order.h"
 #include "simt/support.h"
 
 namespace longnet::simt_test {

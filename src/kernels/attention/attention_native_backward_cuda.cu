@@ -66,9 +66,9 @@ struct Tile {
 };
 using WeightTile = Tile<kQueries>;
 
-/// Where a lane finds its rows of 8 x 8 matrices: the places constant distances from one that is its
-/// own, (row, column) with column 0 or 8. Distances are multiples of 8 rows and of 16 columns; those
-/// that are not the same for all lanes are kept, the others become offsets of instructions.
+/// Where a lane finds its rows of 8 x 8 matrices: the places constant distances from one that is
+/// its own, (row, column) with column 0 or 8. Distances are multiples of 8 rows and of 16 columns;
+/// those that are not the same for all lanes are kept, the others become offsets of instructions.
 template <int kD>
 class Places {
  public:
@@ -167,8 +167,9 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes. These additions
-/// flush subnormal sums to zero. (atomicAdd would first ask whether the address is in shared memory.)
+/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes. These
+/// additions flush subnormal sums to zero. (atomicAdd would first ask whether the address is in
+/// shared memory.)
 __device__ __forceinline__ void add_two(float* to, float a, float b) {
 #if defined(LN_SIMT)
   if (LN_BUG == 76) {
@@ -322,7 +323,8 @@ __device__ __forceinline__ bool is_hidden(const Plan& plan, int i) {
 /// Writes 16 x 16 blocks of the warp's rows of a weight tile.
 class BlockWriter {
  public:
-  __device__ __forceinline__ explicit BlockWriter(uint16_t* tile) : BlockWriter(tile, lane_here()) {}
+  __device__ __forceinline__ explicit BlockWriter(uint16_t* tile)
+      : BlockWriter(tile, lane_here()) {}
   /// Rows from 16 m and columns from 16 n on; x: as the left operand of a product.
   __device__ __forceinline__ void store(int m, int n, const uint32_t (&x)[4]) const {
     if (has_store_matrix()) {
@@ -514,8 +516,8 @@ __device__ __forceinline__ void start_queries(Shared<kD>& sm, int stage, int i) 
   copy_async_commit();
 }
 
-/// lse (threads 0 to 63) or delta (64 to 127, the others of half 0) of a row of the tile that begins
-/// at row i. Rows past the end have lse = -inf.
+/// lse (threads 0 to 63) or delta (64 to 127, the others of half 0) of a row of the tile that
+/// begins at row i. Rows past the end have lse = -inf.
 __device__ __forceinline__ float load_row_value(const Plan& plan, int i) {
   static_assert(2 * kQueries == 32 * kHalfWarps);
   const unsigned which = thread_here() / kQueries;
@@ -524,8 +526,8 @@ __device__ __forceinline__ float load_row_value(const Plan& plan, int i) {
   return which == 0 ? -INFINITY : 0.0f;
 }
 
-/// Puts it where the tile's products look for it: lse in powers of two, and inf for rows that see no
-/// key in any branch, so that they get no weight.
+/// Puts it where the tile's products look for it: lse in powers of two, and inf for rows that see
+/// no key in any branch, so that they get no weight.
 template <int kD>
 __device__ __forceinline__ void store_row_value(Shared<kD>& sm, int stage, float value) {
   const unsigned which = thread_here() / kQueries;

@@ -91,8 +91,7 @@ __attribute__((noinline, no_sanitize("thread"))) inline void store_matrix_warp(
     for (int matrix = 0; matrix < 4; ++matrix) {
       const uint32_t pair = static_cast<StoreMatrix*>(call.lane[lane])->value[matrix];
       uint16_t* const row = static_cast<StoreMatrix*>(call.lane[8 * matrix + lane / 4])->row;
-      for (int i = 0; i < 2; ++i)
-        row[lane % 4 * 2 + i] = static_cast<uint16_t>(pair >> (16 * i));
+      for (int i = 0; i < 2; ++i) row[lane % 4 * 2 + i] = static_cast<uint16_t>(pair >> (16 * i));
     }
 }
 
@@ -212,10 +211,10 @@ __device__ __forceinline__ constexpr bool has_store_matrix() {
 __device__ __forceinline__ void store_matrix([[maybe_unused]] SharedAddress row,
                                              [[maybe_unused]] const uint32_t (&r)[4]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
-                   row.address),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row.address),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
 #endif
 }
 

@@ -33,8 +33,8 @@ namespace longnet::cuda {
 
 /// Starts kernel on stream (a cudaStream_t). shared_bytes: dynamic shared memory of a block, bytes;
 /// above 48 KiB the kernel's limit is raised first, and the SM asked to give all it can to shared
-/// memory, so that a second block fits where it may. Does nothing if the grid is empty. A launch that
-/// is refused is an Error as LN_CUDA's.
+/// memory, so that a second block fits where it may. Does nothing if the grid is empty. A launch
+/// that is refused is an Error as LN_CUDA's.
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
             Args&&... args) {
