@@ -437,19 +437,9 @@ __device__ __forceinline__ void clear_rows(uint16_t* grad_score) {
         make_uint4(0, 0, 0, 0);
 }
 
-/// row[d], row[d + 1] += (a, b), rotated back if `back`.
-__device__ __forceinline__ void add_pair(float* row, int d, float a, float b,
-                                         const RotaryParts& rotary, bool back, int set,
-                                         int64_t position) {
-  if (back) {
-    const float2 turn = turn_of(rotary, set, position, d / 2);
-    const float c = a;
-    a = c * turn.x + b * turn.y;
-    b = b * turn.x - c * turn.y;
-  }
-  float2* const to = reinterpret_cast<float2*>(row + d);
-  const float2 before = *to;
-  *to = make_float2(before.x + a, before.y + b);
+/// (a, b) times the conjugate of turn.
+__device__ __forceinline__ float2 turned_back(float a, float b, float2 turn) {
+  return make_float2(a * turn.x + b * turn.y, b * turn.x - a * turn.y);
 }
 
 /// Fills the block's plan; one thread.
@@ -550,11 +540,28 @@ __device__ __forceinline__ void add_key_rows(const Plan& plan, const float (&sum
       const int j = first + 16 * m + 8 * below + lane / 4;
       if (j >= plan.keys + (LN_BUG == 78 ? 1 : 0)) continue;
       float* const to = plan.grad_key[half] + j * plan.grad_key_step[half];
+      // A few pairs at a time: their loads are under way together, ahead of the stores.
+      constexpr int kTogether = kD == 80 ? 5 : 4;
 #pragma unroll
-      for (int n = 0; n < kD / 8; ++n)
-        add_pair(to, 8 * n + lane % 4 * 2, factor * sum[m][n][2 * below],
-                 factor * sum[m][n][2 * below + 1], p.rotary, back, 1,
-                 plan.position + j * p.dilation);
+      for (int n = 0; n < kD / 8; n += kTogether) {
+        float2 before[kTogether], turn[kTogether];
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          const int d = 8 * (n + k) + static_cast<int>(lane % 4) * 2;
+          before[k] = *reinterpret_cast<const float2*>(to + d);
+          turn[k] = back ? turn_of(p.rotary, 1, plan.position + j * p.dilation, d / 2)
+                         : make_float2(1, 0);
+        }
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          const int d = 8 * (n + k) + static_cast<int>(lane % 4) * 2;
+          float2 more =
+              make_float2(factor * sum[m][n + k][2 * below], factor * sum[m][n + k][2 * below + 1]);
+          if (back) more = turned_back(more.x, more.y, turn[k]);
+          *reinterpret_cast<float2*>(to + d) =
+              make_float2(before[k].x + more.x, before[k].y + more.y);
+        }
+      }
     }
 }
 
@@ -641,9 +648,12 @@ __global__ void __launch_bounds__(kRowThreads) end_rows_kernel(Common p, Scratch
   const int pairs = p.head_dim / 2;
   for (int i = threadIdx.x; i < static_cast<int>(count) * pairs; i += kRowThreads) {
     const int row = i / pairs, d = i % pairs * 2;
-    add_pair(to + row * (task.step * p.grad_query.token), d, from[row * p.head_dim + d],
-             from[row * p.head_dim + d + 1], p.rotary, true, 0,
-             task.position + (task.first + begin + row) * p.dilation);
+    const float2 turn =
+        turn_of(p.rotary, 0, task.position + (task.first + begin + row) * p.dilation, d / 2);
+    const float2 more =
+        turned_back(from[row * p.head_dim + d], from[row * p.head_dim + d + 1], turn);
+    float2* const sum = reinterpret_cast<float2*>(to + row * (task.step * p.grad_query.token) + d);
+    *sum = make_float2(sum->x + more.x, sum->y + more.y);
   }
 }
 
