@@ -66,10 +66,10 @@ struct Tile {
 };
 using WeightTile = Tile<kQueries>;
 
-/// Where a lane finds its rows of 8 x 8 matrices: the places constant distances from one that is
-/// its own, (row, column) with column 0 or 8. Distances are multiples of 8 rows and of 16 columns;
-/// those that are not the same for all lanes are kept, the others become offsets of instructions.
-template <int kD>
+/// Where a lane finds its rows of 8 x 8 matrices: at constant distances from a place of its own,
+/// multiples of 8 rows and of 16 columns below kColumns. The few places whose distances are not the
+/// same for all lanes are kept, all others become offsets of instructions.
+template <int kD, int kColumns = kD>
 class Places {
  public:
   __device__ __forceinline__ Places(const uint16_t* tile, unsigned row, unsigned column) {
@@ -83,7 +83,7 @@ class Places {
   }
 
  private:
-  static constexpr int kKept = Tile<kD>::kExchange ? 4 : 1;
+  static constexpr int kKept = !Tile<kD>::kExchange ? 1 : kColumns < 64 ? kColumns / 16 : 4;
   SharedAddress kept_[kKept];
 };
 
@@ -200,19 +200,13 @@ __device__ __forceinline__ void add_two(float* to, float a, float b) {
 /// those.)
 using Scores = float[2][kQueries / 8][4];
 
-/// s = a b^T, rows [first, first + 32) of a, all 64 of b.
+/// s += a b^T, rows [first, first + 32) of a, all 64 of b.
 template <int kD>
 __device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uint16_t* b) {
   const unsigned lane = lane_here();
   const Places<kD> rows(a, first_here() + lane % 16, lane / 16 * 8);
   // Matrices 0, 1: depths d and d + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
   const Places<kD> columns(b, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8);
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int n = 0; n < kQueries / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) s[m][n][i] = 0;
 #pragma unroll
   for (int d = 0; d < kD; d += 16) {
     uint32_t x[2][4];
@@ -264,50 +258,46 @@ __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Sco
 }
 
 /// grad_query += scale ds^T k for the tile that begins at query i, which sm.grad_score is of; by
-/// half 1, each of whose warps takes a part of the rows and columns, up to 48 columns at a time.
+/// half 1, each of whose warps takes a part of the rows and columns.
 template <int kD>
 __device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, float scale) {
   constexpr int kAcross = kD % 32 == 0 ? 2 : 1;             // parts side by side
   constexpr int kRows = kQueries / (kHalfWarps / kAcross);  // of a part
-  constexpr int kColumns = kD == 128 ? 32 : kD / kAcross;   // at a time
+  constexpr int kColumns = kD / kAcross;
   const unsigned lane = lane_here();
-  const unsigned part = part_here(), row = part / kAcross * kRows,
-                 first_column = part % kAcross * (kD / kAcross);
-#pragma unroll 1
-  for (unsigned column = first_column; column < first_column + kD / kAcross; column += kColumns) {
-    float sum[kRows / 16][kColumns / 8][4] = {};
-#pragma unroll(kD == 128 ? 1 : kKeys / 16)
-    for (int j = 0; j < kKeys; j += 16) {
-      uint32_t x[kRows / 16][4];
+  const unsigned row = part_here() / kAcross * kRows, column = part_here() % kAcross * kColumns;
+  const Places<kQueries, kRows> weights(sm.grad_score, lane / 16 * 8 + lane % 8,
+                                        row + lane / 8 % 2 * 8);
+  const Places<kD, kColumns> keys(sm.keys[0], lane % 16, column + lane / 16 * 8);
+  float sum[kRows / 16][kColumns / 8][4] = {};
 #pragma unroll
-      for (int m = 0; m < kRows / 16; ++m)
-        load_matrix<true>(x[m], sm.grad_score + WeightTile::at(j + lane / 16 * 8 + lane % 8,
-                                                               row + 16 * m + lane / 8 % 2 * 8));
+  for (int j = 0; j < kKeys; j += 16) {
+    uint32_t x[kRows / 16][4];
 #pragma unroll
-      for (int n = 0; n < kColumns / 16; ++n) {
-        uint32_t y[4];
-        load_matrix<true>(
-            y, sm.keys[0] + Tile<kD>::at(j + lane % 16, column + 16 * n + lane / 16 * 8));
+    for (int m = 0; m < kRows / 16; ++m) load_matrix<true>(x[m], weights.at(j, 16 * m));
 #pragma unroll
-        for (int m = 0; m < kRows / 16; ++m) {
-          mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
-          mma_bf16(sum[m][2 * n + 1], x[m], y[2], y[3]);
-        }
+    for (int n = 0; n < kColumns / 16; ++n) {
+      uint32_t y[4];
+      load_matrix<true>(y, keys.at(j, 16 * n));
+#pragma unroll
+      for (int m = 0; m < kRows / 16; ++m) {
+        mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
+        mma_bf16(sum[m][2 * n + 1], x[m], y[2], y[3]);
       }
     }
-#pragma unroll
-    for (int m = 0; m < kRows / 16; ++m)
-#pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        const int query = i + row + 16 * m + 8 * below + lane / 4;
-        if (query >= sm.plan.queries) continue;
-        float* const to =
-            sm.plan.grad_query + query * sm.plan.grad_query_step + column + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < kColumns / 8; ++n)
-          add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
-      }
   }
+#pragma unroll
+  for (int m = 0; m < kRows / 16; ++m)
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const int query = i + row + 16 * m + 8 * below + lane / 4;
+      if (query >= sm.plan.queries) continue;
+      float* const to =
+          sm.plan.grad_query + query * sm.plan.grad_query_step + column + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n)
+        add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
+    }
 }
 
 // --- 3. the kernel
@@ -584,7 +574,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
     const int stage = i / kQueries % 2;
     if (i + kQueries < sm.plan.queries) start_queries(sm, 1 - stage, i + kQueries);
     if (half_here() == 1 && i > 0) add_grad_query<kD>(sm, i - kQueries, p.scale);
-    Scores s;
+    Scores s = {};  // defined on every path: else it would stay in registers from tile to tile
     if (!is_hidden(sm.plan, i))
       multiply<kD>(s, sm.keys[half_here()], sm.queries[stage][half_here()]);
     if (half_here() == 0) {

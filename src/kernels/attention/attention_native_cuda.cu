@@ -25,7 +25,7 @@ template <int kD>
 constexpr int kSlots = kD == 64 ? 4 : 3;
 /// Query fragments stay in registers where there is room for them.
 template <int kD>
-constexpr bool kQueryInRegisters = kD == 64;
+constexpr bool kQueryInRegisters = kD <= 80;
 
 /// A tile of keys, as rows: [first, first + count) counted from the block's first query row.
 struct KeyRows {
