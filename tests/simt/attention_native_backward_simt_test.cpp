@@ -441,6 +441,16 @@ TEST(AttentionNativeBackwardSimt, EveryOrder) {
       5, [&](simt::Order order) { EXPECT_LE(ratio(c, run(c)), 1) << simt::order_name(order); });
 }
 
+TEST(AttentionNativeBackwardSimt, SameWithoutStmatrix) {
+  Case c(middle());
+  const Gradients g = run(c);
+  const simt::Defect none(25);  // no defect: a GPU before sm_90
+  const Gradients h = run(c);
+  EXPECT_EQ(g.key, h.key);
+  EXPECT_EQ(g.value, h.value);
+  EXPECT_LE(ratio(c, h), 1);
+}
+
 TEST(AttentionNativeBackwardSimt, RowsWithoutKeysAndFarLogSums) {
   Problem p;
   p.tokens = 70;

@@ -82,13 +82,14 @@ void warp_call(const char* name, uint32_t mask, void* argument, void (*f)(const 
                bool orders_memory, const char* file, int line);
 unsigned lane_index();
 
-/// cp.async of 16 bytes; source null writes zeros. Poisons the destination until the thread's wait.
-void copy_async(void* shared, const void* source, const char* file, int line);
+/// cp.async of 16 bytes, of zeros if not valid. Poisons the destination until the thread's wait.
+void copy_async(void* shared, const void* source, bool valid, const char* file, int line);
 void copy_async_commit();
 void copy_async_wait(int groups_left);
 
 /// Accesses made by the emulator on behalf of a thread (race build; else nothing happens).
 void note_read(const void* address, size_t bytes, unsigned lane);
+void note_write(void* address, size_t bytes, unsigned lane);
 /// Refuses addresses that are not aligned as the instruction wants them.
 void check_alignment(const void* address, size_t bytes, const char* what, const char* file,
                      int line);

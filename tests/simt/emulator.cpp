@@ -581,15 +581,20 @@ void note_read(const void* address, size_t bytes, unsigned lane) {
     access(address, bytes, false, __builtin_return_address(0),
            current_thread - current_thread % 32 + lane);
 }
+void note_write(void* address, size_t bytes, unsigned lane) {
+  if (kRace)
+    access(address, bytes, true, __builtin_return_address(0),
+           current_thread - current_thread % 32 + lane);
+}
 
 // --- 6. asynchronous copies ---------------------------------------------------------------------
 
-void copy_async(void* shared, const void* source, const char* file, int line) {
+void copy_async(void* shared, const void* source, bool valid, const char* file, int line) {
   check_alignment(shared, 16, "cp.async destination", file, line);
-  if (source != nullptr) check_alignment(source, 16, "cp.async source", file, line);
+  check_alignment(source, 16, "cp.async source", file, line);
   if (kRace) access(shared, 16, true, __builtin_return_address(0), current_thread);
   std::memset(shared, 0xff, 16);
-  m.threads[current_thread]->uncommitted.push_back({shared, source});
+  m.threads[current_thread]->uncommitted.push_back({shared, valid ? source : nullptr});
 }
 void copy_async_commit() {
   Thread& t = *m.threads[current_thread];

@@ -18,10 +18,10 @@ __device__ __forceinline__ void start_copy(Smem& sm, int stage, const uint16_t* 
                                            const uint16_t* b, int n, int k, int k0) {
   for (int i = threadIdx.x; i < kTile * kDepth / 8; i += kThreads) {
     const int row = i / (kDepth / 8), d = i % (kDepth / 8) * 8;
-    copy_async_16(&sm.a[stage][row][d], k0 + d < k ? a + int64_t{row} * k + k0 + d : nullptr);
+    copy_async_16(&sm.a[stage][row][d], a + int64_t{row} * k + k0 + d, k0 + d < k);
     const int depth = i / (kTile / 8), column = i % (kTile / 8) * 8;
-    copy_async_16(&sm.b[stage][depth][column],
-                  k0 + depth < k ? b + int64_t{k0 + depth} * n + column : nullptr);
+    copy_async_16(&sm.b[stage][depth][column], b + int64_t{k0 + depth} * n + column,
+                  k0 + depth < k);
   }
   copy_async_commit();
 }
@@ -74,7 +74,31 @@ __global__ void __launch_bounds__(kThreads)
       c[int64_t{row + i / 2 * 8} * n + j * 8 + column + i % 2] = sum[j][i];
 }
 
+/// One warp writes a register of pairs per matrix.
+__global__ void __launch_bounds__(32) store_matrix_kernel(uint16_t* to, const uint32_t* pairs) {
+  struct Tile {
+    alignas(16) uint16_t rows[32][16];  // with padding
+  };
+  auto& sm = shared<Tile>();
+  const int lane = threadIdx.x;
+  uint32_t x[4];
+  for (int i = 0; i < 4; ++i) x[i] = pairs[4 * lane + i];
+  if (has_store_matrix()) {
+    store_matrix(shared_address(sm.rows[lane]), x);
+  } else {
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<uint32_t*>(&sm.rows[8 * i + lane / 4][lane % 4 * 2]) = x[i];
+  }
+  if (LN_BUG != 26) __syncwarp();
+  const int row = 31 - lane;  // another lane's
+  for (int i = 0; i < 8; ++i) to[8 * row + i] = sm.rows[row][i];
+}
+
 }  // namespace
+
+void store_matrix_rows(uint16_t* to, const uint32_t* pairs, void* stream) {
+  launch(store_matrix_kernel, 1, 32, 32 * 16 * sizeof(uint16_t), stream, to, pairs);
+}
 
 void product_bf16(float* c, const uint16_t* a, const uint16_t* b, int m, int n, int k,
                   void* stream) {

@@ -1,5 +1,5 @@
-// The wrappers mma, ldmatrix and cp.async against a double product, under every order and
-// on a GPU; their defects.
+// The wrappers mma, ldmatrix and cp.async against a double product, and stmatrix, under every order
+// and on a GPU; their defects.
 #include "simt/product.h"
 
 #include <cmath>
@@ -64,6 +64,30 @@ TEST(Product, DefectsAreFound) {
   if (!simt::race_checked()) return;
   EXPECT_NE(found_with_defect(21, run).find("race: "), std::string::npos);
   EXPECT_NE(found_with_defect(24, run).find("race: write after read"), std::string::npos);
+}
+
+/// Rows that store_matrix wrote from pairs that name their own place.
+std::vector<float> stored_rows() {
+  Context context = gpu_context();
+  std::vector<float> pairs;  // bf16: of matrix i, row lane / 4, columns 2 (lane % 4) and the next
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i)
+      for (int column = 0; column < 2; ++column)
+        pairs.push_back(float(64 * i + lane / 4 * 8 + lane % 4 * 2 + column));
+  const DeviceValues from(DType::kBF16, pairs), to(DType::kBF16, 256);
+  store_matrix_rows(static_cast<uint16_t*>(to.data()), static_cast<const uint32_t*>(from.data()),
+                    context.stream());
+  context.wait();
+  return to.floats();
+}
+
+TEST(StoreMatrix, WritesTheRegistersOfLoadMatrix) {
+  under_every_order(4, [&](simt::Order order) {
+    const std::vector<float> rows = stored_rows();
+    for (int i = 0; i < 256; ++i) ASSERT_EQ(rows[i], i) << simt::order_name(order);
+  });
+  if (!simt::race_checked()) return;
+  EXPECT_NE(found_with_defect(26, stored_rows).find("race: "), std::string::npos);
 }
 
 }  // namespace

@@ -66,6 +66,27 @@ struct Tile {
 };
 using WeightTile = Tile<kQueries>;
 
+/// Where a lane finds its rows of 8 x 8 matrices: at constant distances from a place of its own,
+/// multiples of 8 rows and of 16 columns below kColumns. The few places whose distances are not the
+/// same for all lanes are kept, all others become offsets of instructions.
+template <int kD, int kColumns = kD>
+class Places {
+ public:
+  __device__ __forceinline__ Places(const uint16_t* tile, unsigned row, unsigned column) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k)
+      kept_[k] = shared_address(tile + Tile<kD>::at(row, column + 16 * k));
+  }
+  __device__ __forceinline__ SharedAddress at(int rows, int columns) const {
+    const int k = columns / 16 % kKept;
+    return kept_[k] + 2 * (rows * Tile<kD>::kStride + columns - 16 * k);
+  }
+
+ private:
+  static constexpr int kKept = !Tile<kD>::kExchange ? 1 : kColumns < 64 ? kColumns / 16 : 4;
+  SharedAddress kept_[kKept];
+};
+
 /// What a block does, the same for all its threads: here it costs no registers. Pointers lead to
 /// the first row that the block visits; steps are from row to row.
 struct Plan {
@@ -117,11 +138,21 @@ __device__ __forceinline__ void keep_order() {
 template <int kD, int kRows>
 __device__ __forceinline__ void start_rows(uint16_t* tile, const uint16_t* rows, int64_t stride,
                                            int count) {
-  constexpr int kPieces = kD / 8;
+  // Neighbours copy neighbouring pieces. A thread keeps its place in rows modulo 8 and in groups of
+  // pieces, so that its copies are constant distances apart.
+  constexpr int kAcross = Tile<kD>::kExchange ? 8 : 4, kRowStep = kThreads / kAcross;
+  static_assert(kRowStep % 8 == 0 && kRows % kRowStep == 0);
+  const unsigned thread = thread_here();
+  const int row = static_cast<int>(thread / kAcross), d = static_cast<int>(thread % kAcross) * 8;
+  const SharedAddress to = shared_address(tile + Tile<kD>::at(row, d));
+  const uint16_t* from = rows + row * stride + d;
 #pragma unroll
-  for (int i = thread_here(); i < kRows * kPieces; i += kThreads) {
-    const int row = i / kPieces, d = i % kPieces * 8;
-    copy_async_16(tile + Tile<kD>::at(row, d), row < count ? rows + row * stride + d : nullptr);
+  for (int i = 0; i < kRows; i += kRowStep) {
+#pragma unroll
+    for (int k = 0; k < kD; k += 8 * kAcross)
+      if (k + 8 * kAcross <= kD || d < kD - k)
+        copy_async_16(to + 2 * (i * Tile<kD>::kStride + k), from + k, row + i < count);
+    from += kRowStep * stride;
   }
 }
 
@@ -136,13 +167,11 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes.
+/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes. These
+/// additions flush subnormal sums to zero. (atomicAdd would first ask whether the address is in
+/// shared memory.)
 __device__ __forceinline__ void add_two(float* to, float a, float b) {
-#if !defined(LN_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(a),
-               "f"(b)
-               : "memory");
-#else
+#if defined(LN_SIMT)
   if (LN_BUG == 76) {
     to[0] += a;
     to[1] += b;
@@ -150,6 +179,15 @@ __device__ __forceinline__ void add_two(float* to, float a, float b) {
   }
   atomicAdd(to, a);
   atomicAdd(to + 1, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(a),
+               "f"(b)
+               : "memory");
+#else
+  asm volatile("red.global.add.f32 [%0], %1;\n\tred.global.add.f32 [%0 + 4], %2;" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "f"(a), "f"(b)
+               : "memory");
 #endif
 }
 
@@ -162,24 +200,19 @@ __device__ __forceinline__ void add_two(float* to, float a, float b) {
 /// those.)
 using Scores = float[2][kQueries / 8][4];
 
-/// s = a b^T, rows [first, first + 32) of a, all 64 of b.
+/// s += a b^T, rows [first, first + 32) of a, all 64 of b.
 template <int kD>
 __device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uint16_t* b) {
-  const unsigned first = first_here();
-  [[maybe_unused]] constexpr int kUnroll = kD == 128 ? 1 : kD / 16;  // more would spill registers
   const unsigned lane = lane_here();
+  const Places<kD> rows(a, first_here() + lane % 16, lane / 16 * 8);
+  // Matrices 0, 1: depths d and d + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
+  const Places<kD> columns(b, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8);
 #pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int n = 0; n < kQueries / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) s[m][n][i] = 0;
-#pragma unroll(kUnroll)
   for (int d = 0; d < kD; d += 16) {
     uint32_t x[2][4];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      load_matrix<false>(x[m], a + Tile<kD>::at(first + 16 * m + lane % 16, d + lane / 16 * 8));
+      load_matrix<false>(x[m], rows.at(16 * m, d));
       if (LN_BUG == 73) {
         const uint32_t swapped = x[m][1];
         x[m][1] = x[m][2];
@@ -188,10 +221,8 @@ __device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uin
     }
 #pragma unroll
     for (int n = 0; n < kQueries / 16; ++n) {
-      // Matrices 0, 1: depths d and d + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
       uint32_t y[4];
-      load_matrix<false>(y,
-                         b + Tile<kD>::at(16 * n + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * 8));
+      load_matrix<false>(y, columns.at(16 * n, d));
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         mma_bf16(s[m][2 * n], x[m], y[0], y[1]);
@@ -206,13 +237,14 @@ template <int kD>
 __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Scores& w,
                                            const uint16_t* b) {
   const unsigned lane = lane_here();
+  // Matrices 0, 1: depths 16 k and + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
+  const Places<kD> rows(b, lane % 16, lane / 16 * 8);
 #pragma unroll
   for (int k = 0; k < kQueries / 16; ++k) {
 #pragma unroll
     for (int n = 0; n < kD / 16; ++n) {
-      // Matrices 0, 1: depths 16 k and + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
       uint32_t y[4];
-      load_matrix<true>(y, b + Tile<kD>::at(16 * k + lane % 16, 16 * n + lane / 16 * 8));
+      load_matrix<true>(y, rows.at(16 * k, 16 * n));
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const float(&v)[4] = w[m][2 * k];
@@ -226,50 +258,46 @@ __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Sco
 }
 
 /// grad_query += scale ds^T k for the tile that begins at query i, which sm.grad_score is of; by
-/// half 1, each of whose warps takes a part of the rows and columns, up to 48 columns at a time.
+/// half 1, each of whose warps takes a part of the rows and columns.
 template <int kD>
 __device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, float scale) {
   constexpr int kAcross = kD % 32 == 0 ? 2 : 1;             // parts side by side
   constexpr int kRows = kQueries / (kHalfWarps / kAcross);  // of a part
-  constexpr int kColumns = kD == 128 ? 32 : kD / kAcross;   // at a time
+  constexpr int kColumns = kD / kAcross;
   const unsigned lane = lane_here();
-  const unsigned part = part_here(), row = part / kAcross * kRows,
-                 first_column = part % kAcross * (kD / kAcross);
-#pragma unroll 1
-  for (unsigned column = first_column; column < first_column + kD / kAcross; column += kColumns) {
-    float sum[kRows / 16][kColumns / 8][4] = {};
-#pragma unroll(kD == 128 ? 1 : kKeys / 16)
-    for (int j = 0; j < kKeys; j += 16) {
-      uint32_t x[kRows / 16][4];
+  const unsigned row = part_here() / kAcross * kRows, column = part_here() % kAcross * kColumns;
+  const Places<kQueries, kRows> weights(sm.grad_score, lane / 16 * 8 + lane % 8,
+                                        row + lane / 8 % 2 * 8);
+  const Places<kD, kColumns> keys(sm.keys[0], lane % 16, column + lane / 16 * 8);
+  float sum[kRows / 16][kColumns / 8][4] = {};
 #pragma unroll
-      for (int m = 0; m < kRows / 16; ++m)
-        load_matrix<true>(x[m], sm.grad_score + WeightTile::at(j + lane / 16 * 8 + lane % 8,
-                                                               row + 16 * m + lane / 8 % 2 * 8));
+  for (int j = 0; j < kKeys; j += 16) {
+    uint32_t x[kRows / 16][4];
 #pragma unroll
-      for (int n = 0; n < kColumns / 16; ++n) {
-        uint32_t y[4];
-        load_matrix<true>(
-            y, sm.keys[0] + Tile<kD>::at(j + lane % 16, column + 16 * n + lane / 16 * 8));
+    for (int m = 0; m < kRows / 16; ++m) load_matrix<true>(x[m], weights.at(j, 16 * m));
 #pragma unroll
-        for (int m = 0; m < kRows / 16; ++m) {
-          mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
-          mma_bf16(sum[m][2 * n + 1], x[m], y[2], y[3]);
-        }
+    for (int n = 0; n < kColumns / 16; ++n) {
+      uint32_t y[4];
+      load_matrix<true>(y, keys.at(j, 16 * n));
+#pragma unroll
+      for (int m = 0; m < kRows / 16; ++m) {
+        mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
+        mma_bf16(sum[m][2 * n + 1], x[m], y[2], y[3]);
       }
     }
-#pragma unroll
-    for (int m = 0; m < kRows / 16; ++m)
-#pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        const int query = i + row + 16 * m + 8 * below + lane / 4;
-        if (query >= sm.plan.queries) continue;
-        float* const to =
-            sm.plan.grad_query + query * sm.plan.grad_query_step + column + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < kColumns / 8; ++n)
-          add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
-      }
   }
+#pragma unroll
+  for (int m = 0; m < kRows / 16; ++m)
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const int query = i + row + 16 * m + 8 * below + lane / 4;
+      if (query >= sm.plan.queries) continue;
+      float* const to =
+          sm.plan.grad_query + query * sm.plan.grad_query_step + column + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n)
+        add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
+    }
 }
 
 // --- 3. the kernel
@@ -282,33 +310,77 @@ __device__ __forceinline__ bool is_hidden(const Plan& plan, int i) {
   return first >= plan.keys || first > kQueries - 1 + plan.ahead + i;
 }
 
-/// One warp's scores become p, 0 where hidden; written to shared memory and kept.
-__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse,
-                                      const Plan& plan, int tile, float scale_log2) {
-  const unsigned lane = lane_here();
-  const unsigned first = first_here(), pair = lane % 4 * 2;
+/// Writes 16 x 16 blocks of the warp's rows of a weight tile.
+class BlockWriter {
+ public:
+  __device__ __forceinline__ explicit BlockWriter(uint16_t* tile)
+      : BlockWriter(tile, lane_here()) {}
+  /// Rows from 16 m and columns from 16 n on; x: as the left operand of a product.
+  __device__ __forceinline__ void store(int m, int n, const uint32_t (&x)[4]) const {
+    if (has_store_matrix()) {
+      store_matrix(places_.at(16 * m, 16 * n), x);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<uint32_t*>(pair_ + (16 * m + i % 2 * 8) * WeightTile::kStride +
+                                   ((16 * n + i / 2 * 8) ^ exchange_)) = x[i];
+  }
+
+ private:
+  __device__ __forceinline__ BlockWriter(uint16_t* tile, unsigned lane)
+      : places_(tile, first_here() + lane % 16, lane / 16 * 8),
+        pair_(tile + (first_here() + lane / 4) * WeightTile::kStride + lane % 4 * 2),
+        exchange_(lane / 4 * 8) {}
+  Places<kQueries> places_;
+  uint16_t* pair_;  // the lane's columns of its first row, without exchange
+  unsigned exchange_;
+};
+
+/// Scores of hidden pairs become -inf, where there may be any.
+__device__ __forceinline__ void mask(Scores& s, const Plan& plan, int tile) {
   const int keys = plan.keys, ahead = plan.ahead + tile - (LN_BUG == 74 ? 1 : 0);
-  const bool masked = keys < kKeys || ahead < kKeys - 1;
+  if (keys == kKeys && ahead >= kKeys - 1) return;
+  const unsigned lane = lane_here();
 #pragma unroll
-  for (int n = 0; n < kQueries / 8; ++n) {
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const int j = static_cast<int>(first_here() + 16 * m + 8 * below + lane / 4);
+      // The first query that sees key j, counted from the lane's first.
+      const int seen = j >= keys ? kQueries : j - ahead - static_cast<int>(lane % 4 * 2);
+#pragma unroll
+      for (int n = 0; n < kQueries / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (8 * n + i < seen) s[m][n][2 * below + i] = -INFINITY;
+    }
+}
+
+/// One warp's scores become p; written to shared memory and kept.
+__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse,
+                                      float scale_log2) {
+  const unsigned lane = lane_here();
+  const BlockWriter weights(weight);
+  lse += lane % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kQueries / 16; ++n) {
     keep_order();
-    const int i = 8 * n + pair;
-    const float2 peak = *reinterpret_cast<const float2*>(lse + i);
+    const float2 peak[2] = {*reinterpret_cast<const float2*>(lse + 16 * n),
+                            *reinterpret_cast<const float2*>(lse + 16 * n + 8)};
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < 2; ++m) {
+      uint32_t p[4];
 #pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        const int j = first + 16 * m + 8 * below + lane / 4;
-        float a = power_of_two(s[m][n][2 * below] * scale_log2 - peak.x);
-        float b = power_of_two(s[m][n][2 * below + 1] * scale_log2 - peak.y);
-        if (masked) {
-          if (j >= keys || j > i + ahead) a = 0;
-          if (j >= keys || j > i + 1 + ahead) b = 0;
-        }
-        const uint32_t rounded = pack_bf16(a, b);
-        *reinterpret_cast<uint32_t*>(weight + WeightTile::at(j, 8 * n) + pair) = rounded;
-        s[m][n / 2 * 2][n % 2 * 2 + below] = __uint_as_float(rounded);
+      for (int i = 0; i < 4; ++i) {
+        const float(&score)[4] = s[m][2 * n + i / 2];
+        p[i] = pack_bf16(power_of_two(score[i % 2 * 2] * scale_log2 - peak[i / 2].x),
+                         power_of_two(score[i % 2 * 2 + 1] * scale_log2 - peak[i / 2].y));
       }
+      weights.store(m, n, p);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[m][2 * n][i] = __uint_as_float(p[i]);
+    }
   }
 }
 
@@ -316,25 +388,32 @@ __device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* 
 __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
                                               uint16_t* grad_score, const float* delta) {
   const unsigned lane = lane_here();
-  const unsigned first = first_here(), pair = lane % 4 * 2;
+  const Places<kQueries> weights(weight, first_here() + lane % 16, lane / 16 * 8);
+  const BlockWriter grad_scores(grad_score);
+  delta += lane % 4 * 2;
 #pragma unroll
-  for (int n = 0; n < kQueries / 8; ++n) {
+  for (int n = 0; n < kQueries / 16; ++n) {
     keep_order();
-    float2 less = *reinterpret_cast<const float2*>(delta + 8 * n + pair);
-    if (LN_BUG == 75) less = make_float2(0, 0);
+    uint32_t x[2][4];
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < 2; ++m) load_matrix<false>(x[m], weights.at(16 * m, 16 * n));
+    float2 less[2] = {*reinterpret_cast<const float2*>(delta + 16 * n),
+                      *reinterpret_cast<const float2*>(delta + 16 * n + 8)};
+    if (LN_BUG == 75) less[0] = less[1] = make_float2(0, 0);
 #pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        const int j = first + 16 * m + 8 * below + lane / 4;
-        const unsigned at = WeightTile::at(j, 8 * n) + pair;
-        const uint32_t p = *reinterpret_cast<const uint32_t*>(weight + at);
-        const float a = __uint_as_float(p << 16) * (t[m][n][2 * below] - less.x);
-        const float b = __uint_as_float(p & 0xffff0000u) * (t[m][n][2 * below + 1] - less.y);
-        const uint32_t rounded = pack_bf16(a, b);
-        *reinterpret_cast<uint32_t*>(grad_score + at) = rounded;
-        t[m][n / 2 * 2][n % 2 * 2 + below] = __uint_as_float(rounded);
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&score)[4] = t[m][2 * n + i / 2];
+        const uint32_t p = x[m][i];
+        x[m][i] =
+            pack_bf16(__uint_as_float(p << 16) * (score[i % 2 * 2] - less[i / 2].x),
+                      __uint_as_float(p & 0xffff0000u) * (score[i % 2 * 2 + 1] - less[i / 2].y));
       }
+      grad_scores.store(m, n, x[m]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) t[m][2 * n][i] = __uint_as_float(x[m][i]);
+    }
   }
 }
 
@@ -348,19 +427,9 @@ __device__ __forceinline__ void clear_rows(uint16_t* grad_score) {
         make_uint4(0, 0, 0, 0);
 }
 
-/// row[d], row[d + 1] += (a, b), rotated back if `back`.
-__device__ __forceinline__ void add_pair(float* row, int d, float a, float b,
-                                         const RotaryParts& rotary, bool back, int set,
-                                         int64_t position) {
-  if (back) {
-    const float2 turn = turn_of(rotary, set, position, d / 2);
-    const float c = a;
-    a = c * turn.x + b * turn.y;
-    b = b * turn.x - c * turn.y;
-  }
-  float2* const to = reinterpret_cast<float2*>(row + d);
-  const float2 before = *to;
-  *to = make_float2(before.x + a, before.y + b);
+/// (a, b) times the conjugate of turn.
+__device__ __forceinline__ float2 turned_back(float a, float b, float2 turn) {
+  return make_float2(a * turn.x + b * turn.y, b * turn.x - a * turn.y);
 }
 
 /// Fills the block's plan; one thread.
@@ -427,18 +496,23 @@ __device__ __forceinline__ void start_queries(Shared<kD>& sm, int stage, int i) 
   copy_async_commit();
 }
 
-/// Copies lse (threads 0 to 63; in powers of two) and delta (64 to 127) of the tile that begins
-/// at row i. Rows past the end, and rows that see no key in any branch, get no weight: lse = inf.
+/// lse (threads 0 to 63) or delta (64 to 127, the others of half 0) of a row of the tile that
+/// begins at row i. Rows past the end have lse = -inf.
+__device__ __forceinline__ float load_row_value(const Plan& plan, int i) {
+  static_assert(2 * kQueries == 32 * kHalfWarps);
+  const unsigned which = thread_here() / kQueries;
+  const int row = i + static_cast<int>(thread_here() % kQueries);
+  if (row < plan.queries) return plan.row_value[which][row * plan.row_value_step[which]];
+  return which == 0 ? -INFINITY : 0.0f;
+}
+
+/// Puts it where the tile's products look for it: lse in powers of two, and inf for rows that see
+/// no key in any branch, so that they get no weight.
 template <int kD>
-__device__ __forceinline__ void copy_row_values(Shared<kD>& sm, int stage, int i) {
-  const unsigned thread = thread_here();
-  if (thread >= 2 * kQueries) return;
-  const unsigned which = thread / kQueries;
-  const int row = i + static_cast<int>(thread % kQueries);
-  float value = which == 0 ? -INFINITY : 0.0f;
-  if (row < sm.plan.queries) value = sm.plan.row_value[which][row * sm.plan.row_value_step[which]];
+__device__ __forceinline__ void store_row_value(Shared<kD>& sm, int stage, float value) {
+  const unsigned which = thread_here() / kQueries;
   if (which == 0) value = value == -INFINITY ? INFINITY : value * kLog2e;
-  sm.row_value[stage][which][thread % kQueries] = value;
+  sm.row_value[stage][which][thread_here() % kQueries] = value;
 }
 
 /// The warp's rows of grad_value (half 0) or grad_key (1) += its sums, rotated back if asked.
@@ -456,11 +530,28 @@ __device__ __forceinline__ void add_key_rows(const Plan& plan, const float (&sum
       const int j = first + 16 * m + 8 * below + lane / 4;
       if (j >= plan.keys + (LN_BUG == 78 ? 1 : 0)) continue;
       float* const to = plan.grad_key[half] + j * plan.grad_key_step[half];
+      // A few pairs at a time: their loads are under way together, ahead of the stores.
+      constexpr int kTogether = kD == 80 ? 5 : 4;
 #pragma unroll
-      for (int n = 0; n < kD / 8; ++n)
-        add_pair(to, 8 * n + lane % 4 * 2, factor * sum[m][n][2 * below],
-                 factor * sum[m][n][2 * below + 1], p.rotary, back, 1,
-                 plan.position + j * p.dilation);
+      for (int n = 0; n < kD / 8; n += kTogether) {
+        float2 before[kTogether], turn[kTogether];
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          const int d = 8 * (n + k) + static_cast<int>(lane % 4) * 2;
+          before[k] = *reinterpret_cast<const float2*>(to + d);
+          turn[k] = back ? turn_of(p.rotary, 1, plan.position + j * p.dilation, d / 2)
+                         : make_float2(1, 0);
+        }
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          const int d = 8 * (n + k) + static_cast<int>(lane % 4) * 2;
+          float2 more =
+              make_float2(factor * sum[m][n + k][2 * below], factor * sum[m][n + k][2 * below + 1]);
+          if (back) more = turned_back(more.x, more.y, turn[k]);
+          *reinterpret_cast<float2*>(to + d) =
+              make_float2(before[k].x + more.x, before[k].y + more.y);
+        }
+      }
     }
 }
 
@@ -474,7 +565,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
   start_rows<kD, kKeys>(sm.keys[0], sm.plan.key[0], sm.plan.key_step[0], sm.plan.keys);
   start_rows<kD, kKeys>(sm.keys[1], sm.plan.key[1], sm.plan.key_step[1], sm.plan.keys);
   start_queries(sm, 0, 0);
-  copy_row_values(sm, 0, 0);
+  if (half_here() == 0) store_row_value(sm, 0, load_row_value(sm.plan, 0));
   copy_async_wait<0>();
   __syncthreads();
 
@@ -483,17 +574,22 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
     const int stage = i / kQueries % 2;
     if (i + kQueries < sm.plan.queries) start_queries(sm, 1 - stage, i + kQueries);
     if (half_here() == 1 && i > 0) add_grad_query<kD>(sm, i - kQueries, p.scale);
-    Scores s;
+    Scores s = {};  // defined on every path: else it would stay in registers from tile to tile
     if (!is_hidden(sm.plan, i))
       multiply<kD>(s, sm.keys[half_here()], sm.queries[stage][half_here()]);
-    if (half_here() == 0 && !is_hidden(sm.plan, i))
-      weigh(s, sm.weight, sm.row_value[stage][0], sm.plan, i, p.scale * kLog2e);
+    if (half_here() == 0) {
+      const float next = load_row_value(sm.plan, i + kQueries);  // comes while weights are computed
+      if (!is_hidden(sm.plan, i)) {
+        mask(s, sm.plan, i);
+        weigh(s, sm.weight, sm.row_value[stage][0], p.scale * kLog2e);
+      }
+      store_row_value(sm, 1 - stage, next);
+    }
     if (LN_BUG != 71) __syncthreads();  // weights are there; grad_score has been used
     if (half_here() == 1 && !is_hidden(sm.plan, i))
       differentiate(s, sm.weight, sm.grad_score, sm.row_value[stage][1]);
     if (half_here() == 1 && is_hidden(sm.plan, i)) clear_rows(sm.grad_score);
     if (!is_hidden(sm.plan, i)) accumulate<kD>(sum, s, sm.queries[stage][1 - half_here()]);
-    copy_row_values(sm, 1 - stage, i + kQueries);
     if (LN_BUG == 77)
       copy_async_wait<1>();
     else
@@ -542,9 +638,12 @@ __global__ void __launch_bounds__(kRowThreads) end_rows_kernel(Common p, Scratch
   const int pairs = p.head_dim / 2;
   for (int i = threadIdx.x; i < static_cast<int>(count) * pairs; i += kRowThreads) {
     const int row = i / pairs, d = i % pairs * 2;
-    add_pair(to + row * (task.step * p.grad_query.token), d, from[row * p.head_dim + d],
-             from[row * p.head_dim + d + 1], p.rotary, true, 0,
-             task.position + (task.first + begin + row) * p.dilation);
+    const float2 turn =
+        turn_of(p.rotary, 0, task.position + (task.first + begin + row) * p.dilation, d / 2);
+    const float2 more =
+        turned_back(from[row * p.head_dim + d], from[row * p.head_dim + d + 1], turn);
+    float2* const sum = reinterpret_cast<float2*>(to + row * (task.step * p.grad_query.token) + d);
+    *sum = make_float2(sum->x + more.x, sum->y + more.y);
   }
 }
 

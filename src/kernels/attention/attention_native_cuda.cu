@@ -25,7 +25,7 @@ template <int kD>
 constexpr int kSlots = kD == 64 ? 4 : 3;
 /// Query fragments stay in registers where there is room for them.
 template <int kD>
-constexpr bool kQueryInRegisters = kD == 64;
+constexpr bool kQueryInRegisters = kD <= 80;
 
 /// A tile of keys, as rows: [first, first + count) counted from the block's first query row.
 struct KeyRows {
@@ -51,30 +51,41 @@ struct QueryRows {
   }
 };
 
+/// Keys and values of a source, as far as the block sees them: what of its long description is
+/// needed again for every tile.
+struct KeyRun {
+  const uint16_t* rows[2];  // keys, values
+  int64_t step[2];          // from row to row
+  int32_t first, count;     // of rows, first counted from the block's first query row
+};
+
 template <int kD>
 struct ForwardShared {
   Tile<kQueryTile, kD> query;
   Tile<kKeyTile, kD> ring[kSlots<kD>];
   KeyRows keys[kSlots<kD>];
+  KeyRun runs[2];     // of sources of which something is seen; they take turns
+  int32_t source;     // the next one to look at; of thread 0
   QueryRows queries;  // kept here, too, for the main loop
   ResultRows result;
 };
 
-/// Goes through the tiles of the keys that a block sees, source after source. Little is kept in
-/// registers: descriptions are read again for every tile.
-struct KeyWalk {
-  int32_t source;  // number of the tile's source
-  int32_t tile;    // in the source
-
-  /// To the next tile; there must be one.
-  __device__ __forceinline__ void advance(const SourceHead* sources, const QueryRows& queries) {
-    ++tile;
-    while (int64_t{tile} * kKeyTile >= queries.seen(sources[source])) {
-      ++source;
-      tile = 0;
-    }
+/// Describes the next source that the block sees something of, if there is one. One thread.
+template <int kD>
+__device__ __forceinline__ void next_run(ForwardShared<kD>& sm, int run, const Common& p,
+                                         const TaskHead& task) {
+  while (sm.source < task.source_end) {
+    const SourceHead& source = p.sources[sm.source++];
+    const int64_t seen = sm.queries.seen(source), b = blockIdx.y;
+    if (seen <= 0) continue;
+    sm.runs[run] = {
+        {source.key.half() + b * source.key_batch, source.value.half() + b * source.value_batch},
+        {source.key_row, source.value_row},
+        static_cast<int32_t>(source.first - sm.queries.first),
+        static_cast<int32_t>(seen)};
+    return;
   }
-};
+}
 
 /// What a thread holds of its warp's rows: row 8 r + lane / 4 is rows' element r.
 template <int kD>
@@ -226,31 +237,44 @@ __device__ __forceinline__ void merge(const Common& p, const ResultRows& rows, i
                                       const Running<kD>& state) {
   const int64_t b = blockIdx.y;
   const int quad = static_cast<int>(threadIdx.x) % 4;
+  // Loads that do not depend on one another are issued together, ahead of what waits for them: the
+  // lse of all rows, then a row's out.
+  float sum[2 * kBlocks], old_lse[2 * kBlocks];
+  bool valid[2 * kBlocks];
+  const auto lse_of = [&](int r) {
+    const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
+    return p.lse + b * p.lse_batch + rows.head * p.lse_head + slot * p.lse_token;
+  };
 #pragma unroll
   for (int r = 0; r < 2 * kBlocks; ++r) {
-    const float sum = quad_sum(state.sum[r]);
-    const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
-    float* const lse = p.lse + b * p.lse_batch + rows.head * p.lse_head + slot * p.lse_token;
-    const bool valid = row + 8 * r < rows.count && sum != 0.0f;
-    const float a = valid ? *lse : 0.0f;
-    if (LN_BUG != 35) __syncwarp();  // all lanes of a row have read its lse
-    if (!valid) continue;
-    const float c = state.peak[r] * kLn2 + logf(sum);
+    sum[r] = quad_sum(state.sum[r]);
+    valid[r] = row + 8 * r < rows.count && sum[r] != 0.0f;
+    old_lse[r] = valid[r] ? *lse_of(r) : 0.0f;
+  }
+  if (LN_BUG != 35) __syncwarp();  // all lanes of a row have read its lse
+#pragma unroll
+  for (int r = 0; r < 2 * kBlocks; ++r) {
+    if (!valid[r]) continue;
+    const float a = old_lse[r], c = state.peak[r] * kLn2 + logf(sum[r]);
     const float top = fmaxf(a, c);
     const float old_weight = LN_BUG == 34 ? 0.0f : expf(a - top), weight = expf(c - top);
-    const float both = old_weight + weight, factor = weight / (sum * both);
+    const float both = old_weight + weight, factor = weight / (sum[r] * both);
     const float old_factor = old_weight / both;
+    const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
     float* const out =
         p.out.data + b * p.out.batch + slot * p.out.token + rows.head * p.out.head + 2 * quad;
+    float2 o[kD / 8] = {};
+    if (old_weight != 0.0f) {
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) o[n] = *reinterpret_cast<const float2*>(out + 8 * n);
+    }
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n) {
-      float2 o = make_float2(0, 0);
-      if (old_weight != 0.0f) o = *reinterpret_cast<const float2*>(out + 8 * n);
-      o.x = old_factor * o.x + factor * state.out[r / 2][n][r % 2 * 2];
-      o.y = old_factor * o.y + factor * state.out[r / 2][n][r % 2 * 2 + 1];
-      *reinterpret_cast<float2*>(out + 8 * n) = o;
+      o[n].x = old_factor * o[n].x + factor * state.out[r / 2][n][r % 2 * 2];
+      o[n].y = old_factor * o[n].y + factor * state.out[r / 2][n][r % 2 * 2 + 1];
+      *reinterpret_cast<float2*>(out + 8 * n) = o[n];
     }
-    if (quad == 0) *lse = top + logf(both);
+    if (quad == 0) *lse_of(r) = top + logf(both);
   }
 }
 
@@ -277,6 +301,8 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
   if (threadIdx.x == 0) {
     sm.queries = queries;
     sm.result = {task.slot + begin * task.step, task.step, task.head, rows};
+    sm.source = task.source_begin;
+    for (int run = 0; run < 2; ++run) next_run(sm, run, p, task);
   }
 
   const uint16_t* const query = task.query.half() + b * task.query_batch + begin * task.query_row;
@@ -289,26 +315,30 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
   // Steps 2 j and 2 j + 1 are keys and values of tile j, in slots of rising number, round and
   // round; kRing - 1 of them are under way. Every step is a group of copies of its own, the last
   // ones empty; the queries are in the first.
-  KeyWalk walk{task.source_begin, -1};
-  const auto start = [&](const QueryRows& from, bool keys, bool exists, int slot) {
+  __syncthreads();  // the first two runs are there
+  // Of the tile whose keys were started last: its row in the run, and in bit 0 the run.
+  int place = -kKeyTile;
+  const auto start = [&](bool keys, bool exists, bool first, int slot) {
     if (exists) {
-      if (keys) walk.advance(p.sources, from);
-      const SourceHead& source = p.sources[walk.source];
-      const int64_t i = int64_t{walk.tile} * kKeyTile, left = from.seen(source) - i;
-      const int count = static_cast<int>(left < kKeyTile ? left : kKeyTile);
-      if (keys && threadIdx.x == 0)
-        sm.keys[slot] = {static_cast<int32_t>(source.first + i - from.first), count};
-      const int64_t row = keys ? source.key_row : source.value_row;
-      load_async<kThreads>(sm.ring[slot],
-                           keys ? source.key.half() + b * source.key_batch + i * row
-                                : source.value.half() + b * source.value_batch + i * row,
-                           row, count);
+      if (keys) {
+        place += kKeyTile;
+        if ((place & ~1) >= sm.runs[place & 1].count) place = 1 - (place & 1);
+      }
+      const int row = place & ~1;
+      const KeyRun& from = sm.runs[place & 1];
+      const int left = from.count - row, count = left < kKeyTile ? left : kKeyTile;
+      if (keys && threadIdx.x == 0) sm.keys[slot] = {from.first + row, count};
+      const int64_t step = from.step[keys ? 0 : 1];
+      load_async<kThreads>(sm.ring[slot], from.rows[keys ? 0 : 1] + row * step, step, count);
+      // A run has begun: the one before has been left by all threads a barrier ago, the next one is
+      // begun a barrier ahead.
+      if (!keys && !first && row == 0 && threadIdx.x == 0)
+        next_run(sm, 1 - (place & 1), p, p.tasks[p.items[blockIdx.x].index]);
     }
     copy_async_commit();
   };
 #pragma unroll
-  for (int step = 0; step < kRing - 1; ++step)
-    start(queries, step % 2 == 0, step / 2 < tiles, step);
+  for (int step = 0; step < kRing - 1; ++step) start(step % 2 == 0, step / 2 < tiles, true, step);
 
   const float scale = p.scale * kLog2E;
   Running<kD> state;
@@ -328,7 +358,7 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
   for (; tiles > 0; --tiles) {
     copy_async_wait<kRing - 2>();
     __syncthreads();  // the keys of all threads are there, and the slot before has been used
-    start(sm.queries, kRing % 2 == 1, tiles > 1, before(slot));
+    start(kRing % 2 == 1, tiles > 1, false, before(slot));
     const KeyRows keys = sm.keys[slot];
     const bool seen =
         warp_row < sm.queries.count && (!p.causal || keys.first < warp_row + kWarpRows);
@@ -346,7 +376,7 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
     else
       copy_async_wait<kRing - 2>();
     if (LN_BUG != 30) __syncthreads();
-    start(sm.queries, kRing % 2 == 0, tiles > (kRing == 4 ? 2 : 1), before(slot));
+    start(kRing % 2 == 0, tiles > (kRing == 4 ? 2 : 1), false, before(slot));
     if (seen) multiply_values(state, weights, sm.ring[slot]);
     slot = after(slot);
   }

@@ -55,7 +55,7 @@ __device__ __forceinline__ void load_async(Tile<kRows, kD>& tile, const uint16_t
   for (int i = 0; i < kRows; i += kRowStep) {
 #pragma unroll
     for (int k = 0; k < kD; k += 8 * kGroup<kD>)
-      copy_async_16(to + 2 * (i * kD + k), row + i < count ? from + k : nullptr);
+      copy_async_16(to + 2 * (i * kD + k), from + k, row + i < count);
     from += kRowStep * stride;
   }
 }
@@ -66,23 +66,35 @@ template <int kThreads, int kRows, int kD>
 __device__ __forceinline__ void load_rotated(Tile<kRows, kD>& tile, const uint16_t* rows,
                                              int64_t stride, int count, const RotaryParts& rotary,
                                              int set, int64_t position, int64_t dilation) {
-  constexpr int kPieces = kD / 8;
+  constexpr int kPieces = kD / 8, kTogether = 2;  // pieces whose loads a thread has under way
+  static_assert(kRows * kPieces % (kTogether * kThreads) == 0);
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (row < count) {
-      v = *reinterpret_cast<const uint4*>(rows + row * stride + piece * 8);
-      unsigned word[4] = {v.x, v.y, v.z, v.w};
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kTogether * kThreads) {
+    uint4 v[kTogether];
+    float2 turn[kTogether][4];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int row = (i + j * kThreads) / kPieces, piece = (i + j * kThreads) % kPieces;
+      const int from =
+          row < count ? row : count - 1;  // of a row there is, whether it is needed or not
+      v[j] = *reinterpret_cast<const uint4*>(rows + from * stride + piece * 8);
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        turn[j][k] = turn_of(rotary, set, position + from * dilation, piece * 4 + k);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int row = (i + j * kThreads) / kPieces, piece = (i + j * kThreads) % kPieces;
+      unsigned word[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float a = __uint_as_float(word[k] << 16), c = __uint_as_float(word[k] & 0xffff0000u);
-        const float2 turn = turn_of(rotary, set, position + row * dilation, piece * 4 + k);
-        word[k] = pack_bf16(a * turn.x - c * turn.y, c * turn.x + a * turn.y);
+        const float2 t = turn[j][k];
+        word[k] = row < count ? pack_bf16(a * t.x - c * t.y, c * t.x + a * t.y) : 0;
       }
-      v = make_uint4(word[0], word[1], word[2], word[3]);
+      *reinterpret_cast<uint4*>(tile.at(row, piece)) =
+          make_uint4(word[0], word[1], word[2], word[3]);
     }
-    *reinterpret_cast<uint4*>(tile.at(row, piece)) = v;
   }
 }
 

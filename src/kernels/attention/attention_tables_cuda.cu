@@ -1,5 +1,6 @@
 // See attention_tables_cuda.h.
 #include <algorithm>
+#include <numeric>
 
 #include "core/upload_ring.h"
 #include "kernels/attention/attention_pack_cuda.h"
@@ -122,11 +123,39 @@ struct PackList {
   }
 };
 
+/// Items in the order in which their blocks start.
+class ItemList {
+ public:
+  /// work: rows that the block goes through.
+  void add(size_t index, int64_t tile, int64_t work) {
+    items_.push_back({static_cast<int32_t>(index), static_cast<int32_t>(tile)});
+    work_.push_back(work / 64);
+  }
+  /// Those with most work first among the items added since the last call; equals stay in order.
+  void sort_group() {
+    if (work_.empty()) return;
+    const int64_t most = *std::max_element(work_.begin(), work_.end());
+    std::vector<size_t> place(most + 2);  // element most - w: of the next item of work w
+    for (const int64_t work : work_) ++place[most - work + 1];
+    std::partial_sum(place.begin(), place.end(), place.begin());
+    const size_t first = items_.size() - work_.size();
+    const std::vector<Item> unsorted(items_.begin() + first, items_.end());
+    for (size_t i = 0; i < unsorted.size(); ++i)
+      items_[first + place[most - work_[i]]++] = unsorted[i];
+    work_.clear();
+  }
+  const std::vector<Item>& items() const { return items_; }
+
+ private:
+  std::vector<Item> items_;
+  std::vector<int64_t> work_;  // of the last items, in units small enough to tell tiles apart
+};
+
 /// Builds the lists of a call, in host memory.
 struct Builder {
   std::vector<TaskHead> tasks;
   std::vector<SourceHead> sources;
-  std::vector<Item> query_items, key_items;
+  ItemList query_items, key_items;
   std::vector<StridedRows> key_tensors;
   PackList keys, queries;
 
@@ -139,8 +168,15 @@ struct Builder {
       const int64_t first_tensor = static_cast<int64_t>(key_tensors.size());
       if (packs_keys())
         for (const KeySource& source : task.keys) key_tensors.push_back(strided(source.key));
-      for (int64_t h = 0; h < query.shape[2]; ++h) add(task, h, first_tensor);
+      for (int64_t h = 0; h < query.shape[2]; ++h) {
+        // Blocks of a causal segment differ in work. If the longest start first, none of them is
+        // left over when all others are done; heads whose keys and values would push one another
+        // out of the L2 cache are still not mixed.
+        if (options.causal) begin_head(task, h);
+        add(task, h, first_tensor);
+      }
     }
+    if (options.causal) sort_group();
   }
 
   bool turned() const { return turned_; }
@@ -148,6 +184,21 @@ struct Builder {
   bool packs_queries() const { return turned_ && request_.pack_queries; }
 
  private:
+  /// Heads whose blocks may run in any order: as many neighbours as an L2 cache holds.
+  static constexpr int64_t kGroupBytes = int64_t{32} << 20;
+  void begin_head(const SegmentTask& task, int64_t h) {
+    int64_t bytes = 0;
+    for (const KeySource& source : task.keys)
+      bytes += source.rows.count[h] * 2 * query_.shape[3] * dtype_size(source.key.dtype);
+    if (group_bytes_ + bytes > kGroupBytes) sort_group();
+    group_bytes_ += bytes;
+  }
+  void sort_group() {
+    query_items.sort_group();
+    key_items.sort_group();
+    group_bytes_ = 0;
+  }
+
   void add(const SegmentTask& task, int64_t h, int64_t first_tensor) {
     const int32_t index = static_cast<int32_t>(tasks.size());
     const HeadRows& rows = task.queries;
@@ -173,9 +224,13 @@ struct Builder {
     for (size_t k = 0; k < task.keys.size(); ++k)
       add(t, task.keys[k], h, index, first_tensor + static_cast<int64_t>(k));
     t.source_end = static_cast<int32_t>(sources.size());
-    // Later tiles of a causal segment take longer: they go first.
-    for (int64_t tile = tiles(t.count, request_.query_tile) - 1; tile >= 0; --tile)
-      query_items.push_back({index, static_cast<int32_t>(tile)});
+    for (int64_t tile = tiles(t.count, request_.query_tile) - 1; tile >= 0; --tile) {
+      const int64_t end = t.first + std::min(t.count, (tile + 1) * request_.query_tile);
+      int64_t keys = 0;  // seen, if causal
+      for (int32_t k = t.source_begin; k < t.source_end; ++k)
+        keys += std::clamp<int64_t>(end - sources[k].first, 0, sources[k].count);
+      query_items.add(tasks.size(), tile, keys);
+    }
     tasks.push_back(t);
   }
 
@@ -208,8 +263,11 @@ struct Builder {
       s.rotate = 0;
     }
     if (request_.key_tile > 0 && t.count > 0)
-      for (int64_t tile = 0; tile < tiles(s.count, request_.key_tile); ++tile)
-        key_items.push_back({static_cast<int32_t>(sources.size()), static_cast<int32_t>(tile)});
+      for (int64_t tile = 0; tile < tiles(s.count, request_.key_tile); ++tile) {
+        // Queries, if causal: all but those before the tile's first key.
+        const int64_t before = s.first + tile * request_.key_tile - t.first;
+        key_items.add(sources.size(), tile, t.count - std::clamp<int64_t>(before, 0, t.count));
+      }
     sources.push_back(s);
   }
 
@@ -228,6 +286,7 @@ struct Builder {
   const Layout& layout_;
   char* const base_;
   bool turned_ = false;
+  int64_t group_bytes_ = 0;
 };
 
 }  // namespace
@@ -281,16 +340,16 @@ Tables::Tables(Context& context, const TensorView& query, std::span<const Segmen
   const Layout layout(batch, head_dim, segments, request);
   char* base = static_cast<char*>(workspace);
   const Builder built(query, segments, options, request, layout, base);
-  query_item_count = static_cast<int64_t>(built.query_items.size());
-  key_item_count = static_cast<int64_t>(built.key_items.size());
+  query_item_count = static_cast<int64_t>(built.query_items.items().size());
+  key_item_count = static_cast<int64_t>(built.key_items.items().size());
   const auto upload = [&](int64_t offset, const auto& list) {
     longnet::upload(context, base + offset, list.data(),
                     static_cast<int64_t>(list.size() * sizeof(list[0])));
   };
   upload(0, built.tasks);
   upload(layout.source_at, built.sources);
-  upload(layout.query_item_at, built.query_items);
-  upload(layout.key_item_at, built.key_items);
+  upload(layout.query_item_at, built.query_items.items());
+  upload(layout.key_item_at, built.key_items.items());
   common.tasks = reinterpret_cast<const TaskHead*>(base);
   common.sources = reinterpret_cast<const SourceHead*>(base + layout.source_at);
   query_items = reinterpret_cast<const Item*>(base + layout.query_item_at);

@@ -1,5 +1,6 @@
 // Tensor-core and asynchronous-copy instructions common to sm_80 and later, one function each:
-// mma.sync.m16n8k16 (bf16 in, f32 sums), ldmatrix.x4 (.trans), cp.async of 16 bytes.
+// mma.sync.m16n8k16 (bf16 in, f32 sums), ldmatrix.x4 (.trans), cp.async of 16 bytes; and
+// stmatrix.x4, which sm_90 has.
 //
 // Each has a device body (PTX) and a host body for the emulator that models the instruction's real
 // register layout. With g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for
@@ -27,6 +28,10 @@ struct Mma {
 struct LoadMatrix {
   const uint16_t* row;
   uint32_t value[4];
+};
+struct StoreMatrix {
+  uint16_t* row;
+  const uint32_t* value;
 };
 
 inline float half_of(uint32_t pair, int index) {
@@ -76,6 +81,20 @@ void load_matrix_warp(const simt::WarpCall& call) {
     }
 }
 
+// The last lane writes for all: not its own accesses to the race build.
+__attribute__((noinline, no_sanitize("thread"))) inline void store_matrix_warp(
+    const simt::WarpCall& call) {
+  for (int lane = 0; lane < 32; ++lane)
+    simt::note_write(static_cast<StoreMatrix*>(call.lane[lane])->row, 16,
+                     static_cast<unsigned>(lane));
+  for (int lane = 0; lane < 32; ++lane)
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const uint32_t pair = static_cast<StoreMatrix*>(call.lane[lane])->value[matrix];
+      uint16_t* const row = static_cast<StoreMatrix*>(call.lane[8 * matrix + lane / 4])->row;
+      for (int i = 0; i < 2; ++i) row[lane % 4 * 2 + i] = static_cast<uint16_t>(pair >> (16 * i));
+    }
+}
+
 }  // namespace emulated
 
 /// c += a b, whole warp.
@@ -114,12 +133,23 @@ inline void load_matrix(uint32_t (&r)[4], SharedAddress row, LN_CALL_SITE) {
   load_matrix<transposed>(r, static_cast<const void*>(row.data), file, line);
 }
 
-/// Starts copying 16 bytes into shared memory; both ends 16-byte aligned. source null: zeros.
-inline void copy_async_16(void* shared, const void* source, LN_CALL_SITE) {
-  simt::copy_async(shared, source, file, line);
+/// Whether store_matrix is there; else a value of load_matrix's layout is stored by itself. (For
+/// tests, 25 is a GPU without.)
+inline bool has_store_matrix() { return LN_BUG != 25; }
+/// load_matrix<false> the other way.
+inline void store_matrix(SharedAddress row, const uint32_t (&r)[4], LN_CALL_SITE) {
+  simt::check_alignment(row.data, 16, "stmatrix", file, line);
+  emulated::StoreMatrix x{reinterpret_cast<uint16_t*>(row.data), r};
+  simt::warp_call("stmatrix.x4", kFullWarp, &x, emulated::store_matrix_warp, false, file, line);
 }
-inline void copy_async_16(SharedAddress shared, const void* source, LN_CALL_SITE) {
-  simt::copy_async(shared.data, source, file, line);
+
+/// Starts copying 16 bytes into shared memory; both ends 16-byte aligned. Not valid: zeros are
+/// written and nothing is read, source may lie anywhere.
+inline void copy_async_16(void* shared, const void* source, bool valid, LN_CALL_SITE) {
+  simt::copy_async(shared, source, valid, file, line);
+}
+inline void copy_async_16(SharedAddress shared, const void* source, bool valid, LN_CALL_SITE) {
+  simt::copy_async(shared.data, source, valid, file, line);
 }
 /// Ends a group of copies of this thread.
 inline void copy_async_commit() { simt::copy_async_commit(); }
@@ -171,15 +201,33 @@ __device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const void* row) {
   load_matrix<transposed>(r, SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(row))});
 }
 
-__device__ __forceinline__ void copy_async_16(SharedAddress shared, const void* source) {
-  // Of a null source no byte is read and zeros are written.
-  const int bytes = source != nullptr ? 16 : 0;
+__device__ __forceinline__ constexpr bool has_store_matrix() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
+}
+__device__ __forceinline__ void store_matrix([[maybe_unused]] SharedAddress row,
+                                             [[maybe_unused]] const uint32_t (&r)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row.address),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
+#endif
+}
+
+__device__ __forceinline__ void copy_async_16(SharedAddress shared, const void* source,
+                                              bool valid) {
+  const int bytes = valid ? 16 : 0;  // of the source; zeros for the others
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared.address),
                "l"(__cvta_generic_to_global(source)), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void copy_async_16(void* shared, const void* source) {
-  copy_async_16(SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(shared))}, source);
+__device__ __forceinline__ void copy_async_16(void* shared, const void* source, bool valid) {
+  copy_async_16(SharedAddress{static_cast<uint32_t>(__cvta_generic_to_shared(shared))}, source,
+                valid);
 }
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");

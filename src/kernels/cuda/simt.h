@@ -32,7 +32,8 @@
 namespace longnet::cuda {
 
 /// Starts kernel on stream (a cudaStream_t). shared_bytes: dynamic shared memory of a block, bytes;
-/// above 48 KiB the kernel's limit is raised first. Does nothing if the grid is empty. A launch
+/// above 48 KiB the kernel's limit is raised first, and the SM asked to give all it can to shared
+/// memory, so that a second block fits where it may. Does nothing if the grid is empty. A launch
 /// that is refused is an Error as LN_CUDA's.
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
@@ -44,9 +45,13 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 #else
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaError_t status = cudaSuccess;
-  if (shared_bytes > 48 * 1024)
+  if (shared_bytes > 48 * 1024) {
     status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(shared_bytes));
+    if (status == cudaSuccess)
+      status = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    cudaSharedmemCarveoutMaxShared);
+  }
   if (status == cudaSuccess) {
     std::tuple<std::decay_t<Params>...> values{std::forward<Args>(args)...};
     cudaLaunchConfig_t config{};
