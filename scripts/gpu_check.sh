@@ -529,8 +529,8 @@ million_tokens() { step_figure million_tokens "$root/configs/longnet_1m.yaml" 2;
 first_gpu=${CUDA_VISIBLE_DEVICES:-0}
 first_gpu=${first_gpu%%,*}
 golden_filter='AttentionGpu.GoldenFiles:AttentionSimt.GoldenFiles:*GoldenModel*'
-kernels() { tests "-AttentionGpu.*:TrainingGpu.*:*Golden*:AttentionSdpaSimt*"; }
-sdpa() { tests "AttentionSdpaSimt*"; }
+kernels() { tests "-AttentionGpu.*:TrainingGpu.*:*Golden*:AttentionSdpa*"; }
+sdpa() { tests "AttentionSdpa*"; }
 attention() { tests "AttentionGpu.*-AttentionGpu.GoldenFiles"; }
 golden() { tests "$golden_filter"; }
 training() { tests "TrainingGpu.*"; }

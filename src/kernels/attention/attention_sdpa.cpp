@@ -178,7 +178,10 @@ class Call {
   void run(void* workspace, Parts parts) {
     parts_ = parts;
     upload(static_cast<char*>(workspace));
-    for (size_t i = 0; i < groups_.size(); ++i) run(groups_[i], problems_[i]);
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      run(groups_[i], problems_[i]);
+      if (i % 4 == 3) context_.keep_pace();  // about ten kernels each
+    }
   }
 
  private:
@@ -335,7 +338,8 @@ class Call {
         cuda::sdpa_merge_rows(context_, query_list(group, p, kOut), lse, o.out, o.lse);
       return;
     }
-    cuda::sdpa_pack_results(context_, o.out, o.lse, query_list(group, p, kOut), lse);
+    if (parts_ == Parts::kAll)
+      cuda::sdpa_pack_results(context_, o.out, o.lse, query_list(group, p, kOut), lse);
     o.grad_out = place(p.grad_out, layout.grad_out, query_list(group, p, kGradOut),
                        in_.grad_out.dtype, none);
     o.grad_query = operands_ + layout.grad_query;

@@ -36,8 +36,9 @@ Outcome try_forward(Context& context, const AttentionForward& tensors,
 Outcome try_backward(Context& context, const AttentionBackward& tensors,
                      const AttentionOptions& options, void* workspace, bool whole);
 
-/// For benchmarks: all that the two above do for a whole call, but results are not merged and
-/// gradients not added. Returns the refusal.
+/// For benchmarks: all that the two above do for a whole call, but results are not merged, merged
+/// results not read (the library's backward takes what a call before has left in the workspace),
+/// and gradients not added. Returns the refusal.
 std::string run_unmerged(Context& context, const AttentionForward& tensors,
                          const AttentionOptions& options, void* workspace);
 std::string run_unmerged(Context& context, const AttentionBackward& tensors,
