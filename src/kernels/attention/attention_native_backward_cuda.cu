@@ -301,7 +301,6 @@ __device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, floa
 }
 
 // --- 3. the kernel
-// ---------------------------------------------------------------------------------
 
 /// Nothing of the warp's keys is visible to the tile that begins at query i: they are past the
 /// end or above the diagonal.
@@ -319,12 +318,12 @@ class BlockWriter {
   __device__ __forceinline__ void store(int m, int n, const uint32_t (&x)[4]) const {
     if (has_store_matrix()) {
       store_matrix(places_.at(16 * m, 16 * n), x);
-      return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      *reinterpret_cast<uint32_t*>(pair_ + (16 * m + i % 2 * 8) * WeightTile::kStride +
-                                   ((16 * n + i / 2 * 8) ^ exchange_)) = x[i];
+      for (int i = 0; i < 4; ++i)
+        *reinterpret_cast<uint32_t*>(pair_ + (16 * m + i % 2 * 8) * WeightTile::kStride +
+                                     ((16 * n + i / 2 * 8) ^ exchange_)) = x[i];
+    }
   }
 
  private:
@@ -539,8 +538,13 @@ __device__ __forceinline__ void add_key_rows(const Plan& plan, const float (&sum
         for (int k = 0; k < kTogether; ++k) {
           const int d = 8 * (n + k) + static_cast<int>(lane % 4) * 2;
           before[k] = *reinterpret_cast<const float2*>(to + d);
-          turn[k] = back ? turn_of(p.rotary, 1, plan.position + j * p.dilation, d / 2)
-                         : make_float2(1, 0);
+          turn[k] = make_float2(1, 0);
+        }
+        if (back) {  // one branch for all: within a branch of its own each would be waited for
+#pragma unroll
+          for (int k = 0; k < kTogether; ++k)
+            turn[k] = turn_of(p.rotary, 1, plan.position + j * p.dilation,
+                              (8 * (n + k) + static_cast<int>(lane % 4) * 2) / 2);
         }
 #pragma unroll
         for (int k = 0; k < kTogether; ++k) {
