@@ -61,7 +61,7 @@ case $case in
     export OMPI_MCA_orte_enable_recovery=1 PRTE_MCA_prte_enable_recovery=1
     collectives 2 'kill 1 60'
     status=1
-    expect 30 "error \[rank 0 of 2 on $host\]: rank 0 on $host: (all-gather|barrier|maximum) .* 3 s"
+    expect 30 "error \[rank 0 of 2 on $host\]: rank 0 on $host: (all-gather|barrier|maximum) .* [3-9] s"
     ;;
   nccl_error)
     collectives 3 'error 1 100'
@@ -73,21 +73,21 @@ case $case in
     ;;
   hanging)
     collectives 2 'hang 1 10'
-    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: all-gather in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
+    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: all-gather in a group of 2 ranks has not finished after [3-9] s \(parallel.timeout_s\)"
     train 2 'hang 1 60'
-    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: [a-z -]+ in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
+    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: [a-z -]+ in a group of 2 ranks has not finished after [3-9] s \(parallel.timeout_s\)"
     # A deep model: the host may not run ahead until the GPU's queue takes no more. A step has 500 launches
     # behind this gather; a stream here takes 240, CUDA's about 1000, and large models have thousands.
     LN_STREAM_PLACES=240 train 2 'hang 1 60' 12
-    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: [a-z -]+ in a group of 2 ranks has not finished after [34] s \(parallel.timeout_s\)"
+    expect 30 "error \[rank [01] of 2 on $host\]: rank [01] on $host: [a-z -]+ in a group of 2 ranks has not finished after [3-9] s \(parallel.timeout_s\)"
     collectives 3 'hang 2 900'
-    expect 30 'reduce-scatter in a group of 3 ranks has not finished after [34] s'
+    expect 30 'reduce-scatter in a group of 3 ranks has not finished after [3-9] s'
     ;;
   set_up)
     collectives 3 'fail_to_connect 1 0'
     expect 20 "error \[rank 1 of 3 on $host\]: rank 1 on $host: ncclCommInitRankConfig\(.* failed"
     collectives 3 'never_connect 1 0'
-    expect 30 'connecting in a group of 3 ranks has not finished after [34] s'
+    expect 30 'connecting in a group of 3 ranks has not finished after [3-9] s'
     ;;
   *) echo "unknown case $case"; exit 2 ;;
 esac
