@@ -67,13 +67,19 @@ Context::Context(const ContextOptions& options) : options_(options), isa_(detect
   }
 }
 
-void Context::wait() const {
-  if (!stream_) return;
-  while (!device_runtime::finished(stream_.get())) {
+template <typename Work>
+void Context::wait_until_finished(Work work) const {
+  while (!device_runtime::finished(work)) {
     progress();
     std::this_thread::yield();
   }
 }
+
+void Context::wait() const {
+  if (stream_) wait_until_finished(stream_.get());
+}
+
+void Context::wait(device_runtime::Event event) const { wait_until_finished(event); }
 
 void Context::keep_pace() {
   constexpr size_t kAhead = 4;  // pieces of work that the GPU has not finished
@@ -85,10 +91,7 @@ void Context::keep_pace() {
   } else {
     event = std::move(pace_.front());
     pace_.pop_front();
-    while (!device_runtime::finished(event.get())) {
-      progress();
-      std::this_thread::yield();
-    }
+    wait(event.get());
   }
   device_runtime::record(event.get(), stream_.get());
   pace_.push_back(std::move(event));

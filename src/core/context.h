@@ -74,6 +74,8 @@ class Context {
   /// Returns when everything started on this Context has finished; calls progress() meanwhile.
   /// Throws Error with what the work failed with.
   void wait() const;
+  /// The same for what the event stands for.
+  void wait(device_runtime::Event event) const;
 
   /// Scratch that library calls on the GPU may use, [bytes] on this device, the caller's; whatever
   /// is ordered on stream() may share it. Undefined: libraries choose methods that need none.
@@ -102,6 +104,9 @@ class Context {
   std::map<std::string, double>& seconds() { return seconds_; }
 
  private:
+  template <typename Work>  // a stream or an event
+  void wait_until_finished(Work work) const;
+
   ContextOptions options_;
   Isa isa_;
   device_runtime::OwnedStream stream_;

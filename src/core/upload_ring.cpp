@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <thread>
 
 namespace longnet {
 namespace {
@@ -32,12 +31,13 @@ UploadRing::~UploadRing() {
   }
 }
 
-void UploadRing::copy(void* device_data, const void* host_data, int64_t bytes,
-                      device_runtime::Stream stream, const std::function<void()>& progress) {
+void UploadRing::copy(const Context& context, void* device_data, const void* host_data,
+                      int64_t bytes) {
+  const device_runtime::Stream stream = context.stream();
   const int64_t most = limit_bytes_ / 4;
   for (int64_t done = 0; done < bytes; done += most) {
     const int64_t count = std::min(most, bytes - done);
-    const auto [block, begin] = take(padded(count), progress);
+    const auto [block, begin] = take(context, padded(count));
     std::memcpy(block->data + begin, static_cast<const char*>(host_data) + done,
                 static_cast<size_t>(count));
     device_runtime::OwnedEvent event = take_event();
@@ -48,8 +48,7 @@ void UploadRing::copy(void* device_data, const void* host_data, int64_t bytes,
   }
 }
 
-std::pair<UploadRing::Block*, int64_t> UploadRing::take(int64_t bytes,
-                                                        const std::function<void()>& progress) {
+std::pair<UploadRing::Block*, int64_t> UploadRing::take(const Context& context, int64_t bytes) {
   for (;;) {
     for (Block& block : blocks_)
       if (const int64_t begin = free_place(block, bytes); begin >= 0) return {&block, begin};
@@ -65,10 +64,7 @@ std::pair<UploadRing::Block*, int64_t> UploadRing::take(int64_t bytes,
     // large as any upload.
     Block& last = blocks_.back();
     ++waits_;
-    while (!device_runtime::finished(last.uploads.front().event.get())) {
-      if (progress) progress();
-      std::this_thread::yield();
-    }
+    context.wait(last.uploads.front().event.get());
     release_oldest(last);
   }
 }
@@ -106,8 +102,7 @@ device_runtime::OwnedEvent UploadRing::take_event() {
 }
 
 void upload(Context& context, void* device_data, const void* host_data, int64_t bytes) {
-  context.kept<UploadRing>().copy(device_data, host_data, bytes, context.stream(),
-                                  [&context] { context.progress(); });
+  context.kept<UploadRing>().copy(context, device_data, host_data, bytes);
 }
 
 }  // namespace longnet

@@ -9,7 +9,6 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <utility>
 #include <vector>
 
@@ -29,11 +28,10 @@ class UploadRing {
   UploadRing(const UploadRing&) = delete;
   UploadRing& operator=(const UploadRing&) = delete;
 
-  /// Orders the copy of `bytes` on the stream of the selected device; from is free on return. More
-  /// than a quarter of the limit travels in several pieces. progress: called while it waits for a
-  /// place, if given. Throws Error if there is no page-locked memory.
-  void copy(void* device_data, const void* host_data, int64_t bytes, device_runtime::Stream stream,
-            const std::function<void()>& progress = {});
+  /// Orders the copy of `bytes` on the context's stream; from is free on return. More than a
+  /// quarter of the limit travels in several pieces. Throws Error if there is no page-locked
+  /// memory.
+  void copy(const Context& context, void* device_data, const void* host_data, int64_t bytes);
 
   int64_t held_bytes() const { return held_bytes_; }
   /// How often the host had to wait for a place.
@@ -51,7 +49,7 @@ class UploadRing {
   };
 
   /// A free place of `bytes` in a block; it waits where it must.
-  std::pair<Block*, int64_t> take(int64_t bytes, const std::function<void()>& progress);
+  std::pair<Block*, int64_t> take(const Context& context, int64_t bytes);
   int64_t free_place(Block& block, int64_t bytes);
   void release_oldest(Block& block);
   void add_block(int64_t bytes);

@@ -10,7 +10,7 @@ namespace longnet::simt_test {
 namespace {
 
 /// Uploads of many sizes, from one buffer that is written over each time; how many arrived wrong.
-int64_t wrong_uploads(UploadRing& ring, device_runtime::Stream stream) {
+int64_t wrong_uploads(UploadRing& ring, const Context& context) {
   constexpr int kUploads = 200;
   constexpr int64_t kRoom = 3000;
   const DeviceValues device(DType::kI64, kUploads * kRoom);
@@ -19,10 +19,10 @@ int64_t wrong_uploads(UploadRing& ring, device_runtime::Stream stream) {
   std::vector<int64_t> host(kRoom);
   for (int i = 0; i < kUploads; ++i) {
     for (int64_t j = 0; j < count_of(i); ++j) host[j] = i * kRoom + j;
-    ring.copy(place + i * kRoom, host.data(), count_of(i) * 8, stream);
+    ring.copy(context, place + i * kRoom, host.data(), count_of(i) * 8);
   }
   std::fill(host.begin(), host.end(), -2);
-  device_runtime::wait(stream);
+  context.wait();
   const std::vector<int64_t> arrived = device.integers();
   int64_t wrong = 0;
   for (int i = 0; i < kUploads; ++i)
@@ -32,17 +32,17 @@ int64_t wrong_uploads(UploadRing& ring, device_runtime::Stream stream) {
 }
 
 TEST(UploadRingSimt, EveryUploadArrivesWhateverTheLimit) {
-  const device_runtime::OwnedStream stream(device_runtime::make_stream());
+  const Context context = gpu_context();
   // 1 KiB pieces in 4 KiB, up to all uploads in flight at once.
   for (const int64_t limit : {int64_t{4} << 10, int64_t{64} << 10, UploadRing::kLimitBytes}) {
     UploadRing ring(limit);
-    EXPECT_EQ(wrong_uploads(ring, stream.get()), 0) << limit;
+    EXPECT_EQ(wrong_uploads(ring, context), 0) << limit;
     EXPECT_LE(ring.held_bytes(), limit);
     if (!simt::emulated()) continue;  // a real GPU may be done before the host comes round
     EXPECT_EQ(ring.waits() > 0, limit < UploadRing::kLimitBytes) << limit;
     const int64_t held = ring.held_bytes(), waits = ring.waits();
     const int64_t events = simt::runtime_calls().events;
-    EXPECT_EQ(wrong_uploads(ring, stream.get()), 0) << limit;
+    EXPECT_EQ(wrong_uploads(ring, context), 0) << limit;
     EXPECT_EQ(ring.held_bytes(), held);  // the first round has settled it
     EXPECT_EQ(ring.waits() > waits, waits > 0);
     EXPECT_EQ(simt::runtime_calls().events, events);
@@ -50,13 +50,13 @@ TEST(UploadRingSimt, EveryUploadArrivesWhateverTheLimit) {
 }
 
 TEST(UploadRingSimt, PlacesTakenTooEarlyAreFound) {
-  const device_runtime::OwnedStream stream(device_runtime::make_stream());
+  const Context context = gpu_context();
   UploadRing ring(int64_t{64} << 10);
   {
     const simt::Defect early(simt::kEarlyEvents);
-    EXPECT_GT(wrong_uploads(ring, stream.get()), 0);
+    EXPECT_GT(wrong_uploads(ring, context), 0);
   }
-  EXPECT_EQ(wrong_uploads(ring, stream.get()), 0);
+  EXPECT_EQ(wrong_uploads(ring, context), 0);
 }
 
 TEST(HostCopySimt, TensorsGoThereAndBackInPieces) {
