@@ -64,16 +64,8 @@ void add_shapes(std::set<Shape>& shapes, const std::vector<SegmentTask>& tasks, 
                                                              .in_place = in_place,
                                                              .batch = m.batch,
                                                              .head_dim = m.head_dim})) {
-      Shape s;
-      s.batch = m.batch * group.tasks();
-      s.heads = group.heads;
-      s.query_rows = group.query_rows;
-      s.key_rows = group.key_rows;
-      s.head_dim = m.head_dim;
-      s.causal = group.causal;
-      s.scale = 0.125f;
-      const sdpa::Strides queries = sdpa::packed_strides(s.heads, s.query_rows, s.head_dim),
-                          keys = sdpa::packed_strides(s.heads, s.key_rows, s.head_dim);
+      Shape s = sdpa::packed_shape(group, m.batch, m.head_dim, 0.125f);
+      const sdpa::Strides queries = s.query, keys = s.key;
       const auto strides = [&](const std::optional<sdpa::InPlace>& place,
                                const sdpa::Strides& packed) {
         return in_place && place ? place->strides : packed;

@@ -121,16 +121,9 @@ class PlainLibrary {
              tasks,
              {.causal = options.causal, .batch = options.batch, .head_dim = options.head_dim})) {
       Problem p;
-      sdpa::Shape& s = p.shape;
-      s.batch = options.batch * group.tasks();
-      s.heads = group.heads;
-      s.query_rows = group.query_rows;
-      s.key_rows = group.key_rows;
-      s.head_dim = options.head_dim;
-      s.causal = group.causal;
-      s.scale = static_cast<float>(1.0 / std::sqrt(double(options.head_dim)));
-      s.query = sdpa::packed_strides(s.heads, s.query_rows, s.head_dim);
-      s.key = s.value = sdpa::packed_strides(s.heads, s.key_rows, s.head_dim);
+      p.shape = sdpa::packed_shape(group, options.batch, options.head_dim,
+                                   static_cast<float>(1.0 / std::sqrt(double(options.head_dim))));
+      const sdpa::Shape& s = p.shape;
       const int64_t entries = s.batch * s.heads, queries = entries * s.query_rows * s.head_dim,
                     keys = entries * s.key_rows * s.head_dim;
       const auto read = [](const AttentionBenchInputs::Rows& x, int64_t at, int64_t count) {

@@ -278,6 +278,20 @@ std::optional<InPlace> keys_in_place(const Group& group, std::span<const Segment
   return regular(bytes, group.heads, row, group.key_rows, (first.*member).shape[3]);
 }
 
+Shape packed_shape(const Group& group, int64_t batch, int64_t head_dim, float scale) {
+  Shape s;
+  s.batch = batch * group.tasks();
+  s.heads = group.heads;
+  s.query_rows = group.query_rows;
+  s.key_rows = group.key_rows;
+  s.head_dim = head_dim;
+  s.causal = group.causal;
+  s.scale = scale;
+  s.query = packed_strides(s.heads, s.query_rows, head_dim);
+  s.key = s.value = packed_strides(s.heads, s.key_rows, head_dim);
+  return s;
+}
+
 std::string known_defect(const Shape& s) {
   if (!s.backward) return "";
   // NaN in grad_key and grad_value where lse is far below zero (cudnn-frontend issue 1072).

@@ -79,6 +79,8 @@ struct Shape {
 inline Strides packed_strides(int64_t heads, int64_t rows, int64_t head_dim) {
   return {heads * rows * head_dim, rows * head_dim, head_dim};
 }
+/// The forward's problem of a group whose query, key and value are packed.
+Shape packed_shape(const Group& group, int64_t batch, int64_t head_dim, float scale);
 
 /// Where a tensor's rows can be read in place: bf16, one piece per unit, regular addresses, all
 /// aligned to 16 bytes. Batch entries are sequence after sequence, tasks inside.

@@ -188,14 +188,8 @@ class Call {
   Problem describe(const Group& group) {
     Problem p;
     Shape& s = p.shape;
-    s.batch = size_.batch * group.tasks();
-    s.heads = group.heads;
-    s.query_rows = group.query_rows;
-    s.key_rows = group.key_rows;
-    s.head_dim = size_.head_dim;
-    s.causal = group.causal;
+    s = packed_shape(group, size_.batch, size_.head_dim, options_.scale);
     s.backward = in_.backward;
-    s.scale = options_.scale;
     const auto choose = [&](Operand& operand, Strides& strides, int64_t rows,
                             const std::optional<InPlace>& place) {
       strides = place ? place->strides : packed_strides(group.heads, rows, size_.head_dim);
