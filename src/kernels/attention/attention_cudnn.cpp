@@ -181,7 +181,7 @@ Prepared& prepare(Context& context, const sdpa::Shape& shape) {
 std::string unavailable() {
   // Before 9.5.1 the backward read grad_out with out's strides.
   constexpr size_t kOldest = 90600;
-  const size_t version = cudnnGetVersion();
+  static const size_t version = cudnnGetVersion();  // every call of attention asks
   if (version >= kOldest) return "";
   return fmt::format("cuDNN {}.{}.{} is older than 9.6.0", version / 10000, version / 100 % 100,
                      version % 100);
