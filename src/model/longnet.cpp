@@ -318,10 +318,8 @@ void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gr
     linear_forward(context_, chunk_logits, chunk_hidden, output_weight_, {});
     cross_entropy(context_, loss_sums_, chunk_logits, flat_targets.slice(0, begin, count),
                   static_cast<float>(scale), with_gradient);
-    if (!with_gradient) {
-      context_.keep_pace();
-      continue;
-    }
+    context_.keep_pace();
+    if (!with_gradient) continue;
     TensorView chunk_grad = chunk_logits;  // [c, V], which the loss has overwritten
     if (rounded_chunk_grad_.defined()) {
       chunk_grad = rounded_chunk_grad_.slice(0, 0, count);
@@ -330,7 +328,6 @@ void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gr
     linear_backward_weight(context_, grad_output_weight_, {}, chunk_grad, chunk_hidden);
     linear_backward_input(context_, grad_normed_.slice(0, begin, count), chunk_grad,
                           output_weight_);
-    context_.keep_pace();
   }
 }
 

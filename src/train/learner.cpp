@@ -101,10 +101,8 @@ void Learner::check_room(const Learner& twin) const {
   if (wanted + libraries <= memory.free) return;
   throw Error(
       "out of GPU memory: the model needs {} bytes ({}) and {} for libraries; {} has {} of {} "
-      "bytes "
-      "free; set "
-      "train.recompute=layer or parallel.shard_optimizer=true, use more ranks, a shorter "
-      "train.sequence_length or a smaller train.batch_size",
+      "bytes free; set train.recompute=layer or parallel.shard_optimizer=true, use more ranks, a "
+      "shorter train.sequence_length or a smaller train.batch_size",
       wanted, table, libraries, device_name(context_.device()), memory.free, memory.total);
 }
 

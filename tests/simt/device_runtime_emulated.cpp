@@ -152,8 +152,9 @@ std::vector<Point>& dependencies(void* stream) {
 
 /// How many launches a stream takes before the host waits; CUDA's limit is about 1000.
 int64_t places() {
-  const char* text = std::getenv("LN_STREAM_PLACES");
-  return text == nullptr ? 1000 : std::atoll(text);
+  static const char* const text = std::getenv("LN_STREAM_PLACES");
+  static const int64_t count = text == nullptr ? 1000 : std::atoll(text);
+  return count;
 }
 
 void finish_all_copies() {
