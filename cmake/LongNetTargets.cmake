@@ -53,10 +53,9 @@ function(ln_test name)
     return()
   endif()
   add_executable(${name}_test ${sources})
-  target_link_libraries(${name}_test PRIVATE ${ARG_LIBS} GTest::gtest GTest::gmock ln_options)
+  target_link_libraries(${name}_test PRIVATE ${ARG_LIBS} ln_test_folders GTest::gtest GTest::gmock
+                                             ln_options)
   target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
-  target_compile_definitions(${name}_test PRIVATE
-    LN_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LN_BINARY_DIR="${PROJECT_BINARY_DIR}")
   if(ARG_RANKS)
     foreach(ranks IN LISTS ARG_RANKS)
       add_test(NAME ${name}.ranks${ranks}

@@ -26,11 +26,11 @@ TEST_P(AttendGolden, OneRankAndTwoRanks) {
     for (float g : golden.floats(name)) largest = std::max(largest, std::abs(double(g)));
   for (int ranks : {1, 2}) {
     Program program;
-    const Outcome outcome = program.run("attend '" LN_SOURCE_DIR "/tests/golden/" + GetParam() +
-                                            "' out.safetensors" + branch_options(c["branches"]) +
-                                            (c["causal"].get<bool>() ? " --causal" : "") +
-                                            " --head-offset " + c["head_offset"].get<std::string>(),
-                                        ranks);
+    const Outcome outcome = program.run(
+        "attend '" + test::source_folder() + "/tests/golden/" + GetParam() + "' out.safetensors" +
+            branch_options(c["branches"]) + (c["causal"].get<bool>() ? " --causal" : "") +
+            " --head-offset " + c["head_offset"].get<std::string>(),
+        ranks);
     ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
     const FileTensors tensors = read_tensors(program.file("out.safetensors"));
     ASSERT_EQ(tensors.size(), 5u);

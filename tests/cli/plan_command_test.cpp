@@ -183,7 +183,7 @@ TEST(Plan, ColumnsAndDefaults) {
 TEST(Plan, AMillionTokensOnOneGpu) {
   Program program;
   const Outcome outcome =
-      program.run("plan '" LN_SOURCE_DIR "/configs/longnet_1m.yaml' --ranks 1 --json");
+      program.run("plan '" + test::source_folder() + "/configs/longnet_1m.yaml' --ranks 1 --json");
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const Json r = Json::parse(outcome.out);
   EXPECT_EQ(r["local_tokens"], 1048576);
@@ -200,7 +200,7 @@ TEST(Plan, AMillionTokensOnOneGpu) {
 TEST(Plan, ABillionTokensOn512Ranks) {
   Program program;
   const Outcome outcome = program.run(
-      "plan '" LN_SOURCE_DIR
+      "plan '" + source_folder() +
       "/configs/longnet_125m.yaml' train.sequence_length=1000000000 model.position=rope "
       "'model.branches=[[2048,1],[65536,32],[2097152,1024],[67108864,32768],[1000000000,524288]]' "
       "--ranks 512 --json");

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "support/source_folder.h"
 #include "support/temporary_folder.h"
 
 namespace longnet::test {
@@ -68,8 +69,8 @@ class Program {
     const std::string error_file = file(".stderr" + std::to_string(started_++));
     std::string command = "cd '" + folder_.path() + "' && OMP_NUM_THREADS=1 ";
     if (ranks > 1)
-      command += "'" LN_SOURCE_DIR "/scripts/mpirun_local.sh' " + std::to_string(ranks) + " ";
-    command += "'" LN_BINARY_DIR "/longnet' " + arguments + " 2>" + error_file;
+      command += "'" + source_folder() + "/scripts/mpirun_local.sh' " + std::to_string(ranks) + " ";
+    command += "'" + binary_folder() + "/longnet' " + arguments + " 2>" + error_file;
     FILE* pipe = ::popen(command.c_str(), "r");
     if (pipe == nullptr) throw std::runtime_error("no shell for: " + command);
     return {pipe, error_file};

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "support/source_folder.h"
 #include "support/temporary_folder.h"
 
 namespace longnet {
@@ -237,9 +238,9 @@ TEST(Config, DefaultsInTheTableAreTheDefaults) {
 }
 
 TEST(Config, BaseYamlIsTheTable) {
-  EXPECT_EQ(test::read_whole_file(LN_SOURCE_DIR "/configs/base.yaml"), base_yaml())
+  EXPECT_EQ(test::read_whole_file(test::source_folder() + "/configs/base.yaml"), base_yaml())
       << "print it anew: LN_WRITE_BASE_YAML=1 core_test --gtest_filter=Config.WritesBaseYaml";
-  EXPECT_EQ(load_config(LN_SOURCE_DIR "/configs/base.yaml", {}), Config{});
+  EXPECT_EQ(load_config(test::source_folder() + "/configs/base.yaml", {}), Config{});
   for (const ConfigKey& key : config_keys()) {
     const std::string line = "\n  " + key.key.substr(key.key.find('.') + 1) + ": ";
     EXPECT_NE(base_yaml().find(line), std::string::npos) << key.key;
@@ -252,13 +253,13 @@ TEST(Config, BaseYamlIsTheTable) {
 TEST(Config, WritesBaseYaml) {
   if (std::getenv("LN_WRITE_BASE_YAML") == nullptr)
     GTEST_SKIP() << "writes configs/base.yaml only when LN_WRITE_BASE_YAML is set";
-  std::ofstream(LN_SOURCE_DIR "/configs/base.yaml") << base_yaml();
+  std::ofstream(test::source_folder() + "/configs/base.yaml") << base_yaml();
 }
 
 TEST(Config, EveryFileInConfigsLoads) {
   int64_t files = 0;
   std::set<std::string> folders;
-  for (const auto& item : std::filesystem::directory_iterator(LN_SOURCE_DIR "/configs")) {
+  for (const auto& item : std::filesystem::directory_iterator(test::source_folder() + "/configs")) {
     if (item.path().extension() != ".yaml") continue;
     ++files;
     SCOPED_TRACE(item.path().string());
@@ -287,7 +288,7 @@ TEST(Config, PaperModels) {
                          Row{"longnet_760m", 24, 1536, 16, 6144, 524288, 6e-4},
                          Row{"longnet_2b7", 32, 2560, 32, 10240, 4194304, 2e-4}}) {
     SCOPED_TRACE(row.file);
-    const Config c = load_config(std::string(LN_SOURCE_DIR "/configs/") + row.file + ".yaml", {});
+    const Config c = load_config(test::source_folder() + "/configs/" + row.file + ".yaml", {});
     EXPECT_EQ(c.model.layers, row.layers);
     EXPECT_EQ(c.model.dim, row.dim);
     EXPECT_EQ(c.model.heads, row.heads);

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "support/source_folder.h"
 #include "support/temporary_folder.h"
 
 namespace longnet {
@@ -125,7 +126,8 @@ TEST(Safetensors, ReadsEveryType) {
 
 TEST(Safetensors, ReadsTheGoldenFiles) {
   int64_t files = 0;
-  for (const auto& item : std::filesystem::directory_iterator(LN_SOURCE_DIR "/tests/golden")) {
+  for (const auto& item :
+       std::filesystem::directory_iterator(test::source_folder() + "/tests/golden")) {
     if (item.path().extension() != ".safetensors") continue;
     ++files;
     const SafetensorsFile file(item.path().string());

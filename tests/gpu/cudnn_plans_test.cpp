@@ -19,6 +19,7 @@
 
 #include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/segment_tasks.h"
+#include "support/source_folder.h"
 
 namespace longnet {
 namespace {
@@ -160,7 +161,7 @@ std::string text_of(const Shape& s) {
 class Check {
  public:
   explicit Check(const std::string& name) : name_(name) {
-    std::ifstream file(std::string(LN_SOURCE_DIR) + "/tests/gpu/devices/" + name + ".json");
+    std::ifstream file(test::source_folder() + "/tests/gpu/devices/" + name + ".json");
     std::stringstream text;
     text << file.rdbuf();
     gpu_.json = text.str();

@@ -1,15 +1,17 @@
-// Where the tree's files (tests/golden, configs) are: the folder that the tests were built from, or
-// that of the environment variable LN_SOURCE_DIR (a bundle on another machine).
+// Where the tree's files (tests/golden, configs) and the build's programs are. Only
+// source_folder.cpp is compiled with these paths, so that a compiler cache serves every clone of
+// the tree.
 #pragma once
 
-#include <cstdlib>
 #include <string>
 
 namespace longnet::test {
 
-inline std::string source_folder() {
-  const char* const given = std::getenv("LN_SOURCE_DIR");
-  return given != nullptr && *given != '\0' ? given : LN_SOURCE_DIR;
-}
+/// The folder that the tests were built from, or that of the environment variable LN_SOURCE_DIR (a
+/// bundle on another machine). Without a slash at the end.
+std::string source_folder();
+
+/// The folder of the build, where the program `longnet` is.
+std::string binary_folder();
 
 }  // namespace longnet::test
