@@ -44,6 +44,18 @@ dnnl::memory::desc matrix(DType dtype, int64_t rows, int64_t columns, int64_t ro
   return {{rows, columns}, type, {row_stride, column_stride}};
 }
 
+/// Whatever the version of oneDNN: c = a b (+ bias, unless its description is empty). oneDNN 3 has
+/// no description of the operation apart from the primitive's.
+dnnl::matmul::primitive_desc describe(const dnnl::memory::desc& a, const dnnl::memory::desc& b,
+                                      const dnnl::memory::desc& bias, const dnnl::memory::desc& c,
+                                      const dnnl::primitive_attr& attributes) {
+#if DNNL_VERSION_MAJOR >= 3
+  return {engine(), a, b, bias, c, attributes};
+#else
+  return {{a, b, bias, c}, attributes, engine()};
+#endif
+}
+
 struct Primitive {
   dnnl::matmul::primitive_desc description;
   dnnl::matmul matmul;
@@ -63,11 +75,9 @@ Primitive& primitive_for(const Product& p) {
   }
   const auto a = matrix(p.in, p.m, p.k, p.a_row, p.a_column);
   const auto b = matrix(p.in, p.k, p.n, p.b_row, p.b_column);
+  const auto bias = p.bias ? matrix(p.in, 1, p.n, p.n, 1) : dnnl::memory::desc();
   const auto c = matrix(p.out, p.m, p.n, p.c_row, 1);
-  const dnnl::matmul::desc description =
-      p.bias ? dnnl::matmul::desc(a, b, matrix(p.in, 1, p.n, p.n, 1), c)
-             : dnnl::matmul::desc(a, b, c);
-  dnnl::matmul::primitive_desc primitive(description, attributes, engine());
+  const auto primitive = describe(a, b, bias, c, attributes);
   return cache.emplace(p.key(), Primitive{primitive, dnnl::matmul(primitive)}).first->second;
 }
 
