@@ -1,6 +1,6 @@
 // Config: every setting of the trainer, typed, from base defaults, a YAML file and key=value words.
 //
-// One table in config.cpp (name, type, unit, default, range, help) is the only list of keys:
+// One table in config_keys.cpp (name, type, unit, default, range, help) is the only list of keys:
 // configs/base.yaml and `longnet train --help` are printed from it. Messages name the file, line,
 // key, what is allowed and the nearest remedy; an unknown key names the nearest real one.
 #pragma once
@@ -137,6 +137,9 @@ Config parse_config(const std::string& yaml_text, const std::string& name,
 void apply_overrides(Config& config, const std::vector<std::string>& overrides);
 /// All rules; called by the functions above. Names the keys involved and the remedy.
 void check_config(const Config& config);
+/// Throws Error for a model that sees the tokens it is to predict: called where a next-token loss
+/// is trained on or reported.
+void check_next_token_loss(const Config& config);
 /// YAML with every key, which load_config reads back to an equal Config.
 std::string to_yaml(const Config& config);
 /// configs/base.yaml: every key with default, unit, allowed values and meaning as comments.

@@ -78,7 +78,20 @@ std::optional<std::string> extensions_problem(const std::string& text) {
   return std::nullopt;
 }
 
+/// What no text of a key may hold: checkpoints, metrics and logs are UTF-8, and paths end at a zero
+/// byte.
+std::optional<std::string> bytes_problem(const Key& key, const std::string& text) {
+  if (const auto place = not_utf8(text))
+    return fmt::format("{} is not UTF-8 at byte {} (counted from 0); {}", in_quotes(text), *place,
+                       key.path ? "rename the file or folder, or reach it by a symbolic link"
+                                : "write the text as UTF-8");
+  if (key.path && text.find('\0') != std::string::npos)
+    return fmt::format("{} holds a zero byte, which no path can", in_quotes(text));
+  return std::nullopt;
+}
+
 std::optional<std::string> text_problem(const Key& key, const std::string& text) {
+  if (const auto problem = bytes_problem(key, text)) return problem;
   if (key.name == "data.extensions") return extensions_problem(text);
   if (text.empty() &&
       (key.name == "run.folder" || key.name == "data.cache" || key.name == "checkpoint.resume"))
@@ -176,8 +189,10 @@ std::optional<std::string> value_problem(const Key& key, const Config& config) {
     return number_problem(key, **v, fmt::format("{}", **v));
   if (const auto* v = std::get_if<std::string*>(&slot)) return text_problem(key, **v);
   if (const auto* v = std::get_if<std::vector<std::string>*>(&slot)) {
-    for (const std::string& text : **v)
+    for (const std::string& text : **v) {
       if (text.empty()) return std::string("a path in the list is empty");
+      if (const auto problem = bytes_problem(key, text)) return problem;
+    }
     return std::nullopt;
   }
   if (const auto* v = std::get_if<std::vector<Branch>*>(&slot)) return branches_problem(**v);
@@ -241,6 +256,14 @@ HeadOffset ModelConfig::head_offset_mode() const {
 
 void check_config(const Config& config) {
   if (const auto problem = internal::find_problem(config)) throw Error(problem->text);
+}
+
+void check_next_token_loss(const Config& config) {
+  if (!config.model.causal)
+    throw Error(
+        "model.causal=false: training and evaluation score the next token, which a model without "
+        "the causal mask sees, so the loss would say nothing; set model.causal=true (plan, bench "
+        "and attend take both)");
 }
 
 }  // namespace longnet

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "core/path.h"
 #include "core/text.h"
 
 namespace longnet {
@@ -36,6 +37,9 @@ Key word(const char* name, Way slot, std::vector<std::string> choices, const cha
 /// Any text, a switch, or a list.
 Key other(const char* name, Way slot, const char* unit, const char* help) {
   return {name, slot, unit, {}, {}, help};
+}
+Key path(const char* name, Way slot, const char* help) {
+  return {name, slot, "", {}, {}, help, true};
 }
 
 std::vector<Key> make_keys() {
@@ -73,8 +77,8 @@ std::vector<Key> make_keys() {
       number(KEY(model.layer_norm_eps), "", above(0, 1),
            "added to the variance in every LayerNorm"),
 
-      other(KEY(data.train), "", "training data: files, folders or globs; one text or a list"),
-      other(KEY(data.validation), "",
+      path(KEY(data.train), "training data: files, folders or globs; one text or a list"),
+      path(KEY(data.validation),
            "validation data, likewise; empty: taken from the training data as data.split says"),
       word(KEY(data.format), {"auto", "bytes", "tokens_u16", "tokens_u32"},
            "bytes: every byte is a token; tokens_*: binary token ids; auto: from the file name"),
@@ -88,7 +92,7 @@ std::vector<Key> make_keys() {
       number(KEY(data.bytes_per_token), "bytes", at_least(0),
            "of token files, for bits per byte; 0: unknown"),
       word(KEY(data.order), {"sequential", "shuffled"}, "order of the sequences in an epoch"),
-      other(KEY(data.cache), "", "folder for unpacked and joined files"),
+      path(KEY(data.cache), "folder for unpacked and joined files"),
       other(KEY(data.extensions), "",
            "of a folder, only files that end so, such as \".c,.h\"; empty: every file"),
 
@@ -149,10 +153,10 @@ std::vector<Key> make_keys() {
            "between checkpoints; 0: only at the end"),
       number(KEY(checkpoint.keep_last), "checkpoints", range(0, kMaxCount),
            "older ones are removed; 0: keep all"),
-      other(KEY(checkpoint.resume), "",
+      path(KEY(checkpoint.resume),
            "auto: the latest in run.folder, if any; none; or the path of a checkpoint"),
 
-      other(KEY(run.folder), "", "where log, metrics.jsonl and checkpoints go"),
+      path(KEY(run.folder), "where log, metrics.jsonl and checkpoints go"),
       word(KEY(run.backend), {"cpu", "cuda"},
            "what computes: the processor, or one GPU per rank (a build with CUDA)"),
       word(KEY(run.attention), {"auto", "cudnn", "native", "plain"},
@@ -210,13 +214,16 @@ std::string print_text(const std::string& text) {
 }
 
 struct Printer {
+  bool path;  // "$" is written so that it is read back as it stands
+  std::string text(const std::string& v) const { return print_text(path ? unexpanded_path(v) : v); }
+
   std::string operator()(const int64_t* v) const { return fmt::format("{}", *v); }
   std::string operator()(const double* v) const { return print_number(*v); }
   std::string operator()(const bool* v) const { return *v ? "true" : "false"; }
-  std::string operator()(const std::string* v) const { return print_text(*v); }
+  std::string operator()(const std::string* v) const { return text(*v); }
   std::string operator()(const std::vector<std::string>* v) const {
     std::vector<std::string> words;
-    for (const std::string& text : *v) words.push_back(print_text(text));
+    for (const std::string& one : *v) words.push_back(text(one));
     return fmt::format("[{}]", joined(words));
   }
   std::string operator()(const std::vector<Branch>* v) const {
@@ -316,7 +323,7 @@ std::string Key::allowed() const {
 
 std::string Key::print(const Config& config) const {
   // The slot is only read; a Config has no const twin of it.
-  return std::visit(Printer{}, slot(const_cast<Config&>(config)));
+  return std::visit(Printer{path}, slot(const_cast<Config&>(config)));
 }
 
 const std::vector<Key>& keys() {
@@ -356,7 +363,8 @@ std::string base_yaml() {
       "# Every key with its default. Printed from the table in src/core/config_keys.cpp; a test\n"
       "# compares the two. Other files in this folder hold only what differs. After the file's "
       "name,\n"
-      "# words such as train.batch_size=2 change single keys.\n\n";
+      "# words such as train.batch_size=2 change single keys. In paths ~ and $NAME stand for the\n"
+      "# home folder and for environment variables, $$ for a dollar sign.\n\n";
   out += internal::print_sections(Config{}, [](const internal::Key& key) {
     return internal::wrapped(fmt::format("{} {}", key.help, internal::unit_and_allowed(key)),
                              "  # ");

@@ -33,6 +33,7 @@ struct Key {
   Limits limits;                     // integers and numbers
   std::vector<std::string> choices;  // texts: the allowed words; empty: any text
   std::string help;                  // one sentence, begins small, no full stop
+  bool path = false;                 // a path or a list of them: "~" and $NAME are expanded
 
   std::string section() const { return name.substr(0, name.find('.')); }
   std::string word() const { return name.substr(name.find('.') + 1); }

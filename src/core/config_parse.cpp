@@ -1,29 +1,28 @@
 // YAML text and "section.key=value" words -> Config. Every message begins with the place: file:line
 // of the key, or the word. Numbers: decimal only; an integer may be written 1e6 if it is whole; no
 // suffixes (32K), no underscores, no hexadecimal. Words give texts as they are, without YAML
-// quotes.
+// quotes. Paths are expanded here (path.h), so a Config holds what the system takes.
 #include <fmt/format.h>
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
-#include <cerrno>
+#include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <set>
 #include <sstream>
-#include <system_error>
 
 #include "core/config_keys.h"
+#include "core/path.h"
 #include "core/text.h"
 
 namespace longnet {
 namespace internal {
 namespace {
 
-constexpr double kExact = 9007199254740992.0;  // 2^53: whole doubles below it are exact
+constexpr int64_t kMaxFileBytes = int64_t{1} << 20;  // configs/base.yaml has some 8000
+constexpr double kExact = 9007199254740992.0;        // 2^53: whole doubles below it are exact
 
 /// Why a value cannot be read; the caller knows the place.
 struct BadValue {
@@ -83,9 +82,10 @@ void set_scalar(const Key& key, const Slot& slot, const std::string& text) {
   } else if (const auto* v = std::get_if<bool*>(&slot)) {
     **v = parse_bool(text);
   } else if (const auto* v = std::get_if<std::string*>(&slot)) {
-    **v = text;
+    **v = key.path ? expand_path(text) : text;
   } else if (const auto* v = std::get_if<std::vector<std::string>*>(&slot)) {
-    **v = text.empty() ? std::vector<std::string>{} : std::vector<std::string>{text};
+    (*v)->clear();
+    if (!text.empty()) (*v)->push_back(key.path ? expand_path(text) : text);
   } else {
     throw BadValue{
         fmt::format("{} is not a list of pairs; allowed: {}", in_quotes(text), key.allowed())};
@@ -117,7 +117,7 @@ void set_node(const Key& key, const Slot& slot, const YAML::Node& node) {
         if (!item.IsScalar())
           throw BadValue{
               fmt::format("entry {} is {}, not a text", (*v)->size() + 1, kind_of(item))};
-        (*v)->push_back(item.Scalar());
+        (*v)->push_back(key.path ? expand_path(item.Scalar()) : item.Scalar());
       }
       return;
     }
@@ -170,6 +170,8 @@ class Parser {
       set_value(key.slot(config_));
     } catch (const BadValue& bad) {
       throw Error("{}: {}", prefix, bad.text);
+    } catch (const Error& bad) {  // of expand_path
+      throw Error("{}: {}", prefix, bad.what());
     }
     if (const auto problem = value_problem(key, config_)) throw Error("{}: {}", prefix, *problem);
     places_[key.name] = place;
@@ -184,9 +186,15 @@ std::string place_of(const std::string& name, const YAML::Mark& mark) {
   return mark.line < 0 ? name : fmt::format("{}:{}", name, mark.line + 1);
 }
 
-/// Bytes that no text file holds; yaml-cpp would stop reading at some of them without a word.
+/// Bytes that no text file holds: yaml-cpp would stop reading at some of them without a word, and
+/// put others in the place of what is not UTF-8.
 void check_text(const std::string& text, const std::string& name) {
   int64_t line = 1;
+  if (const auto place = not_utf8(text)) {
+    line += std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(*place), '\n');
+    throw Error("{}:{}: the byte 0x{:02x} is not UTF-8; save the file as UTF-8", name, line,
+                static_cast<unsigned char>(text[*place]));
+  }
   for (const char c : text) {
     const unsigned char byte = static_cast<unsigned char>(c);
     if (c == '\n') ++line;
@@ -194,6 +202,20 @@ void check_text(const std::string& text, const std::string& name) {
       throw Error("{}:{}: holds the byte 0x{:02x}; a configuration is a text file", name, line,
                   byte);
   }
+}
+
+/// The first line, from 1, whose indentation holds a tab, up to `last`; 0 if there is none. Tabs
+/// are an error only where yaml-cpp stumbles over them: lists in brackets may be indented so.
+int64_t tab_indented_line(const std::string& text, int64_t last) {
+  size_t begin = 0;
+  for (int64_t line = 1; line <= last && begin < text.size(); ++line) {
+    const size_t word = std::min(text.find_first_not_of(" \t", begin), text.size());
+    if (std::count(text.begin() + static_cast<std::ptrdiff_t>(begin),
+                   text.begin() + static_cast<std::ptrdiff_t>(word), '\t') > 0)
+      return line;
+    begin = std::min(text.find('\n', begin), text.size() - 1) + 1;
+  }
+  return 0;
 }
 
 /// Counts documents; nothing else is kept.
@@ -284,6 +306,9 @@ void Parser::read_yaml(const std::string& text, const std::string& name) {
       read_section(section, item.second, name);
     }
   } catch (const YAML::Exception& e) {
+    if (const int64_t line = tab_indented_line(text, e.mark.line + 1))
+      throw Error("{}:{}: not valid YAML: the line is indented with a tab; write spaces", name,
+                  line);
     throw Error("{}: not valid YAML: {}", place_of(name, e.mark), one_line(e.msg));
   }
 }
@@ -321,18 +346,6 @@ Config Parser::finish() {
   throw Error(problem->text);
 }
 
-std::string read_file(const std::string& path) {
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error))
-    throw Error("{}: is a folder; name a YAML file in it", path);
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error("{}: cannot be opened: {}", path, std::generic_category().message(errno));
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (file.bad()) throw Error("{}: cannot be read", path);
-  return text.str();
-}
-
 }  // namespace
 }  // namespace internal
 
@@ -345,7 +358,9 @@ Config parse_config(const std::string& yaml_text, const std::string& name,
 }
 
 Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
-  return parse_config(path.empty() ? "" : internal::read_file(path), path, overrides);
+  return parse_config(
+      path.empty() ? "" : read_small_file(path, internal::kMaxFileBytes, "a configuration"), path,
+      overrides);
 }
 
 void apply_overrides(Config& config, const std::vector<std::string>& overrides) {

@@ -6,7 +6,8 @@ namespace longnet::internal {
 
 void check_failed(const char* condition, const char* file, int line, const std::string& message) {
   const char* tail = std::strstr(file, "src/");
-  throw Error("{} (check failed: {} at {}:{})", message, condition, tail ? tail : file, line);
+  throw Error("internal error: {} ({} does not hold at {}:{}); please report it", message,
+              condition, tail ? tail : file, line);
 }
 
 }  // namespace longnet::internal

@@ -6,15 +6,38 @@
 #include <cctype>
 
 namespace longnet {
+namespace {
+
+/// Bytes of the UTF-8 character that begins the text; 0 if none does (RFC 3629, section 4).
+size_t character_bytes(std::string_view text) {
+  const auto byte = [&](size_t i) {
+    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+  };
+  const auto follows = [&](size_t i, unsigned low = 0x80, unsigned high = 0xBF) {
+    return byte(i) >= low && byte(i) <= high;
+  };
+  const unsigned first = byte(0);
+  if (first < 0x80) return 1;
+  if (first >= 0xC2 && first <= 0xDF) return follows(1) ? 2 : 0;
+  if (first >= 0xE0 && first <= 0xEF) {
+    // No longer form than needed (E0), no surrogate (ED).
+    const bool second = follows(1, first == 0xE0 ? 0xA0 : 0x80, first == 0xED ? 0x9F : 0xBF);
+    return second && follows(2) ? 3 : 0;
+  }
+  if (first >= 0xF0 && first <= 0xF4) {
+    const bool second = follows(1, first == 0xF0 ? 0x90 : 0x80, first == 0xF4 ? 0x8F : 0xBF);
+    return second && follows(2) && follows(3) ? 4 : 0;
+  }
+  return 0;
+}
+
+}  // namespace
 
 std::string one_line(std::string_view text, size_t limit) {
   std::string line;
   for (size_t i = 0; i < text.size(); ++i) {
-    if (i == limit) {
-      // Do not cut a UTF-8 character in two.
-      while (i < text.size() && (static_cast<unsigned char>(text[i]) & 0xC0) == 0x80)
-        line += text[i++];
-      if (i < text.size()) line += "...";
+    if (i >= limit) {
+      line += "...";
       break;
     }
     const unsigned char c = static_cast<unsigned char>(text[i]);
@@ -22,13 +45,26 @@ std::string one_line(std::string_view text, size_t limit) {
       line += "\\n";
     } else if (c == '\t') {
       line += "\\t";
-    } else if (c < 0x20 || c == 0x7F) {
-      line += fmt::format("\\x{:02x}", c);
     } else {
-      line += text[i];
+      const size_t bytes = character_bytes(text.substr(i));
+      if (c < 0x20 || c == 0x7F || bytes == 0) {
+        line += fmt::format("\\x{:02x}", c);
+      } else {
+        line += text.substr(i, bytes);  // a character is never cut in two
+        i += bytes - 1;
+      }
     }
   }
   return line;
+}
+
+std::optional<size_t> not_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const size_t bytes = character_bytes(text.substr(i));
+    if (bytes == 0) return i;
+    i += bytes;
+  }
+  return std::nullopt;
 }
 
 std::string in_quotes(std::string_view text, size_t limit) {

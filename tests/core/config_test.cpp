@@ -2,6 +2,7 @@
 #include "core/config.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -133,6 +134,83 @@ TEST(Config, ApplyOverridesChangesAndChecks) {
   EXPECT_EQ(c, before) << "a failed call must leave the config alone";
 }
 
+TEST(Config, PathsAreExpanded) {
+  const std::string home = std::getenv("HOME");
+  ASSERT_EQ(::setenv("LN_TEST_DATA", "/big/data", 1), 0);
+  const Config c = parse("data: {train: [~/a.txt, $LN_TEST_DATA/b, \"${LN_TEST_DATA}c/$$x/$\"]}\n",
+                         {"run.folder=~", "checkpoint.resume=$LN_TEST_DATA/run/step-1",
+                          "data.cache=a/~", "data.validation=$LN_TEST_DATA"});
+  EXPECT_EQ(c.data.train,
+            (std::vector<std::string>{home + "/a.txt", "/big/data/b", "/big/datac/$x/$"}));
+  EXPECT_EQ(c.run.folder, home);
+  EXPECT_EQ(c.checkpoint.resume, "/big/data/run/step-1");
+  EXPECT_EQ(c.data.cache, "a/~") << "only a leading ~ stands for the home folder";
+  EXPECT_EQ(c.data.validation, std::vector<std::string>{"/big/data"});
+  EXPECT_EQ(parse(to_yaml(c)), c) << "a checkpoint's configuration is read back as it was";
+  // Other texts are taken as they are.
+  EXPECT_EQ(parse("", {"train.sample_prompt=~ $LN_TEST_DATA"}).train.sample_prompt,
+            "~ $LN_TEST_DATA");
+  Config programs;  // a name that nobody can type
+  programs.run.folder = "~";
+  EXPECT_EQ(parse(to_yaml(programs)).run.folder, "./~");
+}
+
+TEST(Config, TextsAreUtf8) {
+  // What a checkpoint, a log or metrics could not hold is found before the run begins.
+  for (const char* key : {"run.folder", "data.cache", "data.train", "data.validation",
+                          "checkpoint.resume", "train.sample_prompt"})
+    for (const char* bytes :
+         {"r\xff", "\xc3", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\x80"}) {
+      const std::string word = std::string(key) + "=a" + bytes;
+      const std::string message = message_of([&] { parse("", {word}); });
+      expect_one_line(message);
+      EXPECT_NE(message.find("is not UTF-8 at byte "), std::string::npos) << message;
+      EXPECT_NE(message.find(key), std::string::npos) << message;
+    }
+  for (const char* text :
+       {"a\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xed\x9f\xbf", "\xf4\x8f\xbf\xbf"})
+    EXPECT_EQ(parse("", {std::string("run.folder=") + text}).run.folder, text);
+}
+
+TEST(Config, FilesThatAreNone) {
+  const TemporaryFolder folder;
+  folder.write("long.yaml", std::string((1 << 20) + 1, '#'));
+  ASSERT_EQ(::mkfifo(folder.file("pipe.yaml").c_str(), 0600), 0);
+  const auto refusal_of = [](const std::string& path) {
+    const std::string message = message_of([&] { load_config(path, {}); });
+    expect_one_line(message);
+    return message;
+  };
+  EXPECT_NE(refusal_of(folder.file("long.yaml")).find("is longer than 1048576 bytes"),
+            std::string::npos);
+  EXPECT_NE(
+      refusal_of(folder.file("pipe.yaml")).find("is a pipe; a configuration is a regular file"),
+      std::string::npos);
+  EXPECT_NE(refusal_of("/dev/zero").find("is a device"), std::string::npos);
+  EXPECT_NE(refusal_of(folder.path()).find("is a folder"), std::string::npos);
+}
+
+TEST(Config, NestingAndAliasesCostNothing) {
+  const auto repeated = [](const std::string& text, int times) {
+    std::string all;
+    for (int i = 0; i < times; ++i) all += text;
+    return all;
+  };
+  std::string aliases = "data:\n  train: [&a0 [x, x]";
+  for (int i = 1; i < 60; ++i) aliases += fmt::format(", &a{} [*a{}, *a{}]", i, i - 1, i - 1);
+  for (const std::string& text :
+       {"model: " + repeated("[", 100000), "model: " + repeated("{a: ", 100000),
+        repeated("- ", 100000), repeated("? ", 100000), aliases + "]\n"})
+    expect_one_line(message_of([&] { parse(text); }));
+}
+
+TEST(Config, NextTokenLossNeedsTheCausalMask) {
+  const Config encoder = parse("", {"model.causal=false", "model.position=rope"});
+  EXPECT_NE(message_of([&] { check_next_token_loss(encoder); }).find("model.causal=false"),
+            std::string::npos);
+  EXPECT_NO_THROW(check_next_token_loss(Config{}));
+}
+
 TEST(Config, HeadOffsetMode) {
   EXPECT_EQ(Config{}.model.head_offset_mode(), HeadOffset::kInterleaved);
   EXPECT_EQ(parse("model: {head_offset: blocked}").model.head_offset_mode(), HeadOffset::kBlocked);
@@ -145,7 +223,7 @@ Config changed_config() {
              true,       "blocked", "rope", 333.25, 12345.678, "pre_ln",
              "parallel", "swiglu",  true,   false,  true,      1.0 / 3e6};
   c.model.causal = false;
-  c.data = {{"a b.txt", "\"q\"\\", "#no", "null", "~", "käse/*.txt"},
+  c.data = {{"a b.txt", "\"q\"\\", "#no", "null", "a$b$$c", "käse/*.txt"},
             {"x"},
             "tokens_u16",
             "enwik8",
@@ -218,7 +296,7 @@ TEST(Config, YamlRoundTripOfManyDoublesAndTexts) {
     c.train.sample_prompt.clear();
     for (int k = 0; k < 12; ++k)
       c.train.sample_prompt += static_cast<char>(1 + next() % 127);  // every ASCII byte but 0
-    c.data.train = {c.train.sample_prompt + "x"};
+    c.data.train = {"x" + c.train.sample_prompt};                    // "~" comes back as "./~"
     ASSERT_EQ(parse(to_yaml(c)), c) << to_yaml(c);
   }
 }
@@ -361,7 +439,27 @@ const BadCase kBadYaml[] = {
     {"model: {dim: 96}}\n", "configs/x.yaml:1: ", "YAML"},
     {"model: {dim: 96}\n]\n", "configs/x.yaml:2: ", "YAML"},
     {"model:\n  dim: [1\ntrain:\n", "configs/x.yaml:3: not valid YAML: ", "YAML"},
-    {"model:\n\tdim: 5\n", "configs/x.yaml:2: not valid YAML: ", "YAML"},
+    {"model:\n\tdim: 5\n",
+     "configs/x.yaml:2: not valid YAML: the line is indented with a tab; write spaces", "tab"},
+    {"model:\n  dim: 96\n\theads: 4\n",
+     "configs/x.yaml:3: not valid YAML: the line is indented with a tab; write spaces", "tab"},
+    {"model:\n  dim: {a: 5\n\t\n",
+     "configs/x.yaml:3: not valid YAML: the line is indented with a tab", "tab"},
+    {"model:\n  dim: 96 # \xff\n",
+     "configs/x.yaml:2: the byte 0xff is not UTF-8; save the file as UTF-8", "0xff"},
+    {"run:\n  folder: \"a\\0b\"\n",
+     "configs/x.yaml:2: run.folder: \"a\\x00b\": holds a zero byte, which no path can",
+     "run.folder"},
+    {"data:\n  train: [a, \"b\\0\"]\n",
+     "configs/x.yaml:2: data.train: \"b\\x00\": holds a zero byte", "data.train"},
+    {"data:\n  train: [a, ~nobody/x]\n",
+     "configs/x.yaml:2: data.train: \"~nobody/x\": only your own \"~/\" is expanded", "data.train"},
+    {"run:\n  folder: $LN_NO_SUCH/a\n",
+     "configs/x.yaml:2: run.folder: \"$LN_NO_SUCH/a\": the environment variable LN_NO_SUCH is not "
+     "set",
+     "run.folder"},
+    {"run:\n  folder: \"a/${LN_X\"\n",
+     "configs/x.yaml:2: run.folder: \"a/${LN_X\": \"${\" begins no ${NAME}", "run.folder"},
     {"model:\n  dim: {a: 5\n", "configs/x.yaml:3: not valid YAML: ", "YAML"},
     {"model:\n  dim: *nothing\n", "configs/x.yaml:2: not valid YAML: ", "YAML"},
     {"model:\n  dim: 96\n\x04", "configs/x.yaml:3: holds the byte 0x04; a configuration is a text",
@@ -603,7 +701,7 @@ TEST(Config, BadFiles) {
   std::string message = message_of([&] { load_config(missing, {}); });
   EXPECT_EQ(message, missing + ": cannot be opened: No such file or directory");
   message = message_of([&] { load_config(folder.path(), {}); });
-  EXPECT_EQ(message, folder.path() + ": is a folder; name a YAML file in it");
+  EXPECT_EQ(message, folder.path() + ": is a folder; a configuration is a regular file");
   const std::string path = folder.write("a.yaml", "\nmodel:\n  dims: 5\n");
   message = message_of([&] { load_config(path, {}); });
   EXPECT_EQ(message, path + ":3: model.dims: unknown key; did you mean model.dim?");
