@@ -18,6 +18,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "core/output_file.h"
 #include "core/text.h"
 
 namespace longnet {
@@ -223,19 +224,6 @@ void convert(const void* data, std::vector<To>* out, Convert one) {
   }
 }
 
-void write_all(int fd, const std::string& path, const void* data, int64_t bytes) {
-  const char* next = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t done = ::write(fd, next, static_cast<size_t>(std::min(bytes, kWriteChunkBytes)));
-    if (done < 0) {
-      if (errno == EINTR) continue;
-      throw Error("{}: cannot be written: {}", path, cause_of(errno));
-    }
-    next += done;
-    bytes -= done;
-  }
-}
-
 const char* safetensors_dtype(DType dtype) {
   return dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "I64";
 }
@@ -352,7 +340,8 @@ std::vector<int64_t> SafetensorsFile::integers(const std::string& name) const {
 }
 
 void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata,
+                       const std::function<void(const void*, int64_t)>& written) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header[kMetadataKey] = metadata;
   std::set<std::string> names;
@@ -386,27 +375,24 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsTen
   LN_CHECK(static_cast<int64_t>(text.size()) <= kMaxHeaderBytes, "{}: a header of {} bytes", path,
            text.size());
 
-  Descriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-  if (file.fd < 0) throw Error("{}: cannot be created: {}", path, cause_of(errno));
+  OutputFile file(path);
+  if (written) file.set_observer(written);
   const uint64_t header_bytes = text.size();
-  write_all(file.fd, path, &header_bytes, kLengthBytes);
-  write_all(file.fd, path, text.data(), static_cast<int64_t>(text.size()));
+  file.write(&header_bytes, kLengthBytes);
+  file.write(text);
   std::vector<char> piece;
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (tensors[i].data != nullptr) {
-      write_all(file.fd, path, tensors[i].data, sizes[i]);
+      file.write(tensors[i].data, sizes[i]);
       continue;
     }
     for (int64_t begin = 0; begin < sizes[i]; begin += kWriteChunkBytes) {
       piece.resize(static_cast<size_t>(std::min(kWriteChunkBytes, sizes[i] - begin)));
       tensors[i].read(begin, piece.data(), static_cast<int64_t>(piece.size()));
-      write_all(file.fd, path, piece.data(), static_cast<int64_t>(piece.size()));
+      file.write(piece.data(), static_cast<int64_t>(piece.size()));
     }
   }
-  if (::fsync(file.fd) != 0) throw Error("{}: cannot be written: {}", path, cause_of(errno));
-  const int fd = file.fd;
-  file.fd = -1;
-  if (::close(fd) != 0) throw Error("{}: cannot be written: {}", path, cause_of(errno));
+  file.commit();
 }
 
 }  // namespace longnet

@@ -61,8 +61,11 @@ struct SafetensorsTensor {
   /// begin + bytes) of it at `to`. Called in rising order, in pieces of at most 16 MiB.
   std::function<void(int64_t begin, void* to, int64_t bytes)> read = {};
 };
-/// Writes and fsyncs the file; throws Error with path and cause (a full disk included).
+/// Writes the file under a temporary name, syncs and renames it (output_file.h); throws Error with
+/// path and cause (a full disk included). written: called with every piece of the file in order,
+/// for a checksum.
 void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+                       const std::map<std::string, std::string>& metadata = {},
+                       const std::function<void(const void* data, int64_t bytes)>& written = {});
 
 }  // namespace longnet

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "data/content_hash.h"
 #include "data/sources.h"
 
 namespace longnet {
@@ -11,14 +12,6 @@ namespace {
 
 constexpr int64_t kEnwik8Bytes = 100'000'000, kEnwik8Train = 90'000'000,
                   kEnwik8Validation = 5'000'000;
-
-/// One of a family of well-mixed 64-bit functions (SplitMix64's finaliser).
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
 
 /// A bijection of [0, n) without a table: a four-round Feistel network on the smallest even number
 /// of bits that holds n, walked until it falls inside.
@@ -42,7 +35,8 @@ int64_t permute(int64_t place, int64_t n, uint64_t key) {
 }  // namespace
 
 struct Dataset::Impl {
-  std::vector<MappedTokens> sources;
+  std::vector<TokenFile> sources;
+  int64_t source_files = 0;
   std::vector<int64_t> source_begin;  // global number of each source's first token; and the end
   int64_t begin = 0, end = 0;         // this split's tokens
   int64_t sequence_length = 0, vocab_size = 0;
@@ -84,9 +78,11 @@ Dataset::Dataset(const DataConfig& config, Split split, int64_t sequence_length,
   impl.vocab_size = vocab_size;
   const bool own_files = split == Split::kValidation && !config.validation.empty();
   const std::string key = own_files ? "data.validation" : "data.train";
-  impl.sources = open_sources(own_files ? config.validation : config.train, key, config);
+  Sources opened = open_sources(own_files ? config.validation : config.train, key, config);
+  impl.sources = std::move(opened.files);
+  impl.source_files = opened.source_files;
   int64_t total = 0;
-  for (const MappedTokens& source : impl.sources) {
+  for (const TokenFile& source : impl.sources) {
     impl.source_begin.push_back(total);
     total += source.tokens();
   }
@@ -162,6 +158,20 @@ void Dataset::read(int64_t sample, int64_t begin, int64_t length, int64_t* token
   impl.copy(first, length, tokens);
   std::copy(tokens + 1, tokens + length, targets);
   impl.copy(first + length, 1, targets + length - 1);
+}
+
+DataFingerprint Dataset::fingerprint() const {
+  const Impl& impl = *impl_;
+  const int64_t total = impl.source_begin.back(), width = impl.sources[0].width();
+  ContentHash hash;
+  hash.add(static_cast<uint64_t>(width));
+  std::vector<int64_t> tokens;
+  sample_places(total, kHashedBytes / width, [&](int64_t first, int64_t count) {
+    tokens.resize(static_cast<size_t>(count));
+    impl.copy(first, count, tokens.data());
+    for (const int64_t token : tokens) hash.add(static_cast<uint64_t>(token));
+  });
+  return {impl.source_files, total * width, hash.text()};
 }
 
 void advance(DataState& state, int64_t samples_per_epoch) {

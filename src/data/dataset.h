@@ -1,9 +1,8 @@
-// Dataset: files -> one long row of tokens, memory-mapped; batches of it in a deterministic order.
+// Dataset: files -> one long row of tokens; batches of it in a deterministic order.
 //
 // Sources: raw text or bytes (one token per byte), also .gz (unpacked once into data.cache);
 // folders of files joined by a separator byte (joined once into data.cache); token files of uint16
-// or uint32, with or without llm.c's 1024-byte header. Each rank touches only the pages of its own
-// shard.
+// or uint32, with or without llm.c's 1024-byte header. Each rank reads only its own shard.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +23,14 @@ struct DataState {
   bool operator==(const DataState&) const = default;
 };
 
+/// What the data are, whatever their paths and times: equal for equal contents.
+struct DataFingerprint {
+  int64_t files = 0;  // that were named or found
+  int64_t bytes = 0;  // of all tokens, unpacked and joined
+  std::string hash;   // 16 hexadecimal digits: of everything up to 64 MiB, else of samples
+  bool operator==(const DataFingerprint&) const = default;
+};
+
 class Dataset {
  public:
   /// Opens (and if needed builds in the cache: one process only; call on rank 0 first, then on the
@@ -39,6 +46,11 @@ class Dataset {
   int64_t samples() const;                 // sequences per epoch: (tokens - 1) / N
   double bytes_per_token() const;          // 1 for text and bytes; 0: unknown
   const std::string& description() const;  // one line for the log: what, tokens, files
+
+  /// Of all files of data.train or data.validation (not of the split alone). Reads at most 64 MiB
+  /// (256 pieces, evenly spread, from larger data), so a change inside large data that keeps its
+  /// size may be missed.
+  DataFingerprint fingerprint() const;
 
   /// Sample `place` of an epoch's order -> first token of its sequence. sequential: place.
   /// shuffled: a permutation keyed by (seed, epoch), O(1) memory.

@@ -4,7 +4,6 @@
 
 #include <fcntl.h>
 #include <glob.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -37,6 +36,9 @@ struct Format {
 // uint32 (Llama 3) tokens.
 constexpr int32_t kMagicU16 = 20240520, kMagicU32 = 20240801;
 constexpr int64_t kHeaderBytes = 1024;
+
+constexpr int64_t kReadBytes = 1 << 20;  // of a token file at once
+constexpr size_t kOpenFiles = 256;       // token files that stay open; 1024 descriptors are usual
 
 int64_t file_size(const std::string& path) {
   struct stat info {};
@@ -292,74 +294,54 @@ Format detect(const std::string& path, const DataConfig& config) {
   return format;
 }
 
+/// Little-endian numbers of `width` bytes -> int64.
+void widen(const unsigned char* data, int width, int64_t count, int64_t* out) {
+  const auto each = [&](auto number) {
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(&number, data + i * static_cast<int64_t>(sizeof number), sizeof number);
+      out[i] = number;
+    }
+  };
+  if (width == 1) each(uint8_t{});
+  if (width == 2) each(uint16_t{});
+  if (width == 4) each(uint32_t{});
+}
+
 }  // namespace
 
-// ------------------------------------------------------------------------------ MappedTokens
+// --------------------------------------------------------------------------------- TokenFile
 
-MappedTokens::MappedTokens(const std::string& path, int64_t header_bytes, int width)
+TokenFile::TokenFile(const std::string& path, int64_t header_bytes, int width, bool hold)
     : path_(path), header_bytes_(header_bytes), width_(width) {
-  const int file = open(path.c_str(), O_RDONLY);
-  if (file < 0) throw Error("{}: cannot be opened: {}", path, cause());
-  map_bytes_ = file_size(path);
-  tokens_ = (map_bytes_ - header_bytes) / width;
-  if (map_bytes_ > 0) {
-    map_ = mmap(nullptr, static_cast<size_t>(map_bytes_), PROT_READ, MAP_SHARED, file, 0);
-    if (map_ == MAP_FAILED) {
-      map_ = nullptr;
-      const std::string text = cause();
-      close(file);
-      throw Error("{}: cannot be mapped: {}", path, text);
-    }
-    // No read-ahead past a rank's shard; copy() asks for the pages it is about to use.
-    madvise(map_, static_cast<size_t>(map_bytes_), MADV_RANDOM);
-  }
-  close(file);
+  InputFile file(path);
+  file_bytes_ = file.size();
+  tokens_ = std::max<int64_t>(0, file_bytes_ - header_bytes) / width;
+  if (hold) file_.emplace(std::move(file));
 }
 
-MappedTokens::~MappedTokens() {
-  if (map_ != nullptr) munmap(map_, static_cast<size_t>(map_bytes_));
-}
-
-MappedTokens::MappedTokens(MappedTokens&& other) noexcept
-    : path_(std::move(other.path_)),
-      map_(std::exchange(other.map_, nullptr)),
-      map_bytes_(other.map_bytes_),
-      header_bytes_(other.header_bytes_),
-      width_(other.width_),
-      tokens_(other.tokens_) {}
-
-void MappedTokens::copy(int64_t begin, int64_t count, int64_t* out) const {
+void TokenFile::copy(int64_t begin, int64_t count, int64_t* out) const {
   LN_CHECK(begin >= 0 && count >= 0 && begin + count <= tokens_, "tokens [{}, {}) of {}", begin,
            begin + count, tokens_);
-  const unsigned char* data = static_cast<const unsigned char*>(map_) + header_bytes_;
-  if (count > 0) {
-    const int64_t page = sysconf(_SC_PAGESIZE);
-    const int64_t from = (header_bytes_ + begin * width_) / page * page;
-    madvise(static_cast<char*>(map_) + from,
-            static_cast<size_t>(header_bytes_ + (begin + count) * width_ - from), MADV_WILLNEED);
+  std::optional<InputFile> opened;
+  if (!file_) {
+    opened.emplace(path_);
+    if (opened->size() != file_bytes_)
+      throw Error("{}: holds {} bytes, it held {} at the start; it was changed while in use", path_,
+                  opened->size(), file_bytes_);
   }
-  switch (width_) {
-    case 1:
-      for (int64_t i = 0; i < count; ++i) out[i] = data[begin + i];
-      break;
-    case 2:
-      for (int64_t i = 0; i < count; ++i) {
-        uint16_t value;
-        std::memcpy(&value, data + 2 * (begin + i), sizeof value);
-        out[i] = value;
-      }
-      break;
-    default:
-      for (int64_t i = 0; i < count; ++i) {
-        uint32_t value;
-        std::memcpy(&value, data + 4 * (begin + i), sizeof value);
-        out[i] = value;
-      }
+  const InputFile& file = file_ ? *file_ : *opened;
+  std::vector<unsigned char> piece(
+      static_cast<size_t>(std::min(count * width_, kReadBytes)));  // a multiple of every width
+  for (int64_t done = 0; done < count;) {
+    const int64_t part = std::min(count - done, static_cast<int64_t>(piece.size()) / width_);
+    file.read(byte_offset(begin + done), piece.data(), part * width_);
+    widen(piece.data(), width_, part, out + done);
+    done += part;
   }
 }
 
-std::vector<MappedTokens> open_sources(const std::vector<std::string>& entries,
-                                       const std::string& key, const DataConfig& config) {
+Sources open_sources(const std::vector<std::string>& entries, const std::string& key,
+                     const DataConfig& config) {
   if (entries.empty()) throw Error("{}: no data given; name a file, folder or pattern", key);
   bool folders = false;
   std::vector<std::string> files = expand(entries, key, config, folders);
@@ -371,16 +353,18 @@ std::vector<MappedTokens> open_sources(const std::vector<std::string>& entries,
     if (formats[i].width != formats[0].width)
       throw Error("{}: {} holds {}-byte tokens, {} {}-byte ones; give files of one kind", key,
                   files[0], formats[0].width, files[i], formats[i].width);
-  std::vector<MappedTokens> sources;
+  Sources sources;
+  sources.source_files = static_cast<int64_t>(files.size());
   if (formats[0].width == 1) {
     const std::string path = files.size() == 1 ? files[0] : joined_file(files, config);
-    sources.emplace_back(path, 0, 1);
+    sources.files.emplace_back(path, 0, 1, true);
   } else {
     for (size_t i = 0; i < files.size(); ++i)
-      sources.emplace_back(files[i], formats[i].header_bytes, formats[i].width);
+      sources.files.emplace_back(files[i], formats[i].header_bytes, formats[i].width,
+                                 files.size() <= kOpenFiles);
   }
   int64_t tokens = 0;
-  for (const MappedTokens& source : sources) tokens += source.tokens();
+  for (const TokenFile& source : sources.files) tokens += source.tokens();
   if (tokens == 0)
     throw Error("{}: {} is empty; give data with at least one sequence", key, files[0]);
   return sources;

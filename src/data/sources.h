@@ -4,42 +4,49 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/config.h"
+#include "core/input_file.h"
 
 namespace longnet {
 
-/// A memory-mapped run of tokens of one width.
-class MappedTokens {
+/// A run of tokens of one width in a file. Tokens are read by pread (core/input_file.h).
+class TokenFile {
  public:
-  /// Maps `path`; the first `header_bytes` are skipped. width: 1, 2 or 4 bytes a token.
-  MappedTokens(const std::string& path, int64_t header_bytes, int width);
-  ~MappedTokens();
-  MappedTokens(MappedTokens&& other) noexcept;
-  MappedTokens(const MappedTokens&) = delete;
+  /// Tokens of `path`; the first `header_bytes` are skipped. width: 1, 2 or 4 bytes a token.
+  /// hold: the file stays open; else it is opened for every read (for very many files).
+  TokenFile(const std::string& path, int64_t header_bytes, int width, bool hold);
 
   int64_t tokens() const { return tokens_; }
   int width() const { return width_; }
   const std::string& path() const { return path_; }
   /// Where token `place` starts in the file, in bytes.
   int64_t byte_offset(int64_t place) const { return header_bytes_ + place * width_; }
-  /// Tokens [begin, begin + count) as int64.
+  /// Tokens [begin, begin + count) as int64. Throws Error naming the file if it can no longer be
+  /// read or has another size than at the start.
   void copy(int64_t begin, int64_t count, int64_t* out) const;
 
  private:
   std::string path_;
-  void* map_ = nullptr;
-  int64_t map_bytes_ = 0;
+  std::optional<InputFile> file_;  // empty: opened for every read
+  int64_t file_bytes_ = 0;
   int64_t header_bytes_ = 0;
   int width_ = 1;
   int64_t tokens_ = 0;
 };
 
-/// The files behind `entries` (key: "data.train" or "data.validation", for messages), as maps in
-/// order. Builds cache files where needed. Throws Error with file, cause and remedy.
-std::vector<MappedTokens> open_sources(const std::vector<std::string>& entries,
-                                       const std::string& key, const DataConfig& config);
+/// What the entries of data.train or data.validation stand for.
+struct Sources {
+  std::vector<TokenFile> files;  // in order, all of one width
+  int64_t source_files = 0;      // before several byte files were joined
+};
+
+/// The files behind `entries` (key: "data.train" or "data.validation", for messages), in order.
+/// Builds cache files where needed. Throws Error with file, cause and remedy.
+Sources open_sources(const std::vector<std::string>& entries, const std::string& key,
+                     const DataConfig& config);
 
 }  // namespace longnet

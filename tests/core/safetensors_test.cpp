@@ -274,7 +274,7 @@ TEST(Safetensors, BadPaths) {
   EXPECT_EQ(message_of([&] { SafetensorsFile file("/dev/null"); }),
             "/dev/null: is not a regular file");
   EXPECT_EQ(message_of([&] { write_safetensors(folder.file("no/a"), {}); }),
-            folder.file("no/a") + ": cannot be created: No such file or directory");
+            folder.file("no/a") + ": cannot be written: No such file or directory");
 }
 
 TEST(Safetensors, AFullDiskIsAnError) {

@@ -116,7 +116,7 @@ TEST_F(DatasetTest, EveryReadOfBytesAgreesWithTheFile) {
     for (int64_t n : {1, 7, 8})
       if (n < size) expect_reads(as_tokens(bytes), n);
   }
-  EXPECT_TRUE(cache_files().empty()) << "a plain file is mapped in place";
+  EXPECT_TRUE(cache_files().empty()) << "a plain file is read in place";
   const Dataset data(config, Split::kTrain, 8, 256);
   EXPECT_EQ(data.bytes_per_token(), 1.0);
   EXPECT_THAT(data.description(), HasSubstr("100 bytes in 1 file"));
@@ -273,6 +273,58 @@ TEST_F(DatasetTest, ShuffledIsAPermutationPerEpochAndSeed) {
     EXPECT_NE(first, all);
     EXPECT_NE(order(1, 1, "shuffled"), first);
     EXPECT_NE(order(0, 2, "shuffled"), first);
+  }
+}
+
+TEST_F(DatasetTest, FingerprintTellsContentsApartAndNotPathsOrTimes) {
+  const auto print = [&] { return Dataset(config, Split::kTrain, 8, 65536).fingerprint(); };
+  const std::string bytes = some_bytes(1000);
+  config.train = {folder.write("text", bytes)};
+  const DataFingerprint first = print();
+  EXPECT_EQ(first.files, 1);
+  EXPECT_EQ(first.bytes, 1000);
+  EXPECT_EQ(first.hash.size(), 16u);
+  config.train = {folder.write("elsewhere", bytes)};
+  EXPECT_EQ(print(), first);
+  write_gz(folder.file("packed.gz"), bytes);
+  config.train = {folder.file("packed.gz")};
+  EXPECT_EQ(print(), first);
+  for (size_t place : {size_t{0}, size_t{500}, size_t{999}}) {
+    std::string other = bytes;
+    other[place] ^= 1;
+    config.train = {folder.write("text", other)};
+    EXPECT_NE(print().hash, first.hash) << place;
+  }
+  config.format = "tokens_u16";  // the same bytes, other tokens
+  config.train = {folder.write("elsewhere", bytes)};
+  EXPECT_NE(print().hash, first.hash);
+}
+
+TEST_F(DatasetTest, FingerprintOfLargeDataIsSampled) {
+  const std::string path = folder.write("large", "");
+  ASSERT_EQ(truncate(path.c_str(), int64_t{1} << 40), 0);
+  config.train = {path};
+  const Dataset data(config, Split::kTrain, 8, 256);
+  const DataFingerprint first = data.fingerprint();
+  EXPECT_EQ(first.bytes, int64_t{1} << 40);
+  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary)
+      .seekp((int64_t{1} << 40) - 1)
+      .put('x');
+  EXPECT_NE(data.fingerprint().hash, first.hash);
+}
+
+TEST_F(DatasetTest, AFileCutWhileInUseIsNamed) {
+  config.train = {folder.write("text", some_bytes(100'000))};
+  const Dataset data(config, Split::kTrain, 1000, 256);
+  Tokens tokens(1000), targets(1000);
+  data.read(50, 0, 1000, tokens.data(), targets.data());
+  ASSERT_EQ(truncate(config.train[0].c_str(), 20'000), 0);
+  data.read(10, 0, 1000, tokens.data(), targets.data());
+  try {
+    data.read(50, 0, 1000, tokens.data(), targets.data());
+    FAIL() << "read what is not there";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("text: holds 20000 bytes, it held 100000"));
   }
 }
 
