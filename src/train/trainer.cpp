@@ -5,7 +5,6 @@
 #include <array>
 #include <chrono>
 #include <csignal>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/log.h"
@@ -15,6 +14,7 @@
 #include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
+#include "train/run_lock.h"
 
 namespace longnet {
 namespace {
@@ -145,6 +145,7 @@ struct Trainer::Impl {
   Config config;
   Context context;
   Mesh mesh;
+  std::unique_ptr<RunLock> lock;  // rank 0
   std::unique_ptr<Dataset> train_data, validation_data;
   std::unique_ptr<Learner> learner;
   std::unique_ptr<MetricsLog> metrics;  // rank 0
@@ -161,13 +162,12 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
       mesh(make_mesh_on_all(transport_of(context, std::move(world), config_in.parallel),
                             config_in.parallel)) {
   run_on_root(*mesh.world, [&] {
-    std::error_code error;
-    std::filesystem::create_directories(config.run.folder, error);
-    if (error) throw Error("run.folder: {} cannot be made: {}", config.run.folder, error.message());
+    lock = std::make_unique<RunLock>(config.run.folder);
     remove_leftovers(config.run.folder);
   });
-  run_on_all(*mesh.world,
-             [&] { init_log(mesh.world->rank(), config.run.folder, config.run.log_level); });
+  run_on_all(*mesh.world, [&] {
+    init_log(mesh.world->rank(), config.run.folder, config.run.log_level, LogStart::kHeld);
+  });
   train_data = open_dataset(*mesh.world, config, Split::kTrain);
   if (config.train.evaluate_every > 0)
     validation_data = open_dataset(*mesh.world, config, Split::kValidation);
@@ -183,6 +183,7 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
     metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
     describe();
   });
+  write_held_log();
 }
 
 void Trainer::Impl::resume() {
