@@ -70,7 +70,7 @@ if(LN_CUDA)
     if(NOT CUDNN_FOUND)
       set(ln_missing "cuDNN 9 not found (set CUDNN_ROOT)")
     elseif(NOT LN_CUDNN_FRONTEND_INCLUDE)
-      set(ln_missing "cudnn_frontend.h not found in ${ln_frontend_places} (run scripts/setup.sh or set "
+      set(ln_missing "cudnn_frontend.h not found in ${ln_frontend_places} (run scripts/setup.sh cuda or set "
                      "CUDNN_FRONTEND_DIR)")
       list(JOIN ln_missing "" ln_missing)
     elseif(NOT TARGET CUDA::nvrtc)

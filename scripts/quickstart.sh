@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf '\n== %s\n' "$*"; }
 say "1. what is missing is installed"
-scripts/setup.sh
+scripts/setup.sh program
 say "2. build (into build/)"
-scripts/build.sh cpu
+scripts/build.sh cpu program
 say "3. data: English prose"
 scripts/data_gcide.sh
 say "4. training: one sequence split over two ranks"

@@ -1,16 +1,35 @@
 #!/usr/bin/env bash
-# Installs what the project needs and this machine lacks, through apt (Debian 12, Ubuntu 24.04); beside a
-# CUDA toolkit also the headers of cudnn-frontend, through pip, into third_party/ (git ignores it).
-# Usage: scripts/setup.sh    As root, or with sudo. Does nothing, as anybody, where all is there.
+# Installs what the project needs and this machine lacks, through apt (Debian 12 and 13).
+# Usage: scripts/setup.sh [WHAT ...]    As root, or with sudo. Does nothing, as anybody, where all is there.
+#   program  what builds and runs the program: the default
+#   tests    the program's packages, and those of the tests and benchmarks
+#   cuda     the program's packages, and beside a CUDA toolkit the headers of cudnn-frontend, which pip puts
+#            into third_party/ (git ignores it)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || set -- program
+with_tests=no with_cuda=no
+for what in "$@"; do
+  case $what in
+    program) ;;
+    tests) with_tests=yes ;;
+    cuda) with_cuda=yes ;;
+    *)
+      echo "setup: \"$what\" is not known; usage: scripts/setup.sh [program] [tests] [cuda]" >&2
+      exit 64 ;;
+  esac
+done
 
 # Headers only, so nothing of Python is needed to build or to run. Without them the CUDA build has no
 # cuDNN and says so; that is no error here.
 frontend_version=1.32.0
 frontend=third_party/cudnn_frontend
 cudnn_frontend() {
-  { [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] || command -v nvcc > /dev/null; } || return 0
+  [ $with_cuda = yes ] || return 0
+  { [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] || command -v nvcc > /dev/null; } || {
+    echo "setup: no CUDA toolkit (nvcc) in ${CUDA_HOME:-/usr/local/cuda}: cudnn-frontend is not fetched (set CUDA_HOME)"
+    return 0
+  }
   local there
   there=$(cat $frontend/version 2> /dev/null || true)
   [ "$there" != "$frontend_version" ] || return 0
@@ -37,6 +56,8 @@ packages=(
   libyaml-cpp-dev libcli11-dev nlohmann-json3-dev  # configuration, command line, JSON
   libspdlog-dev libfmt-dev                   # logs, texts
   zlib1g-dev                                 # .gz data, checksums
+)
+[ $with_tests = no ] || packages+=(
   libgtest-dev libgmock-dev libbenchmark-dev # tests, benchmarks
   libboost-context-dev                       # fibers of the emulator that runs CUDA kernels in tests
   ccache python3                             # faster rebuilds; counting test results

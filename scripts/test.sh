@@ -43,7 +43,7 @@ finish() {
 }
 
 say "set-up and build"
-one "set-up" scripts/setup.sh
+one "set-up" scripts/setup.sh tests
 one "build" scripts/build.sh cpu -DLN_WERROR=ON
 [ "$failed" = 0 ] || finish
 say "tests"

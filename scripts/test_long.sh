@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=bench/results/test_long.txt
 mkdir -p bench/results
-scripts/setup.sh && scripts/build.sh cpu -DLN_WERROR=ON || exit 1
+scripts/setup.sh tests cuda && scripts/build.sh cpu -DLN_WERROR=ON || exit 1
 export LN_TEST_LONG=1
 {
   echo "command: scripts/test_long.sh"

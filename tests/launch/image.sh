@@ -23,7 +23,7 @@ log=
 [ "$(id -u)" = 0 ] || skip "starting a Docker daemon needs root"
 toolkit=${CUDA_HOME:-/usr/local/cuda}
 [ $kind = cpu ] || [ -x "$toolkit/bin/nvcc" ] || skip "no CUDA toolkit in $toolkit (set CUDA_HOME)"
-[ $kind = cpu ] || [ -f "$source_dir/third_party/cudnn_frontend/version" ] || skip "no third_party/cudnn_frontend: run scripts/setup.sh"
+[ $kind = cpu ] || [ -f "$source_dir/third_party/cudnn_frontend/version" ] || skip "no third_party/cudnn_frontend: run scripts/setup.sh cuda"
 missing=()
 for tool in dockerd:docker.io debootstrap:debootstrap; do
   command -v "${tool%%:*}" > /dev/null || missing+=("${tool##*:}")
