@@ -22,6 +22,7 @@ write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/LongNetConfigVersio
                                  COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/LongNetConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/LongNetConfigVersion.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/LongNetMpi.cmake
               ${PROJECT_SOURCE_DIR}/cmake/FindNCCL.cmake
               ${PROJECT_SOURCE_DIR}/cmake/FindCUDNN.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/LongNet)

@@ -2,7 +2,7 @@
 #   docker build -f docker/cpu.Dockerfile -t longnet:cpu .
 #   docker run --rm -v "$PWD:/work" longnet:cpu train configs/quickstart.yaml
 # Two stages: one builds with compilers and -dev packages, the other holds the program and the libraries that
-# it is linked with. Debian 12 or Ubuntu 24.04. See docker/README.md.
+# it is linked with. Debian 12 or 13. See docker/README.md.
 ARG BASE_IMAGE=debian:12-slim
 
 FROM ${BASE_IMAGE} AS build
@@ -30,10 +30,13 @@ RUN apt-get update -qq \
 COPY --from=build /stage/usr/local/bin/longnet /usr/local/bin/
 COPY configs /usr/local/share/longnet/configs
 # What scripts/mpirun_settings.sh sets: ranks share memory without the ptrace permission that containers lack,
-# are not pinned to one core each, and may be more than the cores.
+# are not pinned to one core each, and may be more than the cores. Open MPI 5 reads the last three.
 ENV OMPI_MCA_btl_vader_single_copy_mechanism=none \
     OMPI_MCA_hwloc_base_binding_policy=none \
-    OMPI_MCA_rmaps_base_oversubscribe=1
+    OMPI_MCA_rmaps_base_oversubscribe=1 \
+    OMPI_MCA_smsc=^cma \
+    PRTE_MCA_hwloc_default_binding_policy=none \
+    PRTE_MCA_rmaps_default_mapping_policy=slot:oversubscribe
 WORKDIR /work
 RUN chown longnet:longnet /work
 USER longnet

@@ -11,6 +11,7 @@
 #                    code 205; default 30, at least 4. A shorter outage is survived.
 #   LN_AGENT         what starts a command on a host, in place of ssh: called as LN_AGENT HOST COMMAND...
 #   LN_MPIRUN        more options for mpirun, split at spaces
+#   LN_MPIEXEC       which mpirun; default: that of the MPI which COMMAND is linked with
 # Exit codes: 64 for wrong input here, else mpirun's (docs/launching.md).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/mpirun_settings.sh"
@@ -48,7 +49,9 @@ done < "$hostfile"
 [ "$total" -gt 0 ] || refuse "hostfile $hostfile names no host; write a line \"HOST slots=N\" per machine"
 [ "$ranks" -le "$total" ] ||
   refuse "$ranks ranks asked, $hostfile has $total slots; raise slots=N, add hosts or ask for fewer ranks"
-command -v mpirun > /dev/null || refuse "mpirun is not installed; see scripts/setup.sh"
+find_mpirun "$1" || exit 64
+[ "$mpirun_kind" = openmpi ] ||
+  refuse "$mpirun is not Open MPI's; with MPICH: mpiexec.mpich -f HOSTFILE -n $ranks COMMAND, hosts as HOST:N"
 
 mpirun_settings "$most"
 options=(--hostfile "$hostfile" -n "$ranks" --map-by slot --bind-to none -x OMP_NUM_THREADS)
@@ -64,4 +67,4 @@ if [ -n "${LN_AGENT:-}" ]; then options+=(--mca plm_rsh_agent "$LN_AGENT"); fi
 if [ -z "${OMPI_MCA_pml:-}${OMPI_MCA_btl:-}" ]; then options+=(--mca btl "tcp,self,vader"); fi
 echo "launch_mpirun: $ranks ranks on $hosts of ${#line_of[@]} hosts, at most $most each, $OMP_NUM_THREADS threads per rank" >&2
 # shellcheck disable=SC2086  # LN_MPIRUN is a list of words
-exec mpirun "${options[@]}" ${LN_MPIRUN:-} "$@"
+exec "$mpirun" "${options[@]}" ${LN_MPIRUN:-} "$@"

@@ -23,9 +23,9 @@ export LN_TEST_LONG=1
   done
   echo "== kills"
   timeout 3000 tests/cli/kill_test.sh build/longnet 2>&1 | tail -n 5
-  for launcher in two_hosts slurm image; do
+  for launcher in two_hosts slurm image debian13; do
     echo "== launch: $launcher"
-    timeout 3600 "tests/launch/$launcher.sh" build/longnet 2>&1 | tail -n 30 | grep . || echo "no result"
+    timeout 7200 "tests/launch/$launcher.sh" build/longnet 2>&1 | tail -n 30 | grep . || echo "no result"
   done
   if [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
     echo "== launch: CUDA image"

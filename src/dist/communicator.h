@@ -124,8 +124,8 @@ double set_host_timeout(double seconds);
 /// rank tells the others in this way, a moment before it kills them.
 void note_termination() noexcept;
 
-/// MPI's life time: construct first thing in main. Threads: MPI_THREAD_FUNNELED. Without mpirun it
-/// is rank 0 of 1. The destructor finalises unless an exception is unwinding.
+/// MPI's life time: construct first thing in main (MPI_THREAD_FUNNELED). Without mpirun one rank;
+/// under another MPI's mpirun it throws. The destructor finalises unless an exception is unwinding.
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);

@@ -592,12 +592,38 @@ class MpiCommunicator final : public Communicator {
 
 }  // namespace
 
+namespace {
+
+/// Under another MPI's mpirun every rank would be a job of its own: all would train, into one
+/// folder.
+void check_launcher() {
+  int size = 0;
+  LN_MPI(MPI_Comm_size(MPI_COMM_WORLD, &size));
+  if (size > 1) return;
+  // Set by the launchers of Open MPI and of MPICH and its kin.
+  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
+    const char* started = std::getenv(variable);
+    if (started == nullptr || std::atoi(started) <= 1) continue;
+    char version[MPI_MAX_LIBRARY_VERSION_STRING];
+    int length = 0;
+    LN_MPI(MPI_Get_library_version(version, &length));
+    const std::string text(version, length);
+    throw Error(
+        "{} ranks were started, but each is alone: mpirun belongs to another MPI than this program "
+        "({}); start it with scripts/mpirun_local.sh or that MPI's mpirun",
+        started, text.substr(0, text.find_first_of(",\n")));
+  }
+}
+
+}  // namespace
+
 MpiSession::MpiSession(int* argc, char*** argv) {
   int granted = MPI_THREAD_SINGLE;
   LN_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &granted));
   LN_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   if (granted < MPI_THREAD_FUNNELED)
     throw Error("this MPI library offers no threads (MPI_THREAD_FUNNELED); use one that does");
+  check_launcher();
 }
 
 MpiSession::~MpiSession() {
