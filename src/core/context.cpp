@@ -6,6 +6,8 @@
 #include <string_view>
 #include <thread>
 
+#include "core/threads.h"
+
 namespace longnet {
 
 const char* isa_name(Isa isa) {
@@ -58,9 +60,12 @@ AttentionChoice attention_choice(const std::string& name) {
 }
 
 Context::Context(const ContextOptions& options) : options_(options), isa_(detect_isa()) {
-  if (options_.threads <= 0) options_.threads = omp_get_max_threads();
-  if (!options_.counting && options_.device.type == DeviceType::kCPU)
+  options_.threads = thread_count(options_.threads);
+  if (!options_.counting && options_.device.type == DeviceType::kCPU) {
+    // A team that changes with the machine's load (OMP_DYNAMIC) would change sums, too.
+    omp_set_dynamic(0);
     omp_set_num_threads(options_.threads);
+  }
   if (!options_.counting && on_gpu()) {
     device_runtime::select(options_.device);
     stream_.reset(device_runtime::make_stream());

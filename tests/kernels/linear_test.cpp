@@ -2,6 +2,7 @@
 #include "kernels/linear/linear.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include "support/compare.h"
 #include "support/floats.h"
@@ -142,6 +143,66 @@ TEST(Linear, RefusesShapesThatDoNotFit) {
                                       TensorView(b.data(), DType::kF32, {2, 3}),
                                       TensorView(c.data(), DType::kF32, {2, 4})),
                Error);
+}
+
+/// The products of one layer with their sums, [T, O] + [T, I] + [O, I] floats.
+std::vector<float> products(Context& context) {
+  constexpr int64_t kT = 256, kO = 192, kI = 128;
+  std::vector<float> x = random_values(kT * kI, 1), weight = random_values(kO * kI, 2);
+  std::vector<float> grad_out = random_values(kT * kO, 3), bias = random_values(kO, 4);
+  std::vector<float> result(kT * kO + kT * kI + kO * kI), grad_bias(kO);
+  const auto f32 = [](float* data, int64_t rows, int64_t columns) {
+    return TensorView(data, DType::kF32, {rows, columns});
+  };
+  const TensorView x_view = f32(x.data(), kT, kI), weight_view = f32(weight.data(), kO, kI);
+  const TensorView grad_out_view = f32(grad_out.data(), kT, kO);
+  float* grad_x = result.data() + kT * kO;
+  linear_forward(context, f32(result.data(), kT, kO), x_view, weight_view,
+                 TensorView(bias.data(), DType::kF32, {kO}), false);
+  linear_backward_input(context, f32(grad_x, kT, kI), grad_out_view, weight_view, false);
+  linear_backward_weight(context, f32(grad_x + kT * kI, kO, kI),
+                         TensorView(grad_bias.data(), DType::kF32, {kO}), grad_out_view, x_view);
+  return result;
+}
+
+/// OpenMP's settings of this thread, as they were at its end.
+class OpenMpSettings {
+ public:
+  ~OpenMpSettings() {
+    omp_set_num_threads(threads_);
+    omp_set_dynamic(dynamic_);
+  }
+
+ private:
+  int threads_ = omp_get_max_threads(), dynamic_ = omp_get_dynamic();
+};
+
+// A product made for one number of threads and run by fewer is wrong without a word.
+TEST(LinearTeam, ProductsHoldForEveryTeam) {
+  const OpenMpSettings settings;
+  Context one({.device = {}, .threads = 1, .counting = false});
+  const std::vector<float> expected = products(one);
+  const auto expect_right = [&](Context& context, const std::string& what) {
+    EXPECT_LE(error_ratio(difference(products(context), expected)), 1.0) << what;
+  };
+  Context four({.device = {}, .threads = 4, .counting = false});
+  for (const int threads : {4, 1, 3, 8, 2}) {
+    omp_set_num_threads(threads);
+    expect_right(four, fmt::format("OpenMP's own number changed to {} between calls", threads));
+    EXPECT_EQ(omp_get_max_threads(), threads) << "the caller's number comes back";
+  }
+  omp_set_dynamic(1);
+  for (int call = 0; call < 3; ++call) expect_right(four, "teams by load (OMP_DYNAMIC)");
+  EXPECT_EQ(omp_get_dynamic(), 1) << "the caller's setting comes back";
+  expect_right(one, "another context's number");
+  omp_set_dynamic(0);
+  omp_set_num_threads(4);
+#pragma omp parallel num_threads(2)
+  {
+#pragma omp critical
+    expect_right(four, "inside another parallel region");
+  }
+  expect_right(four, "after it");
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
-// oneDNN twin of linear.h: three matmul primitives, created once per shape and strides.
+// oneDNN twin of linear.h: three matmul primitives, created once per shape, strides and team.
 //
+// oneDNN divides a product among the threads that OpenMP reports when the primitive is created. A
+// smaller team at its execution leaves out the other threads' share without a word, so every
+// product is created and executed within one LibraryTeam.
 // Plain (unpacked) layouts: weights change every step, and rows of x and y may be views into wider
 // buffers. Sums are float32 inside oneDNN; the bias gradient is a column sum in a fixed order.
 // bf16 operands need a processor with AVX-512 BF16: elsewhere oneDNN has no primitive or a slow
@@ -15,6 +18,7 @@
 #include <vector>
 
 #include "core/bf16.h"
+#include "core/threads.h"
 #include "kernels/cast/cast_cpu.h"
 
 namespace longnet::onednn {
@@ -26,11 +30,12 @@ struct Product {
   int64_t a_row, a_column, b_row, b_column, c_row;
   bool bias, accumulate;
   DType in, out;  // of A, B and the bias; of C
-  auto key() const {
-    return std::array<int64_t, 12>{m,        n,     k,    a_row,      a_column,    b_row,
-                                   b_column, c_row, bias, accumulate, int64_t(in), int64_t(out)};
-  }
 };
+using Key = std::array<int64_t, 13>;
+Key key_of(const Product& p, const LibraryTeam& team) {
+  return {p.m,     p.n,    p.k,          p.a_row,       p.a_column,     p.b_row,    p.b_column,
+          p.c_row, p.bias, p.accumulate, int64_t(p.in), int64_t(p.out), team.size()};
+}
 
 dnnl::engine& engine() {
   static dnnl::engine instance(dnnl::engine::kind::cpu, 0);
@@ -61,11 +66,12 @@ struct Primitive {
   dnnl::matmul matmul;
 };
 
-Primitive& primitive_for(const Product& p) {
+Primitive& primitive_for(const Product& p, const LibraryTeam& team) {
   static std::mutex mutex;
-  static std::map<std::array<int64_t, 12>, Primitive> cache;
+  static std::map<Key, Primitive> cache;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = cache.find(p.key());
+  const Key key = key_of(p, team);
+  const auto found = cache.find(key);
   if (found != cache.end()) return found->second;
   dnnl::primitive_attr attributes;
   if (p.accumulate) {
@@ -78,11 +84,12 @@ Primitive& primitive_for(const Product& p) {
   const auto bias = p.bias ? matrix(p.in, 1, p.n, p.n, 1) : dnnl::memory::desc();
   const auto c = matrix(p.out, p.m, p.n, p.c_row, 1);
   const auto primitive = describe(a, b, bias, c, attributes);
-  return cache.emplace(p.key(), Primitive{primitive, dnnl::matmul(primitive)}).first->second;
+  return cache.emplace(key, Primitive{primitive, dnnl::matmul(primitive)}).first->second;
 }
 
-void run(const Product& p, const void* a, const void* b, const void* bias, void* c) {
-  Primitive& primitive = primitive_for(p);
+void run(const LibraryTeam& team, const Product& p, const void* a, const void* b, const void* bias,
+         void* c) {
+  Primitive& primitive = primitive_for(p, team);
   static thread_local dnnl::stream stream(engine());
   const auto memory = [](const dnnl::memory::desc& description, const void* data) {
     return dnnl::memory(description, engine(), const_cast<void*>(data));
@@ -151,26 +158,30 @@ void round_rows(const TensorView& out, int64_t begin, const TensorView& from) {
 }
 
 /// out [T, O] (+)= x [T, I] weight^T (+ bias).
-void multiply_forward(const TensorView& out, const TensorView& x, const TensorView& weight,
-                      const TensorView& bias, bool accumulate) {
+void multiply_forward(const LibraryTeam& team, const TensorView& out, const TensorView& x,
+                      const TensorView& weight, const TensorView& bias, bool accumulate) {
   const int64_t t = x.shape[0], o = weight.shape[0], i = weight.shape[1];
-  run({t, o, i, row_stride(x), 1, 1, row_stride(weight), row_stride(out), bias.defined(),
+  run(team,
+      {t, o, i, row_stride(x), 1, 1, row_stride(weight), row_stride(out), bias.defined(),
        accumulate, x.dtype, out.dtype},
       x.data, weight.data, bias.data, out.data);
 }
 /// grad_x [T, I] (+)= grad_out [T, O] weight [O, I].
-void multiply_backward_input(const TensorView& grad_x, const TensorView& grad_out,
-                             const TensorView& weight, bool accumulate) {
+void multiply_backward_input(const LibraryTeam& team, const TensorView& grad_x,
+                             const TensorView& grad_out, const TensorView& weight,
+                             bool accumulate) {
   const int64_t t = grad_x.shape[0], o = weight.shape[0], i = weight.shape[1];
-  run({t, i, o, row_stride(grad_out), 1, row_stride(weight), 1, row_stride(grad_x), false,
+  run(team,
+      {t, i, o, row_stride(grad_out), 1, row_stride(weight), 1, row_stride(grad_x), false,
        accumulate, grad_out.dtype, grad_x.dtype},
       grad_out.data, weight.data, nullptr, grad_x.data);
 }
 /// grad_weight [O, I] += grad_out^T [O, T] x [T, I].
-void multiply_backward_weight(const TensorView& grad_weight, const TensorView& grad_out,
-                              const TensorView& x) {
+void multiply_backward_weight(const LibraryTeam& team, const TensorView& grad_weight,
+                              const TensorView& grad_out, const TensorView& x) {
   const int64_t t = x.shape[0], o = grad_weight.shape[0], i = grad_weight.shape[1];
-  run({o, i, t, 1, row_stride(grad_out), row_stride(x), 1, row_stride(grad_weight), false, true,
+  run(team,
+      {o, i, t, 1, row_stride(grad_out), row_stride(x), 1, row_stride(grad_weight), false, true,
        x.dtype, DType::kF32},
       grad_out.data, x.data, nullptr, grad_weight.data);
 }
@@ -223,8 +234,9 @@ void add_column_sums(float* bias, const T* grad, int64_t t, int64_t o, int64_t s
 
 void linear_forward(Context& context, const TensorView& out, const TensorView& x,
                     const TensorView& weight, const TensorView& bias, bool accumulate) {
+  const LibraryTeam team(context.threads());
   if (runs_as_is(context, x, out)) {
-    multiply_forward(out, x, weight, bias, accumulate);
+    multiply_forward(team, out, x, weight, bias, accumulate);
     return;
   }
   static thread_local Widened bias_copy;
@@ -233,33 +245,36 @@ void linear_forward(Context& context, const TensorView& out, const TensorView& x
   in_widened_blocks(
       out, x, weight, accumulate,
       [&](const TensorView& out_rows, const TensorView& x_rows, const TensorView& wide_weight) {
-        multiply_forward(out_rows, x_rows, wide_weight, wide_bias, accumulate);
+        multiply_forward(team, out_rows, x_rows, wide_weight, wide_bias, accumulate);
       });
 }
 
 void linear_backward_input(Context& context, const TensorView& grad_x, const TensorView& grad_out,
                            const TensorView& weight, bool accumulate) {
+  const LibraryTeam team(context.threads());
   if (runs_as_is(context, grad_out, grad_x)) {
-    multiply_backward_input(grad_x, grad_out, weight, accumulate);
+    multiply_backward_input(team, grad_x, grad_out, weight, accumulate);
     return;
   }
   in_widened_blocks(grad_x, grad_out, weight, accumulate,
                     [&](const TensorView& grad_x_rows, const TensorView& grad_out_rows,
                         const TensorView& wide_weight) {
-                      multiply_backward_input(grad_x_rows, grad_out_rows, wide_weight, accumulate);
+                      multiply_backward_input(team, grad_x_rows, grad_out_rows, wide_weight,
+                                              accumulate);
                     });
 }
 
 void linear_backward_weight(Context& context, const TensorView& grad_weight,
                             const TensorView& grad_bias, const TensorView& grad_out,
                             const TensorView& x) {
+  const LibraryTeam team(context.threads());
   if (runs_as_is(context, x, grad_weight)) {
-    multiply_backward_weight(grad_weight, grad_out, x);
+    multiply_backward_weight(team, grad_weight, grad_out, x);
   } else {
     static thread_local Widened grad_out_copy, x_copy;
     for (int64_t begin = 0; begin < x.shape[0]; begin += kWidenedRows) {
       const int64_t count = std::min(kWidenedRows, x.shape[0] - begin);
-      multiply_backward_weight(grad_weight, grad_out_copy.read(grad_out, begin, count),
+      multiply_backward_weight(team, grad_weight, grad_out_copy.read(grad_out, begin, count),
                                x_copy.read(x, begin, count));
     }
   }
