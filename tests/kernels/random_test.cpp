@@ -68,5 +68,15 @@ TEST(Machine, LimitsArePositiveAndLeaveNoTrace) {
   EXPECT_EQ(context.work().matmul_flops, 0);
 }
 
+TEST(Machine, StepAboveThePeakRaisesIt) {
+  PeakRate peak(100);
+  EXPECT_EQ(peak.share(40), 0.4);
+  EXPECT_EQ(peak.gflops(), 100);
+  EXPECT_EQ(peak.share(125), 1) << "no share is above one";
+  EXPECT_EQ(peak.gflops(), 125);
+  EXPECT_EQ(peak.share(50), 0.4);
+  EXPECT_EQ(PeakRate().share(0), 0);
+}
+
 }  // namespace
 }  // namespace longnet::test

@@ -9,9 +9,25 @@ namespace longnet {
 struct MachinePeak {
   double fma_gflops_f32 = 0;  // register-only fused multiply-adds, best ISA in use, all threads; 0
                               // on a GPU
-  double matmul_gflops = 0;   // linear layer through the same library as the model's: 1024^3 on the
-                              // CPU; on a GPU 8192^3 (f32: 4096^3) of random numbers,
-                              // or less where memory is short
+  double matmul_gflops = 0;   // linear layer through the same library as the model's: the better of
+                             // 512^3 and 1024^3 on the CPU; on a GPU 8192^3 (f32: 4096^3) of random
+                             // numbers, or less where memory is short
+};
+
+/// A limit that shares are given of. What does more than was measured raises it, so that no share
+/// is above one: on a machine that was busy meanwhile the measurement is low.
+class PeakRate {
+ public:
+  explicit PeakRate(double gflops = 0) : gflops_(gflops) {}
+  double gflops() const { return gflops_; }
+  /// The share of a rate in GFLOP/s, 0 to 1.
+  double share(double rate) {
+    if (rate > gflops_) gflops_ = rate;
+    return gflops_ > 0 ? rate / gflops_ : 0;
+  }
+
+ private:
+  double gflops_;
 };
 
 /// Runs for about `seconds` on the Context's threads; the best of many short repetitions, since
