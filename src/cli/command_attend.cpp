@@ -21,6 +21,7 @@
 #include "model/dilated_attention_operator.h"
 #include "train/agreement.h"
 #include "train/backend.h"
+#include "train/rank_context.h"
 
 namespace longnet {
 namespace {
@@ -181,7 +182,8 @@ int attend(const Arguments& arguments) {
   const SequencePlan plan(
       p.tokens, world->size(), world->rank(), p.heads, p.branches,
       arguments.head_offset == "blocked" ? HeadOffset::kBlocked : HeadOffset::kInterleaved);
-  Context context({.device = device_of_rank(*world, arguments.backend)});
+  Context context = make_context(*world, arguments.backend, 0);
+  warn_if_crowded(*world, context);
   // Gathered rows travel where they lie; what is assembled at the end, between the hosts.
   const auto transport = transport_of(context, world_communicator(), {});
   SequenceExchange exchange(*transport, plan, p.batch, p.head_dim);

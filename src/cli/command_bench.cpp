@@ -20,6 +20,7 @@
 #include "train/agreement.h"
 #include "train/backend.h"
 #include "train/learner.h"
+#include "train/rank_context.h"
 
 #ifndef LN_COMMIT
 #define LN_COMMIT "unknown"
@@ -190,9 +191,8 @@ int bench_attention_command(const AttentionArguments& arguments) {
   for (const std::string& text : arguments.branches) single.branches.push_back(parse_branch(text));
   for (const AttentionCase& c : cases) case_options(arguments, c);
   const AttentionBenchOptions options = case_options(arguments, single);
-  Context context({.device = device_of_rank(*world, arguments.backend),
-                   .threads = arguments.threads,
-                   .counting = false});
+  Context context = make_context(*world, arguments.backend, arguments.threads);
+  warn_if_crowded(*world, context);
   if (!cases.empty()) return bench_attention_cases(arguments, cases, context);
   context.set_attention(attention_choice(arguments.attention));
   Json json = case_header(arguments, single, context, options);
@@ -212,9 +212,9 @@ struct StepArguments {
 int bench_step(const StepArguments& arguments) {
   auto world = world_communicator();
   const Config config = load_config_on_all(*world, arguments.config, arguments.overrides);
-  Context context({.device = device_of_rank(*world, config.run.backend),
-                   .threads = static_cast<int>(config.parallel.threads),
-                   .counting = false});
+  Context context =
+      make_context(*world, config.run.backend, static_cast<int>(config.parallel.threads));
+  warn_if_crowded(*world, context);
   Mesh mesh =
       make_mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
   Learner learner(context, config, mesh);
@@ -262,6 +262,7 @@ int bench_step(const StepArguments& arguments) {
   if (mesh.world->rank() != 0) return 0;
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
+  peak = std::max(peak, flops[0] / seconds.front() / 1e9);
   Json json = header("step", mesh.world->size());
   json["threads"] = context.threads();
   json["isa"] = isa_name(context.isa());
@@ -301,8 +302,7 @@ int bench_collectives_command(const CollectivesArguments& arguments) {
       throw Error("--min-bytes {} is above --max-bytes {}; allowed: up to it", options.min_bytes,
                   options.max_bytes);
   });
-  Context context(
-      {.device = device_of_rank(*host, arguments.backend), .threads = 0, .counting = false});
+  Context context = make_context(*host, arguments.backend, 0);
   const auto world = transport_of(context, std::move(host), arguments.parallel);
   const CollectiveReport report = bench_collectives(context, *world, options);
   if (world->rank() != 0) return 0;

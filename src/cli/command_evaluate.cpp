@@ -10,6 +10,7 @@
 #include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
+#include "train/rank_context.h"
 #include "train/trainer.h"
 
 namespace longnet {
@@ -39,9 +40,9 @@ int evaluate(const Arguments& arguments) {
   const Split split = arguments.split == "train"  ? Split::kTrain
                       : arguments.split == "test" ? Split::kTest
                                                   : Split::kValidation;
-  Context context({.device = device_of_rank(*world, config.run.backend),
-                   .threads = static_cast<int>(config.parallel.threads),
-                   .counting = false});
+  Context context =
+      make_context(*world, config.run.backend, static_cast<int>(config.parallel.threads));
+  warn_if_crowded(*world, context);
   Mesh mesh =
       make_mesh_on_all(transport_of(context, std::move(world), config.parallel), config.parallel);
   const auto dataset = open_dataset(*mesh.world, config, split);

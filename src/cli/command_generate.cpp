@@ -12,6 +12,7 @@
 #include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
+#include "train/rank_context.h"
 
 namespace longnet {
 namespace {
@@ -55,9 +56,8 @@ int generate(const Arguments& arguments) {
   const ModelConfig& model = checkpoint.config.model;
   const std::vector<int64_t> prompt = prompt_of(arguments, model.vocab_size);
   const bool text = model.vocab_size == 256;
-  Context context({.device = device_of_rank(*world, arguments.backend),
-                   .threads = arguments.threads,
-                   .counting = false});
+  Context context = make_context(*world, arguments.backend, arguments.threads);
+  warn_if_crowded(*world, context);
   const ParameterLayout layout(model);
   Arena arena("parameters", false, context.device());
   const TensorView parameters = arena.allocate_zeroed(DType::kF32, {layout.elements()});

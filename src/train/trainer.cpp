@@ -14,6 +14,7 @@
 #include "train/backend.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
+#include "train/rank_context.h"
 #include "train/run_lock.h"
 
 namespace longnet {
@@ -150,15 +151,14 @@ struct Trainer::Impl {
   std::unique_ptr<Learner> learner;
   std::unique_ptr<MetricsLog> metrics;  // rank 0
   TrainingState state;
-  double matmul_gflops = 0;  // measured, all ranks
+  PeakRate matmul_peak;  // of all ranks
   int64_t saved_step = -1;
 };
 
 Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world)
     : config(config_in),
-      context({.device = device_of_rank(*world, config_in.run.backend),
-               .threads = static_cast<int>(config_in.parallel.threads),
-               .counting = false}),
+      context(make_context(*world, config_in.run.backend,
+                           static_cast<int>(config_in.parallel.threads))),
       mesh(make_mesh_on_all(transport_of(context, std::move(world), config_in.parallel),
                             config_in.parallel)) {
   run_on_root(*mesh.world, [&] {
@@ -176,13 +176,14 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   std::array<double, 1> gflops{
       measure_machine(context, 0.3, float_type(config.run.dtype)).matmul_gflops};
   mesh.world->all_reduce_sum(gflops);
-  matmul_gflops = gflops[0];
+  matmul_peak = PeakRate(gflops[0]);
   learner = std::make_unique<Learner>(context, config, mesh);
   resume();
   run_on_root(*mesh.world, [&] {
     metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
     describe();
   });
+  warn_if_crowded(*mesh.world, context);
   write_held_log();
 }
 
@@ -259,8 +260,8 @@ void Trainer::Impl::describe() {
     total += bytes;
   }
   spdlog::info("memory of rank 0: {}; in all {}", memory, bytes_text(total));
-  spdlog::info("measured {} matmul peak of all ranks: {:.0f} GFLOP/s", config.run.dtype,
-               matmul_gflops);
+  spdlog::info("measured {} matmul peak of all ranks: {:.0f} GFLOP/s, the best of many products",
+               config.run.dtype, matmul_peak.gflops());
 }
 
 std::vector<MicroBatch> Trainer::Impl::read_step() {
@@ -304,7 +305,7 @@ void Trainer::Impl::report(const StepResult& result, double seconds, const Work&
   m.learning_rate = result.learning_rate;
   m.seconds = seconds;
   m.tokens_per_second = static_cast<double>(result.targets) / seconds;
-  m.share_of_peak = sums[0] / seconds / (matmul_gflops * 1e9);
+  m.share_of_peak = matmul_peak.share(sums[0] / seconds / 1e9);
   m.exchanged_bytes = static_cast<int64_t>(sums[1]);
   m.needed_bytes = static_cast<int64_t>(sums[2]);
   m.gradient_bytes = static_cast<int64_t>(sums[3]);
