@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "cli/commands.h"
+#include "cli/waiting.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "train/agreement.h"
@@ -92,6 +93,7 @@ const std::string& command_line() { return typed; }
 }  // namespace longnet
 
 int main(int argc, char** argv) {
+  longnet::bound_spinning(argv);
   for (int i = 0; i < argc; ++i) longnet::typed += (i ? " " : "") + std::string(argv[i]);
   try {
     longnet::MpiSession session(&argc, &argv);

@@ -21,6 +21,7 @@
 
 #include "dist/communicator.h"
 #include "dist/mpi_check.h"
+#include "dist/pause.h"
 #include "dist/transfer_plan.h"
 
 namespace longnet {
@@ -82,10 +83,10 @@ HostWait::HostWait(const char* name, int size) : name_(name), size_(size), begin
 }
 
 void HostWait::again() {
-  std::this_thread::yield();  // there may be more ranks than cores
+  const double seconds = now() - begin_;
+  pause_in_wait(seconds);
   if (wait_hook != nullptr) wait_hook();
   say_if_told_to_end(key_, name_, size_);
-  const double seconds = now() - begin_;
   if (host_timeout > 0 && seconds > host_timeout)
     throw Error(overdue_message({name_, seconds}, rank_and_host(), size_));
 }
