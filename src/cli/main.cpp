@@ -85,6 +85,7 @@ Config load_config_on_all(Communicator& world, const std::string& path,
                           const std::vector<std::string>& overrides) {
   Config config;
   run_on_all(world, [&] { config = load_config(path, overrides); });
+  set_host_timeout(config.parallel.timeout_s);  // holds for all that follows, set-up included
   return config;
 }
 
@@ -97,9 +98,11 @@ int main(int argc, char** argv) {
   for (int i = 0; i < argc; ++i) longnet::typed += (i ? " " : "") + std::string(argv[i]);
   try {
     longnet::MpiSession session(&argc, &argv);
-    return longnet::run(argc, argv);
+    const int code = longnet::run(argc, argv);
+    session.wait_for_all();
+    return code;
   } catch (const std::exception& error) {
     longnet::print_error(0, 1, error.what());
-    return 1;
+    longnet::MpiSession::abort(1);  // the other ranks may wait
   }
 }

@@ -87,7 +87,7 @@ struct ParallelConfig {
   int64_t data_ranks = 1;
   int64_t threads = 0;           // OpenMP threads per rank; 0: as OpenMP finds
   int64_t bucket_mib = 16;       // gradients are summed in buckets of this size
-  double timeout_s = 600;        // GPU collectives give up after this, seconds; 0: never
+  double timeout_s = 600;        // waits for other ranks end after this, seconds; 0: never
   bool shard_optimizer = false;  // each rank holds and updates its range only (ZeRO stage 1)
   bool operator==(const ParallelConfig&) const = default;
 };

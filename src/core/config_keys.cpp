@@ -145,7 +145,7 @@ std::vector<Key> make_keys() {
       number(KEY(parallel.bucket_mib), "MiB", range(1, 4096),
            "gradients are summed over ranks in buckets of this size"),
       number(KEY(parallel.timeout_s), "seconds", range(0, 1e9),
-           "a collective between GPUs that takes longer ends the job; 0: never"),
+           "a wait for other ranks that takes longer ends the job; 0: never"),
       other(KEY(parallel.shard_optimizer), "",
            "each rank holds the optimizer state of its share of the parameters only (ZeRO stage 1)"),
 

@@ -117,8 +117,20 @@ std::unique_ptr<Communicator> make_single_communicator();
 std::unique_ptr<Communicator> make_counting_communicator(int size, int rank);
 
 /// From now on a wait of this process for other ranks in host memory (MPI) that takes longer throws
-/// one line with rank, host and operation; 0, as at the start: never. Returns the old limit.
+/// one line with rank, host, operation and the ranks that are missing; inside of MPI's own blocking
+/// calls it prints that line and ends the process. 0: never. At the start it is the default of
+/// parallel.timeout_s. Returns the old limit.
 double set_host_timeout(double seconds);
+/// While one lives, this process waits for ranks that may work alone for long (rank 0 saves a
+/// checkpoint, builds a cache): waits may take kFactor times the limit.
+class LoneWork {
+ public:
+  static constexpr int kFactor = 6;
+  LoneWork();
+  ~LoneWork();
+  LoneWork(const LoneWork&) = delete;
+  LoneWork& operator=(const LoneWork&) = delete;
+};
 /// To be called when the process is told to end (safe in a signal handler): a wait for other ranks
 /// that goes on then says once, on standard error, what it waits for. A launcher that has lost a
 /// rank tells the others in this way, a moment before it kills them.
@@ -126,12 +138,16 @@ void note_termination() noexcept;
 
 /// MPI's life time: construct first thing in main (MPI_THREAD_FUNNELED). Without mpirun one rank;
 /// under another MPI's mpirun it throws. The destructor finalises unless an exception is unwinding.
+/// Set-up, end and what lies between wait for other ranks as set_host_timeout() says.
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
+  /// Waits until all ranks have come to the end of their work; throws Error, which names those that
+  /// have not, at the time limit. To be called before the destructor.
+  void wait_for_all();
   /// Ends all ranks with this exit code; does not return.
   [[noreturn]] static void abort(int exit_code);
   static bool initialised();

@@ -15,13 +15,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <initializer_list>
 #include <limits>
 #include <numeric>
 #include <thread>
 
 #include "dist/communicator.h"
 #include "dist/mpi_check.h"
-#include "dist/pause.h"
 #include "dist/transfer_plan.h"
 
 namespace longnet {
@@ -32,14 +32,6 @@ namespace {
 constexpr int64_t kLargestMessage = int64_t{1} << 30;
 int64_t message_bytes = kLargestMessage;
 
-double host_timeout = 0;  // seconds; 0: never
-void (*wait_hook)() = nullptr;
-volatile std::sig_atomic_t told_to_end = 0;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 std::string error_text(int code) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
@@ -48,18 +40,6 @@ std::string error_text(int code) {
 }
 
 }  // namespace
-
-std::string rank_and_host() {
-  int initialised = 0, finalised = 0;
-  MPI_Initialized(&initialised);
-  MPI_Finalized(&finalised);
-  if (!initialised || finalised) return "outside of MPI's life time";
-  int rank = -1, length = 0;
-  char host[MPI_MAX_PROCESSOR_NAME];
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  if (MPI_Get_processor_name(host, &length) != MPI_SUCCESS) length = 0;
-  return fmt::format("rank {} on {}", rank, std::string(host, length));
-}
 
 void check_mpi(int code, const char* call, const char* file, int line) {
   if (code == MPI_SUCCESS) return;
@@ -77,45 +57,7 @@ int64_t set_mpi_message_bytes(int64_t bytes) {
   return std::exchange(message_bytes, bytes);
 }
 
-HostWait::HostWait(const char* name, int size) : name_(name), size_(size), begin_(now()) {
-  static int64_t last_key = 0;
-  key_ = --last_key;  // below zero: the requests of the nccl transport are above
-}
-
-void HostWait::again() {
-  const double seconds = now() - begin_;
-  pause_in_wait(seconds);
-  if (wait_hook != nullptr) wait_hook();
-  say_if_told_to_end(key_, name_, size_);
-  if (host_timeout > 0 && seconds > host_timeout)
-    throw Error(overdue_message({name_, seconds}, rank_and_host(), size_));
-}
-
-void set_wait_hook(void (*hook)()) { wait_hook = hook; }
-
-void say_if_told_to_end(int64_t key, const char* name, int size) {
-  constexpr double kPatience = 0.3;  // mpirun gives a second between SIGTERM and SIGKILL
-  // A wait on the host (key below zero) may ask in turn with one for the GPU's stream.
-  static int64_t waited_for[2] = {};
-  static double since[2] = {};
-  static bool said = false;
-  if (!told_to_end || said) return;
-  const int kind = key < 0 ? 0 : 1;
-  if (key != std::exchange(waited_for[kind], key)) since[kind] = now();
-  if (now() - since[kind] < kPatience) return;
-  said = true;
-  fmt::print(stderr,
-             "{}: told to end (SIGTERM) while {} in a group of {} ranks waits for another rank; if "
-             "the launcher names a lost rank, that is the one\n",
-             rank_and_host(), name, size);
-  std::fflush(stderr);
-}
-
 }  // namespace internal
-
-double set_host_timeout(double seconds) { return std::exchange(internal::host_timeout, seconds); }
-
-void note_termination() noexcept { internal::told_to_end = 1; }
 
 namespace {
 
@@ -146,7 +88,7 @@ struct Group {
 
 /// One non-blocking collective between its start and its wait.
 struct Operation {
-  enum class Kind { kAllGather, kReduceScatter, kAllReduce };
+  enum class Kind { kAllGather, kReduceScatter, kAllReduce, kBroadcast };
   Kind kind = Kind::kAllGather;
   const char* name = "";
   Request id = 0;
@@ -154,19 +96,34 @@ struct Operation {
   int rank = 0, size = 1;
   int tag = 0;  // of the current phase
   bool done = false;
-  bool gathering = false;               // all-reduce: the second phase
+  bool gathering = false;               // all-reduce, broadcast: the second phase
+  int root = 0;                         // broadcast
   char* buffer = nullptr;               // caller's
   std::vector<int64_t> begin;           // [size + 1] bytes
   float* staging = nullptr;             // [size - 1][own chunk]
   std::vector<float> own_staging;       // all-reduce only; kept for the next one
   std::vector<MPI_Request> messages;    // in flight
   std::vector<int64_t> received_bytes;  // per message: what must arrive; -1 for a send
+  std::vector<int> peers;               // per message: the other member
   std::vector<MPI_Status> statuses;     // scratch
   std::vector<const float*> parts;      // scratch
 
   char* chunk(int member) const { return buffer + begin[member]; }
   int64_t chunk_bytes(int member) const { return begin[member + 1] - begin[member]; }
 };
+
+/// The members of a group as ranks of the job. Asks nobody.
+std::vector<int> ranks_of_job(MPI_Comm comm, std::vector<int> members) {
+  std::vector<int> ranks(members.size());
+  MPI_Group group, world;
+  LN_MPI(MPI_Comm_group(comm, &group));
+  LN_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
+  LN_MPI(MPI_Group_translate_ranks(group, static_cast<int>(members.size()), members.data(), world,
+                                   ranks.data()));
+  LN_MPI(MPI_Group_free(&group));
+  LN_MPI(MPI_Group_free(&world));
+  return ranks;
+}
 
 /// All operations of this process, moved on together.
 class Engine {
@@ -197,10 +154,15 @@ class Engine {
   }
 
   Request start(Operation& o) {
-    if (o.kind == Operation::Kind::kAllGather) {
-      post_gather(o);
-    } else {
-      post_scatter(o);
+    switch (o.kind) {
+      case Operation::Kind::kAllGather:
+        post_gather(o);
+        break;
+      case Operation::Kind::kBroadcast:
+        post_from_root(o);
+        break;
+      default:
+        post_scatter(o);
     }
     if (o.messages.empty()) advance(o);
     return o.id;
@@ -217,22 +179,11 @@ class Engine {
     rethrow();
     if (id == 0) return;
     const Operation* operation = find(id);
-    internal::HostWait host_wait(operation->name, operation->size);
+    internal::HostWait host_wait(operation->name, operation->size,
+                                 [operation] { return missing(*operation); });
     while (!release_if_done(id)) {
       advance_all();
       if (!operation->done) host_wait.again();
-    }
-  }
-
-  /// Waits for one of MPI's own requests, moving everything else on.
-  void wait(MPI_Request message, int size, const char* name, const char* file, int line) {
-    internal::HostWait host_wait(name, size);
-    for (;;) {
-      int finished = 0;
-      internal::check_mpi(MPI_Test(&message, &finished, MPI_STATUS_IGNORE), name, file, line);
-      if (finished) return;
-      advance_all();
-      host_wait.again();
     }
   }
 
@@ -293,18 +244,32 @@ class Engine {
       }
       o.messages.push_back(message);
       o.received_bytes.push_back(send ? -1 : count);
+      o.peers.push_back(peer);
     }
   }
 
   // Receives first, so that data has a place to go; peers in a rotated order, so that not all ranks
-  // send to rank 0 at once.
+  // send to rank 0 at once. The root of a broadcast needs nothing from the others.
   void post_gather(Operation& o) {
+    const bool broadcast = o.kind == Operation::Kind::kBroadcast;
     for (int i = 1; i < o.size; ++i) {
       const int from = (o.rank - i + o.size) % o.size;
-      post(o, false, o.chunk(from), o.chunk_bytes(from), from);
+      if (!(broadcast && o.rank == o.root))
+        post(o, false, o.chunk(from), o.chunk_bytes(from), from);
     }
-    for (int i = 1; i < o.size; ++i)
-      post(o, true, o.chunk(o.rank), o.chunk_bytes(o.rank), (o.rank + i) % o.size);
+    for (int i = 1; i < o.size; ++i) {
+      const int to = (o.rank + i) % o.size;
+      if (!(broadcast && to == o.root)) post(o, true, o.chunk(o.rank), o.chunk_bytes(o.rank), to);
+    }
+  }
+
+  /// Every other member's chunk from the root.
+  void post_from_root(Operation& o) {
+    if (o.rank != o.root) return post(o, false, o.chunk(o.rank), o.chunk_bytes(o.rank), o.root);
+    for (int i = 1; i < o.size; ++i) {
+      const int to = (o.rank + i) % o.size;
+      post(o, true, o.chunk(to), o.chunk_bytes(to), to);
+    }
   }
 
   void post_scatter(Operation& o) {
@@ -342,7 +307,7 @@ class Engine {
         o.done = true;
         return;
       }
-      add_staged(o);
+      if (o.kind != Operation::Kind::kBroadcast) add_staged(o);
       if (o.kind == Operation::Kind::kReduceScatter) {
         o.done = true;
         return;
@@ -378,7 +343,31 @@ class Engine {
     }
     o.messages.clear();
     o.received_bytes.clear();
+    o.peers.clear();
     return true;
+  }
+
+  /// Who has not sent, or where all have, not received yet. Asks nobody.
+  static internal::Missing missing(const Operation& o) {
+    std::vector<char> silent(o.size, 0);
+    for (const bool of_sends : {false, true}) {
+      for (size_t i = 0; i < o.messages.size(); ++i) {
+        int arrived = 1;
+        if ((o.received_bytes[i] < 0) == of_sends && o.messages[i] != MPI_REQUEST_NULL)
+          LN_MPI(MPI_Request_get_status(o.messages[i], &arrived, MPI_STATUS_IGNORE));
+        if (!arrived) silent[o.peers[i]] = 1;
+      }
+      if (std::count(silent.begin(), silent.end(), 1) > 0) break;
+    }
+    internal::Missing missing;
+    for (int member = 0; member < o.size; ++member)
+      if (silent[member])
+        missing.ranks.push_back(member);
+      else
+        missing.speakers_before += member < o.rank;
+    missing.ranks = ranks_of_job(o.comm, std::move(missing.ranks));
+    std::sort(missing.ranks.begin(), missing.ranks.end());
+    return missing;
   }
 
   void advance_all() {
@@ -400,11 +389,73 @@ Engine& engine() {
   return *instance;
 }
 
-/// The node of every rank of `comm`, named by the lowest rank there. Collective.
+Request start_gather(Group& group, void* buffer, std::span<const int64_t> begin_bytes,
+                     const char* name) {
+  Operation& o = engine().prepare(group, Operation::Kind::kAllGather, name);
+  o.buffer = static_cast<char*>(buffer);
+  o.begin.assign(begin_bytes.begin(), begin_bytes.end());
+  return engine().start(o);
+}
+
+/// Waits for an operation on `buffer`, a vector or string. If that throws, the memory is not given
+/// back: messages may still arrive.
+template <typename Buffer>
+void wait_for(Request request, Buffer& buffer) {
+  try {
+    engine().wait(request);
+  } catch (...) {
+    new Buffer(std::move(buffer));
+    throw;
+  }
+}
+
+/// [size + 1] limits of chunks of `bytes` each.
+std::vector<int64_t> equal_chunks(int size, int64_t bytes) {
+  std::vector<int64_t> begin(size + 1);
+  for (int member = 0; member <= size; ++member) begin[member] = member * bytes;
+  return begin;
+}
+
+/// Waits until all members have come here. Every rank hears of every other one directly and can
+/// name those that are missing, as MPI's own barrier cannot: it also stands before calls of MPI
+/// that block, which then find all ranks there.
+void meet(Group& group, const char* name) {
+  std::vector<char> here(group.size);
+  wait_for(start_gather(group, here.data(), equal_chunks(group.size, 1), name), here);
+}
+
+/// All ranks of the job, for what is before and after the communicators.
+Group& job() {
+  static Group instance = [] {
+    Group group;
+    group.comm = MPI_COMM_WORLD;
+    LN_MPI(MPI_Comm_rank(group.comm, &group.rank));
+    LN_MPI(MPI_Comm_size(group.comm, &group.size));
+    return group;
+  }();
+  return instance;
+}
+
+/// The hosts' names, for messages. Collective.
+std::vector<std::string> gather_hosts() {
+  constexpr int64_t kBytes = 64;  // a longer name is cut
+  Group& all = job();
+  int length = 0;
+  char host[MPI_MAX_PROCESSOR_NAME] = {};
+  if (MPI_Get_processor_name(host, &length) != MPI_SUCCESS) length = 0;
+  std::vector<char> names(all.size * kBytes);
+  std::copy_n(host, std::min<int64_t>(length, kBytes - 1), names.data() + all.rank * kBytes);
+  wait_for(start_gather(all, names.data(), equal_chunks(all.size, kBytes), "start of the job"),
+           names);
+  std::vector<std::string> hosts;
+  for (int rank = 0; rank < all.size; ++rank) hosts.emplace_back(names.data() + rank * kBytes);
+  return hosts;
+}
+
+/// The node of every rank of the job, named by the lowest rank there. Collective.
 std::vector<int> find_nodes(MPI_Comm comm) {
-  int rank = 0, size = 0;
-  LN_MPI(MPI_Comm_rank(comm, &rank));
-  LN_MPI(MPI_Comm_size(comm, &size));
+  const int rank = job().rank, size = job().size;
+  const internal::BlockingCall watched("start of the job", rank, size);
   MPI_Comm node = MPI_COMM_NULL;
   LN_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node));
   int lowest = rank;
@@ -430,6 +481,7 @@ class MpiCommunicator final : public Communicator {
     if (std::uncaught_exceptions() > 0) return;
     try {
       engine().drain(group_.comm, size());
+      const internal::BlockingCall watched("closing a communicator", rank(), size());
       MPI_Comm_free(&group_.comm);
     } catch (...) {  // the error stands in the next operation as well; a destructor cannot throw it
     }
@@ -447,59 +499,55 @@ class MpiCommunicator final : public Communicator {
     constexpr int64_t kMax = std::numeric_limits<int>::max();
     LN_CHECK(color <= kMax && key >= -kMax && key <= kMax, "split: color {}, key {}", color, key);
     MPI_Comm comm = MPI_COMM_NULL;
+    meet(group_, "splitting a group");
+    const internal::BlockingCall watched("splitting a group", rank(), size());
     LN_MPI(MPI_Comm_split(group_.comm, color < 0 ? MPI_UNDEFINED : static_cast<int>(color),
                           static_cast<int>(key), &comm));
     if (comm == MPI_COMM_NULL) return nullptr;
     return std::make_unique<MpiCommunicator>(comm, world_nodes_);
   }
 
-  void barrier() override {
-    MPI_Request message;
-    LN_MPI(MPI_Ibarrier(group_.comm, &message));
-    engine().wait(message, size(), "barrier", __FILE__, __LINE__);
-  }
+  void barrier() override { meet(group_, "barrier"); }
 
   void broadcast(void* data, int64_t bytes, int root) override {
     LN_CHECK(root >= 0 && root < size() && bytes >= 0, "broadcast of {} bytes from rank {} of {}",
              bytes, root, size());
-    in_pieces(bytes, 1, [&](int64_t at, int count) {
-      MPI_Request message;
-      LN_MPI(
-          MPI_Ibcast(static_cast<char*>(data) + at, count, MPI_BYTE, root, group_.comm, &message));
-      engine().wait(message, size(), "broadcast", __FILE__, __LINE__);
-    });
+    // The root sends each member a part, and all exchange theirs: no rank sends more than twice the
+    // whole, and every rank knows whom it waits for. A short one is the root's part alone.
+    constexpr int64_t kShort = 16384;
+    Operation& o = engine().prepare(group_, Operation::Kind::kBroadcast, "broadcast");
+    o.buffer = static_cast<char*>(data);
+    o.root = root;
+    o.begin.clear();
+    for (int member = 0; member <= size(); ++member)
+      o.begin.push_back(bytes <= kShort ? (member <= root ? 0 : bytes)
+                                        : block_begin(bytes, size(), member));
+    engine().wait(engine().start(o));
   }
 
   void all_reduce_sum(std::span<double> values) override {
     // Every rank adds all ranks' values in rank order: MPI does not promise one order.
-    const int64_t n = static_cast<int64_t>(values.size());
-    std::vector<double> all(n * size());
-    const std::vector<int64_t> begin = equal_chunks(n * static_cast<int64_t>(sizeof(double)));
-    std::copy(values.begin(), values.end(), all.begin() + n * rank());
-    engine().wait(gather(all.data(), begin, "sum of doubles"));
-    for (int64_t i = 0; i < n; ++i) {
-      values[i] = all[i];
-      for (int member = 1; member < size(); ++member) values[i] += all[n * member + i];
-    }
+    reduce(values, "sum of doubles", [](double a, double b) { return a + b; });
   }
 
   void all_reduce_sum(std::span<int64_t> values) override {
-    all_reduce_exact(values, MPI_INT64_T, MPI_SUM, "sum of integers");
+    reduce(values, "sum of integers", [](int64_t a, int64_t b) { return a + b; });
   }
 
   void all_reduce_max(std::span<double> values) override {
-    all_reduce_exact(values, MPI_DOUBLE, MPI_MAX, "maximum");
+    reduce(values, "maximum", [](double a, double b) { return std::max(a, b); });
   }
 
   std::vector<std::string> all_gather_strings(const std::string& mine) override {
     std::vector<int64_t> lengths(size());
     lengths[rank()] = static_cast<int64_t>(mine.size());
-    engine().wait(gather(lengths.data(), equal_chunks(sizeof(int64_t)), "gather of lengths"));
+    wait_for(gather(lengths.data(), equal_chunks(size(), sizeof(int64_t)), "gather of lengths"),
+             lengths);
     std::vector<int64_t> begin{0};
     for (int64_t length : lengths) begin.push_back(begin.back() + length);
     std::string all(begin.back(), '\0');
     std::copy(mine.begin(), mine.end(), all.begin() + begin[rank()]);
-    engine().wait(gather(all.data(), begin, "gather of strings"));
+    wait_for(gather(all.data(), begin, "gather of strings"), all);
     std::vector<std::string> strings;
     for (int member = 0; member < size(); ++member)
       strings.push_back(all.substr(begin[member], lengths[member]));
@@ -541,46 +589,29 @@ class MpiCommunicator final : public Communicator {
 
  private:
   Request gather(void* buffer, std::span<const int64_t> begin_bytes, const char* name) {
-    Operation& o = engine().prepare(group_, Operation::Kind::kAllGather, name);
-    o.buffer = static_cast<char*>(buffer);
-    o.begin.assign(begin_bytes.begin(), begin_bytes.end());
-    return engine().start(o);
+    return start_gather(group_, buffer, begin_bytes, name);
   }
 
-  std::vector<int64_t> equal_chunks(int64_t bytes) const {
-    std::vector<int64_t> begin(size() + 1);
-    for (int member = 0; member <= size(); ++member) begin[member] = member * bytes;
-    return begin;
-  }
-
-  /// body(first element, elements) over n elements of `width` bytes, within MPI's counts.
-  template <typename Body>
-  static void in_pieces(int64_t n, int64_t width, const Body& body) {
-    const int64_t limit = std::max<int64_t>(1, internal::mpi_message_bytes() / width);
-    for (int64_t at = 0; at < n; at += limit) body(at, static_cast<int>(std::min(limit, n - at)));
-  }
-
-  /// For operations whose result does not depend on the order.
-  template <typename T>
-  void all_reduce_exact(std::span<T> values, MPI_Datatype type, MPI_Op op, const char* name) {
-    in_pieces(static_cast<int64_t>(values.size()), sizeof(T), [&](int64_t at, int count) {
-      MPI_Request message;
-      LN_MPI(
-          MPI_Iallreduce(MPI_IN_PLACE, values.data() + at, count, type, op, group_.comm, &message));
-      engine().wait(message, size(), name, __FILE__, __LINE__);
-    });
+  /// values[i] = all ranks' values[i], combined in rank order on every rank.
+  template <typename T, typename Combine>
+  void reduce(std::span<T> values, const char* name, const Combine& combine) {
+    const int64_t n = static_cast<int64_t>(values.size());
+    std::vector<T> all(n * size());
+    std::copy(values.begin(), values.end(), all.begin() + n * rank());
+    wait_for(gather(all.data(), equal_chunks(size(), n * static_cast<int64_t>(sizeof(T))), name),
+             all);
+    for (int64_t i = 0; i < n; ++i) {
+      values[i] = all[i];
+      for (int member = 1; member < size(); ++member)
+        values[i] = combine(values[i], all[n * member + i]);
+    }
   }
 
   /// How many of the group's ranks below `end` are on this rank's node. Asks nobody.
   int count_on_node(int end) const {
-    std::vector<int> members(size()), world_ranks(size());
+    std::vector<int> members(size());
     std::iota(members.begin(), members.end(), 0);
-    MPI_Group group, world;
-    LN_MPI(MPI_Comm_group(group_.comm, &group));
-    LN_MPI(MPI_Comm_group(MPI_COMM_WORLD, &world));
-    LN_MPI(MPI_Group_translate_ranks(group, size(), members.data(), world, world_ranks.data()));
-    LN_MPI(MPI_Group_free(&group));
-    LN_MPI(MPI_Group_free(&world));
+    const std::vector<int> world_ranks = ranks_of_job(group_.comm, members);
     const auto node = [&](int member) { return (*world_nodes_)[world_ranks[member]]; };
     return static_cast<int>(std::count_if(members.begin(), members.begin() + end, [&](int member) {
       return node(member) == node(rank());
@@ -616,12 +647,26 @@ void check_launcher() {
   }
 }
 
+/// What the launcher (Open MPI's, or a PMI one) says before MPI does; `otherwise` without one.
+int launched(std::initializer_list<const char*> names, int otherwise) {
+  for (const char* name : names)
+    if (const char* text = std::getenv(name)) return std::max(0, std::atoi(text));
+  return otherwise;
+}
+
 }  // namespace
 
 MpiSession::MpiSession(int* argc, char*** argv) {
   int granted = MPI_THREAD_SINGLE;
-  LN_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &granted));
+  {
+    const internal::BlockingCall watched(
+        "start of MPI",
+        launched({"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}, 0),
+        launched({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"}, 1));
+    LN_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &granted));
+  }
   LN_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  internal::set_identity(job().rank, {});
   if (granted < MPI_THREAD_FUNNELED)
     throw Error("this MPI library offers no threads (MPI_THREAD_FUNNELED); use one that does");
   check_launcher();
@@ -629,8 +674,12 @@ MpiSession::MpiSession(int* argc, char*** argv) {
 
 MpiSession::~MpiSession() {
   // Finalising is collective: while an exception unwinds, the other ranks would wait for ever.
-  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+  if (std::uncaught_exceptions() > 0) return;
+  const internal::BlockingCall watched("end of the job", job().rank, job().size);
+  MPI_Finalize();
 }
+
+void MpiSession::wait_for_all() { meet(job(), "end of the job"); }
 
 void MpiSession::abort(int exit_code) {
   if (initialised()) MPI_Abort(MPI_COMM_WORLD, exit_code);
@@ -646,8 +695,12 @@ bool MpiSession::initialised() {
 
 std::unique_ptr<Communicator> make_mpi_communicator() {
   LN_CHECK(MpiSession::initialised(), "no MpiSession: construct one first thing in main");
+  internal::set_identity(job().rank, gather_hosts());
   MPI_Comm comm = MPI_COMM_NULL;
-  LN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
+  {
+    const internal::BlockingCall watched("start of the job", job().rank, job().size);
+    LN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
+  }
   return std::make_unique<MpiCommunicator>(
       comm, std::make_shared<const std::vector<int>>(find_nodes(comm)));
 }

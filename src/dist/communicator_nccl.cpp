@@ -469,7 +469,6 @@ class NcclCommunicator final : public Communicator {
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host,
                                                      const NcclOptions& options) {
   LN_CHECK(host != nullptr, "no host communicator");
-  set_host_timeout(options.timeout_seconds);
   ncclUniqueId id;
   if (host->rank() == 0) LN_NCCL(ncclGetUniqueId(&id));
   host->broadcast(&id, sizeof id, 0);

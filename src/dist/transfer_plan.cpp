@@ -60,12 +60,12 @@ std::optional<Watchdog::Overdue> Watchdog::overdue(double now) const {
   return std::nullopt;
 }
 
-std::string overdue_message(const Watchdog::Overdue& overdue, const std::string& where, int size) {
+std::string overdue_message(const Watchdog::Overdue& overdue, const std::string& where, int size,
+                            const std::string& missing) {
   return fmt::format(
-      "{}: {} in a group of {} ranks has not finished after {:.0f} s (parallel.timeout_s); another "
-      "rank of the group is lost or stuck; look at its log, or raise parallel.timeout_s (0: wait "
-      "for ever)",
-      where, overdue.name, size, overdue.seconds);
+      "{}: {} in a group of {} ranks has not finished after {:.0f} s (parallel.timeout_s): {} is "
+      "lost, stopped or busy; look at its log, or raise parallel.timeout_s (0: wait for ever)",
+      where, overdue.name, size, overdue.seconds, missing);
 }
 
 }  // namespace longnet::internal

@@ -63,7 +63,9 @@ class Watchdog {
   std::vector<Running> running_;  // in order of their start
 };
 
-/// The line for it. where: "rank 3 on n1"; size: of the group that the operation runs on.
-std::string overdue_message(const Watchdog::Overdue& overdue, const std::string& where, int size);
+/// The line for it. where: "rank 3 on n1"; size: of the group that the operation runs on; missing:
+/// who has not come, as far as that is known.
+std::string overdue_message(const Watchdog::Overdue& overdue, const std::string& where, int size,
+                            const std::string& missing = "another rank of the group");
 
 }  // namespace longnet::internal

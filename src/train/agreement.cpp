@@ -16,6 +16,7 @@ void run_on_all(Communicator& world, const std::function<void()>& work) {
     failure = error.what();
     if (failure.empty()) failure = "unknown error";
   }
+  const LoneWork others;  // may be at it for long, while this rank had little to do
   const std::vector<std::string> failures = world.all_gather_strings(failure);
   for (int rank = 0; rank < world.size(); ++rank) {
     if (failures[rank].empty()) continue;

@@ -91,6 +91,7 @@ Device device_of_rank(Communicator& world, const std::string& backend) {
 std::unique_ptr<Communicator> transport_of(const Context& context,
                                            std::unique_ptr<Communicator> world,
                                            const ParallelConfig& parallel) {
+  set_host_timeout(parallel.timeout_s);
   if (!context.on_gpu()) return world;
   return make_nccl_communicator(std::move(world), {.compute = context.stream(),
                                                    .device = context.device(),

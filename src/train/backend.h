@@ -38,7 +38,7 @@ std::string old_gpu_message(const std::string& host, const device_runtime::Visib
 Device device_of_rank(Communicator& world, const std::string& backend);
 
 /// The communicator for memory of the context's device: `world` itself on the CPU, NCCL made from
-/// it on a GPU. Collective. parallel: the time limit of GPU collectives.
+/// it on a GPU. Collective. parallel: the time limit of all waits for other ranks from now on.
 std::unique_ptr<Communicator> transport_of(const Context& context,
                                            std::unique_ptr<Communicator> world,
                                            const ParallelConfig& parallel);

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <numeric>
 #include <random>
 
@@ -343,6 +345,91 @@ TEST(Communicator, WrongUseIsRefused) {
   const auto request = comm->start_all_reduce_sum(values.data(), 4);
   comm->wait(request);
   EXPECT_THROW(comm->wait(request), Error);  // a handle is used once
+}
+
+/// Sets the time limit of waits for one scope.
+class TimeLimit {
+ public:
+  explicit TimeLimit(double seconds) : old_(set_host_timeout(seconds)) {}
+  ~TimeLimit() { set_host_timeout(old_); }
+
+ private:
+  double old_;
+};
+
+TEST(Communicator, EveryWaitEndsAtTheTimeLimitAndNamesWhoIsMissing) {
+  const auto comm = make_mpi_communicator();
+  if (comm->size() < 2) GTEST_SKIP() << "one rank waits for nobody";
+  const int late = comm->size() > 2 ? 1 : 0;  // of the group
+  const int first = late == 0 ? 1 : 0;        // the lowest one that waits, which ends
+  std::vector<int64_t> numbers(3, 1);
+  std::vector<double> values(3, 1);
+  std::vector<float> floats(1000, 1);
+  const std::map<std::string, std::function<void()>> operations = {
+      {"barrier", [&] { comm->barrier(); }},
+      {"broadcast", [&] { comm->broadcast(numbers.data(), 24, late); }},
+      {"sum of doubles", [&] { comm->all_reduce_sum(values); }},
+      {"sum of integers", [&] { comm->all_reduce_sum(numbers); }},
+      {"maximum", [&] { comm->all_reduce_max(values); }},
+      {"gather of lengths", [&] { comm->all_gather_strings("text"); }},
+      {"all-reduce", [&] { comm->wait(comm->start_all_reduce_sum(floats.data(), 1000)); }},
+  };
+  for (const auto& [name, operation] : operations) {
+    comm->barrier();
+    std::string message;
+    if (comm->rank() == late) {
+      usleep(700'000);
+    } else if (comm->rank() == first) {
+      try {
+        const TimeLimit limit(0.2);
+        operation();
+      } catch (const Error& error) {
+        message = error.what();
+      }
+      const std::string wanted = fmt::format(
+          "{}: {} in a group of {} ranks has not finished after 0 s "
+          "(parallel.timeout_s): rank {} on ",
+          internal::rank_and_host(), name, comm->size(), late);
+      EXPECT_EQ(message.rfind(wanted, 0), 0u) << message << " instead of " << wanted;
+      EXPECT_EQ(message.find(", rank "), std::string::npos) << message;
+      // What it has begun ends in later waits; only the strings themselves are still to be sent.
+      if (name == "gather of lengths") {
+        std::vector<char> strings(4 * static_cast<size_t>(comm->size()));
+        std::vector<int64_t> begin;
+        for (int member = 0; member <= comm->size(); ++member) begin.push_back(4 * member);
+        comm->all_gather_host(strings.data(), begin);
+      }
+      continue;
+    }
+    EXPECT_NO_THROW(operation()) << name;
+  }
+  comm->barrier();
+}
+
+TEST(Communicator, LoneWorkOfARankMayTakeLonger) {
+  const auto comm = make_mpi_communicator();
+  if (comm->size() < 2) GTEST_SKIP() << "one rank waits for nobody";
+  comm->barrier();
+  if (comm->rank() == 0) usleep(700'000);
+  const TimeLimit limit(comm->rank() == 0 ? 60 : 0.4);
+  const LoneWork work;
+  EXPECT_NO_THROW(comm->barrier());
+}
+
+TEST(Communicator, BroadcastOfAnySizeFromAnyRank) {
+  const auto comm = make_mpi_communicator();
+  for (const int64_t limit : {int64_t{1000}, int64_t{1} << 30})
+    for (const int64_t n : {0, 1, 7, 16384, 16385, 100000})
+      for (int root = 0; root < comm->size(); ++root) {
+        const MessageLimit messages(limit);
+        std::vector<uint8_t> data(n + 1, 0xEE);
+        if (comm->rank() == root)
+          for (int64_t i = 0; i < n; ++i) data[i] = byte_of(root, i);
+        comm->broadcast(data.data(), n, root);
+        int64_t wrong = data[n] != 0xEE;
+        for (int64_t i = 0; i < n; ++i) wrong += data[i] != byte_of(root, i);
+        EXPECT_EQ(wrong, 0) << n << " bytes from " << root;
+      }
 }
 
 TEST(Communicator, MpiErrorsNameRankHostAndOperation) {

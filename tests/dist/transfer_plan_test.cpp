@@ -8,6 +8,7 @@
 #include <random>
 
 #include "dist/communicator_nccl.h"
+#include "dist/host_wait.h"
 
 namespace longnet::test {
 namespace {
@@ -134,10 +135,47 @@ TEST(Watchdog, ZeroIsNever) {
 TEST(Watchdog, MessageNamesRankHostOperationAndKey) {
   const std::string message = internal::overdue_message({"all-reduce", 601.4}, "rank 3 on n1", 8);
   EXPECT_EQ(message.rfind("rank 3 on n1: all-reduce in a group of 8 ranks has not finished after "
-                          "601 s (parallel.timeout_s); ",
+                          "601 s (parallel.timeout_s): another rank of the group is lost",
                           0),
             0u)
       << message;
+  EXPECT_NE(internal::overdue_message({"barrier", 2}, "rank 0 on a", 2, "rank 1 on b")
+                .find("(parallel.timeout_s): rank 1 on b is lost, stopped or busy"),
+            std::string::npos);
+}
+
+TEST(Patience, FirstWordAfterTenSecondsOfRunningLaterWhereOthersMaySpeak) {
+  internal::Patience patience(100);
+  double seconds = 0;
+  for (double now = 101; now < 109; ++now) seconds = patience.seconds(now);
+  EXPECT_EQ(seconds, 8);
+  EXPECT_FALSE(patience.word_due(seconds, 0, 0));
+  seconds = patience.seconds(1000);  // nobody asked: this process was stopped
+  EXPECT_EQ(seconds, 8);
+  for (double now = 1001; now < 1004; ++now) seconds = patience.seconds(now);
+  EXPECT_EQ(seconds, 11);
+  EXPECT_TRUE(patience.word_due(seconds, 0, 0));
+  EXPECT_FALSE(patience.word_due(seconds, 1, 0));
+  EXPECT_TRUE(patience.word_due(40, 1, 0));
+  EXPECT_FALSE(patience.word_due(1e6, 999, 0));
+  EXPECT_TRUE(patience.word_due(11, 0, 10));
+  EXPECT_FALSE(patience.word_due(11, 0, 11));
+  patience.said();
+  EXPECT_FALSE(patience.word_due(seconds, 0, 0));
+}
+
+TEST(Patience, LimitEndsTheFirstSpeakerFirst) {
+  EXPECT_FALSE(internal::Patience::over(1e9, 0, 0));  // never
+  EXPECT_FALSE(internal::Patience::over(600, 600, 0));
+  EXPECT_TRUE(internal::Patience::over(600.1, 600, 0));
+  EXPECT_FALSE(internal::Patience::over(600.1, 600, 5));
+  EXPECT_TRUE(internal::Patience::over(604, 600, 5));
+}
+
+TEST(Patience, AFewRanksAreNamed) {
+  EXPECT_EQ(internal::rank_names({}), "another rank of the group");
+  EXPECT_EQ(internal::rank_names({1000, 1001, 1002, 1003, 1004, 1005}),
+            "rank 1000, rank 1001, rank 1002, rank 1003 and 2 more");
 }
 
 TEST(NcclCommunicator, WithoutAGpuSaysSo) {
