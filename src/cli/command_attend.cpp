@@ -1,13 +1,9 @@
 // longnet attend IN OUT --branch W:R ...: the dilated-attention operator on tensors of a file, so
 // that anyone can hold it against another framework. Runs under mpirun too: ranks split the
-// sequence, each reads its own tokens from the mapped file, and rank 0 writes. It has no
+// sequence, each reads its own tokens from the file, and rank 0 writes. It has no
 // projections and no model; positions enter by differences alone, so there is no offset to set.
-#include <fcntl.h>
-#include <unistd.h>
-
+#include <algorithm>
 #include <bit>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <optional>
 
@@ -16,6 +12,7 @@
 #include "core/arena.h"
 #include "core/host_copy.h"
 #include "core/no_exchange.h"
+#include "core/output_file.h"
 #include "core/safetensors.h"
 #include "dist/mesh.h"
 #include "model/dilated_attention_operator.h"
@@ -91,42 +88,40 @@ Problem check_problem(const SafetensorsFile& file, const Arguments& arguments) {
 /// Throws Error if OUT cannot be written; leaves the file system as it was.
 void check_writable(const std::string& in, const std::string& out) {
   std::error_code ignored;
-  const bool existed = std::filesystem::exists(out, ignored);
-  if (existed && std::filesystem::equivalent(in, out, ignored))
+  if (std::filesystem::exists(out, ignored) && std::filesystem::equivalent(in, out, ignored))
     throw Error("{}: OUT is IN; give another name", out);
-  const int fd = ::open(out.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-  if (fd < 0) throw Error("{}: cannot be written: {}", out, std::strerror(errno));
-  ::close(fd);
-  if (!existed) std::filesystem::remove(out, ignored);
+  check_output_path(out);
 }
 
 template <typename From, typename To, typename Convert>
-void convert(std::vector<To>& out, const char* bytes, int64_t count, Convert one) {
-  for (int64_t i = 0; i < count; ++i) {
-    From value;
-    std::memcpy(&value, bytes + i * sizeof(From), sizeof(From));  // a file aligns nothing
-    out.push_back(one(value));
+void append(std::vector<To>& out, const SafetensorsFile& file, const std::string& name,
+            int64_t first, int64_t count, Convert one) {
+  constexpr int64_t kSize = sizeof(From), kPiece = (16 << 20) / kSize;
+  std::vector<From> piece(std::min(count, kPiece));
+  for (int64_t done = 0; done < count; done += kPiece) {
+    const int64_t part = std::min(count - done, kPiece);
+    file.read(name, (first + done) * kSize, piece.data(), part * kSize);
+    for (int64_t i = 0; i < part; ++i) out.push_back(one(piece[i]));
   }
 }
 
-/// This rank's tokens of a [B, N, width] tensor; only their pages of the file are touched.
+/// This rank's tokens of a [B, N, width] tensor; only they are read from the file.
 /// One element more than [B, L, width], so that an empty shard has an address.
 std::vector<float> read_shard(const SafetensorsFile& file, const std::string& name,
                               const Problem& p, const SequencePlan& plan, int64_t width) {
   const std::string& dtype = file.entry(name).dtype;
-  const int64_t size = dtype == "F64" ? 8 : dtype == "F32" ? 4 : 2;
   const int64_t count = plan.local_tokens() * width;
   std::vector<float> values;
   values.reserve(p.batch * count + 1);
   for (int64_t b = 0; b < p.batch; ++b) {
-    const char* bytes = static_cast<const char*>(file.data(name)) +
-                        (b * p.tokens + plan.local_begin()) * width * size;
+    const int64_t first = (b * p.tokens + plan.local_begin()) * width;
     if (dtype == "F64")
-      convert<double>(values, bytes, count, [](double v) { return static_cast<float>(v); });
+      append<double>(values, file, name, first, count,
+                     [](double v) { return static_cast<float>(v); });
     else if (dtype == "F32")
-      convert<float>(values, bytes, count, [](float v) { return v; });
+      append<float>(values, file, name, first, count, [](float v) { return v; });
     else
-      convert<uint16_t>(values, bytes, count, [](uint16_t v) {
+      append<uint16_t>(values, file, name, first, count, [](uint16_t v) {
         return std::bit_cast<float>(static_cast<uint32_t>(v) << 16);
       });
   }
@@ -139,10 +134,8 @@ std::vector<int64_t> read_limits(const SafetensorsFile& file, const std::string&
                                  const Problem& p, const SequencePlan& plan) {
   std::vector<int64_t> values;
   for (int64_t b = 0; b < p.batch; ++b)
-    convert<int64_t>(values,
-                     static_cast<const char*>(file.data(name)) +
-                         (b * p.tokens + plan.local_begin()) * sizeof(int64_t),
-                     plan.local_tokens(), [](int64_t v) { return v; });
+    append<int64_t>(values, file, name, b * p.tokens + plan.local_begin(), plan.local_tokens(),
+                    [](int64_t v) { return v; });
   values.push_back(0);
   return values;
 }

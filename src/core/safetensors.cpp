@@ -1,22 +1,15 @@
 // The whole header is checked in the constructor, in this order: lengths, JSON and duplicate names,
 // each entry's types, ranges and sizes, and last that the tensors tile the data part without
-// overlap, hole or rest. Everything after that may trust entries_. A file that another process
-// truncates while it is mapped is not guarded against.
+// overlap, hole or rest. Everything after that may trust entries_.
 #include "core/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
-#include <system_error>
+#include <unordered_set>
 
 #include "core/output_file.h"
 #include "core/text.h"
@@ -37,8 +30,6 @@ constexpr int64_t kLengthBytes = 8;
 constexpr int64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr int64_t kWriteChunkBytes = 16 << 20;
 constexpr const char* kMetadataKey = "__metadata__";
-
-std::string cause_of(int error) { return std::generic_category().message(error); }
 
 /// Bytes of one element; 0: no such type.
 int64_t dtype_bytes(const std::string& dtype) {
@@ -74,29 +65,76 @@ bool read_count(const Json& value, int64_t* count) {
   return true;
 }
 
-Json parse_header(const std::string& path, const char* text, int64_t bytes) {
-  if (bytes == 0 || text[0] != '{')
+/// Reads the header in one pass and hands over each value of the outer object as soon as it is
+/// whole, so that time and memory stay linear in the number of tensors. Refuses double names and
+/// depth.
+class HeaderReader : public nlohmann::json_sax<Json> {
+ public:
+  using Use = std::function<void(const std::string& name, const Json& value)>;
+  HeaderReader(const std::string& path, Use use) : path_(path), use_(std::move(use)) {}
+
+  bool null() override { return add(nullptr); }
+  bool boolean(bool value) override { return add(value); }
+  bool number_integer(number_integer_t value) override { return add(value); }
+  bool number_unsigned(number_unsigned_t value) override { return add(value); }
+  bool number_float(number_float_t value, const string_t&) override { return add(value); }
+  bool string(string_t& value) override { return add(value); }
+  bool binary(binary_t&) override { return false; }  // JSON text has none
+  bool start_object(size_t) override { return open(Json::object()); }
+  bool start_array(size_t) override { return open(Json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t& name) override {
+    if (levels_.size() == 1 ? !names_.insert(name).second : levels_.back().value.contains(name))
+      throw Error("{}: {} occurs twice in the header", path_, in_quotes(name));
+    levels_.back().key = name;
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
+    throw Error("{}: the header is not valid JSON ({})", path_, one_line(reason_of(e), 160));
+  }
+
+ private:
+  struct Level {
+    Json value;
+    std::string key;  // of the member that comes next
+  };
+  const std::string& path_;
+  Use use_;
+  std::unordered_set<std::string> names_;  // of the outer object
+  std::vector<Level> levels_;              // of the objects and lists that are open
+
+  bool add(Json value) {
+    Level& level = levels_.back();
+    if (levels_.size() == 1)
+      use_(level.key, value);
+    else if (level.value.is_array())
+      level.value.push_back(std::move(value));
+    else
+      level.value[level.key] = std::move(value);
+    return true;
+  }
+  bool open(Json value) {
+    if (levels_.size() == 3)  // the outer object, a tensor, its extents
+      throw Error("{}: the header is nested too deeply; the file is damaged", path_);
+    levels_.push_back({std::move(value), ""});
+    return true;
+  }
+  bool close() {
+    Json value = std::move(levels_.back().value);
+    levels_.pop_back();
+    return levels_.empty() || add(std::move(value));
+  }
+};
+
+void parse_header(const std::string& path, const std::string& text, const HeaderReader::Use& use) {
+  if (text.empty() || text[0] != '{')
     throw Error("{}: the header does not begin with '{{'; this is no .safetensors file", path);
   // nlohmann takes a zero byte for the end of the text.
-  if (std::memchr(text, 0, static_cast<size_t>(bytes)) != nullptr)
+  if (text.find('\0') != std::string::npos)
     throw Error("{}: the header holds a zero byte; the file is damaged", path);
-  std::vector<std::set<std::string>> names;  // of the objects that are open
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > 3)  // metadata text 2, extents 3
-      throw Error("{}: the header is nested too deeply; the file is damaged", path);
-    if (event == Json::parse_event_t::object_start) names.emplace_back();
-    if (event == Json::parse_event_t::object_end) names.pop_back();
-    if (event == Json::parse_event_t::key &&
-        !names.back().insert(value.get_ref<const std::string&>()).second)
-      throw Error("{}: {} occurs twice in the header", path,
-                  in_quotes(value.get_ref<const std::string&>()));
-    return true;
-  };
-  try {
-    return Json::parse(text, text + bytes, watch);
-  } catch (const Json::exception& e) {
-    throw Error("{}: the header is not valid JSON ({})", path, one_line(reason_of(e), 160));
-  }
+  HeaderReader reader(path, use);
+  Json::sax_parse(text, &reader);
 }
 
 std::map<std::string, std::string> read_metadata(const std::string& path, const Json& object) {
@@ -181,17 +219,6 @@ void check_tiling(const std::string& path, const std::map<std::string, Safetenso
                 data_bytes - covered);
 }
 
-/// Owns a file descriptor.
-struct Descriptor {
-  explicit Descriptor(int fd_in) : fd(fd_in) {}
-  ~Descriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int fd;
-};
-
 float float_from_bf16(uint16_t bits) {
   const uint32_t word = static_cast<uint32_t>(bits) << 16;
   float value;
@@ -236,49 +263,32 @@ int64_t SafetensorsEntry::elements() const {
   return product;
 }
 
-SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.fd < 0) throw Error("{}: cannot be opened: {}", path, cause_of(errno));
-  struct stat status {};
-  if (::fstat(file.fd, &status) != 0) throw Error("{}: cannot be read: {}", path, cause_of(errno));
-  if (!S_ISREG(status.st_mode)) throw Error("{}: is not a regular file", path);
-  map_bytes_ = status.st_size;
-  if (map_bytes_ < kLengthBytes)
-    throw Error("{}: holds {} bytes; a .safetensors file has at least {}", path, map_bytes_,
+SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
+  if (file_.size() < kLengthBytes)
+    throw Error("{}: holds {} bytes; a .safetensors file has at least {}", path, file_.size(),
                 kLengthBytes);
-  void* map = ::mmap(nullptr, static_cast<size_t>(map_bytes_), PROT_READ, MAP_PRIVATE, file.fd, 0);
-  if (map == MAP_FAILED) throw Error("{}: cannot be mapped: {}", path, cause_of(errno));
-  map_ = map;
-  try {
-    uint64_t header_bytes = 0;
-    std::memcpy(&header_bytes, map_, kLengthBytes);
-    const int64_t rest = map_bytes_ - kLengthBytes;
-    if (header_bytes > static_cast<uint64_t>(kMaxHeaderBytes))
-      throw Error("{}: the header claims {} bytes, allowed are {}; this is no .safetensors file",
-                  path, header_bytes, kMaxHeaderBytes);
-    if (header_bytes > static_cast<uint64_t>(rest))
-      throw Error("{}: the header claims {} bytes, but the file ends after {}; it is cut off", path,
-                  header_bytes, rest);
-    data_begin_ = kLengthBytes + static_cast<int64_t>(header_bytes);
-    const int64_t data_bytes = map_bytes_ - data_begin_;
-    const Json header = parse_header(path, static_cast<const char*>(map_) + kLengthBytes,
-                                     static_cast<int64_t>(header_bytes));
-    for (const auto& [name, value] : header.items()) {
-      if (name == kMetadataKey) {
-        metadata_ = read_metadata(path, value);
-      } else {
-        entries_[name] =
-            read_entry(fmt::format("{}: tensor {}", path, in_quotes(name)), value, data_bytes);
-      }
-    }
-    check_tiling(path, entries_, data_bytes);
-  } catch (...) {
-    ::munmap(map_, static_cast<size_t>(map_bytes_));  // no destructor runs for a failed constructor
-    throw;
-  }
+  uint64_t header_bytes = 0;
+  file_.read(0, &header_bytes, kLengthBytes);
+  const int64_t rest = file_.size() - kLengthBytes;
+  if (header_bytes > static_cast<uint64_t>(kMaxHeaderBytes))
+    throw Error("{}: the header claims {} bytes, allowed are {}; this is no .safetensors file",
+                path, header_bytes, kMaxHeaderBytes);
+  if (header_bytes > static_cast<uint64_t>(rest))
+    throw Error("{}: the header claims {} bytes, but the file ends after {}; it is cut off", path,
+                header_bytes, rest);
+  std::string header(static_cast<size_t>(header_bytes), '\0');
+  file_.read(kLengthBytes, header.data(), static_cast<int64_t>(header_bytes));
+  data_begin_ = kLengthBytes + static_cast<int64_t>(header_bytes);
+  const int64_t data_bytes = file_.size() - data_begin_;
+  parse_header(path, header, [&](const std::string& name, const Json& value) {
+    if (name == kMetadataKey)
+      metadata_ = read_metadata(path, value);
+    else
+      entries_[name] =
+          read_entry(fmt::format("{}: tensor {}", path, in_quotes(name)), value, data_bytes);
+  });
+  check_tiling(path, entries_, data_bytes);
 }
-
-SafetensorsFile::~SafetensorsFile() { ::munmap(map_, static_cast<size_t>(map_bytes_)); }
 
 const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
   const auto found = entries_.find(name);
@@ -286,12 +296,15 @@ const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
   std::vector<std::string> names;
   for (const auto& [other, unused] : entries_) names.push_back(other);
   const std::string near = nearest(name, names);
-  throw Error("{}: has no tensor {}{}", path_, in_quotes(name),
+  throw Error("{}: has no tensor {}{}", path(), in_quotes(name),
               near.empty() ? "" : fmt::format("; nearest: {}", in_quotes(near)));
 }
 
-const void* SafetensorsFile::data(const std::string& name) const {
-  return static_cast<const char*>(map_) + data_begin_ + entry(name).begin;
+void SafetensorsFile::read(const std::string& name, int64_t begin, void* to, int64_t bytes) const {
+  const SafetensorsEntry& e = entry(name);
+  LN_CHECK(begin >= 0 && bytes >= 0 && begin <= e.end - e.begin - bytes, "{} bytes [{}, {}) of {}",
+           in_quotes(name), begin, begin + bytes, e.end - e.begin);
+  file_.read(data_begin_ + e.begin + begin, to, bytes);
 }
 
 std::vector<float> SafetensorsFile::floats(const std::string& name) const {
@@ -303,18 +316,21 @@ std::vector<float> SafetensorsFile::floats(const std::string& name, int64_t begi
   const SafetensorsEntry& e = entry(name);
   LN_CHECK(begin >= 0 && count >= 0 && begin <= e.elements() - count, "{} [{}, {}) of {}",
            in_quotes(name), begin, begin + count, e.elements());
-  const void* bytes = static_cast<const char*>(data(name)) + begin * dtype_bytes(e.dtype);
+  const int64_t size = dtype_bytes(e.dtype);
   std::vector<float> values(static_cast<size_t>(count));
-  if (e.dtype == "F32") {
-    if (!values.empty()) std::memcpy(values.data(), bytes, values.size() * sizeof(float));
-  } else if (e.dtype == "F64") {
+  std::vector<char> raw(e.dtype == "F32" ? 0 : static_cast<size_t>(count * size));
+  const void* bytes = raw.data();
+  read(name, begin * size, e.dtype == "F32" ? static_cast<void*>(values.data()) : raw.data(),
+       count * size);
+  if (e.dtype == "F32") return values;
+  if (e.dtype == "F64") {
     convert<double>(bytes, &values, [](double v) { return static_cast<float>(v); });
   } else if (e.dtype == "BF16") {
     convert<uint16_t>(bytes, &values, float_from_bf16);
   } else if (e.dtype == "F16") {
     convert<uint16_t>(bytes, &values, float_from_f16);
   } else {
-    throw Error("{}: tensor {} is {}; wanted F32, F64, BF16 or F16", path_, in_quotes(name),
+    throw Error("{}: tensor {} is {}; wanted F32, F64, BF16 or F16", path(), in_quotes(name),
                 e.dtype);
   }
   return values;
@@ -322,7 +338,9 @@ std::vector<float> SafetensorsFile::floats(const std::string& name, int64_t begi
 
 std::vector<int64_t> SafetensorsFile::integers(const std::string& name) const {
   const SafetensorsEntry& e = entry(name);
-  const void* bytes = data(name);
+  std::vector<char> raw(static_cast<size_t>(e.end - e.begin));
+  read(name, 0, raw.data(), e.end - e.begin);
+  const void* bytes = raw.data();
   std::vector<int64_t> values(static_cast<size_t>(e.elements()));
   const auto widen = [](auto v) { return static_cast<int64_t>(v); };
   if (e.dtype == "I64") {
@@ -334,7 +352,8 @@ std::vector<int64_t> SafetensorsFile::integers(const std::string& name) const {
   } else if (e.dtype == "U8") {
     convert<uint8_t>(bytes, &values, widen);
   } else {
-    throw Error("{}: tensor {} is {}; wanted I64, I32, U16 or U8", path_, in_quotes(name), e.dtype);
+    throw Error("{}: tensor {} is {}; wanted I64, I32, U16 or U8", path(), in_quotes(name),
+                e.dtype);
   }
   return values;
 }
@@ -342,8 +361,17 @@ std::vector<int64_t> SafetensorsFile::integers(const std::string& name) const {
 void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,
                        const std::map<std::string, std::string>& metadata,
                        const std::function<void(const void*, int64_t)>& written) {
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header[kMetadataKey] = metadata;
+  // Member by member: an object of the library that keeps its order looks names up one by one.
+  std::string text = "{";
+  const auto add = [&](const std::string& name, const nlohmann::ordered_json& value) {
+    if (text.size() > 1) text += ',';
+    try {
+      text += Json(name).dump() + ':' + value.dump();
+    } catch (const Json::exception& e) {
+      throw Error("{}: a name or the metadata is not UTF-8 ({})", path, one_line(reason_of(e)));
+    }
+  };
+  if (!metadata.empty()) add(kMetadataKey, metadata);
   std::set<std::string> names;
   std::vector<int64_t> sizes;  // bytes of each tensor
   int64_t offset = 0;
@@ -359,18 +387,13 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsTen
              "tensor {} is too large", in_quotes(tensor.name));
     LN_CHECK(bytes == 0 || tensor.data != nullptr || tensor.read, "tensor {} has no data",
              in_quotes(tensor.name));
-    header[tensor.name] = {{"dtype", safetensors_dtype(tensor.dtype)},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {offset, end}}};
+    add(tensor.name, {{"dtype", safetensors_dtype(tensor.dtype)},
+                      {"shape", tensor.shape},
+                      {"data_offsets", {offset, end}}});
     sizes.push_back(bytes);
     offset = end;
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const Json::exception& e) {
-    throw Error("{}: a name or the metadata is not UTF-8 ({})", path, one_line(reason_of(e)));
-  }
+  text += '}';
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
   LN_CHECK(static_cast<int64_t>(text.size()) <= kMaxHeaderBytes, "{}: a header of {} bytes", path,
            text.size());

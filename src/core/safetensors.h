@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/input_file.h"
 #include "core/tensor.h"
 
 namespace longnet {
@@ -20,22 +21,19 @@ struct SafetensorsEntry {
   int64_t elements() const;
 };
 
-/// A memory-mapped file, open as long as the object lives.
+/// A file, open as long as the object lives; tensors are read from it when they are asked for.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::string& path);
-  ~SafetensorsFile();
-  SafetensorsFile(const SafetensorsFile&) = delete;
-  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return file_.path(); }
   const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   bool contains(const std::string& name) const { return entries_.count(name) != 0; }
   /// Throws Error naming file and tensor if it is missing.
   const SafetensorsEntry& entry(const std::string& name) const;
-  /// Raw bytes of a tensor (alignment of the file: none guaranteed).
-  const void* data(const std::string& name) const;
+  /// Copies raw bytes [begin, begin + bytes) of a tensor.
+  void read(const std::string& name, int64_t begin, void* to, int64_t bytes) const;
   /// Converted copies: F32, F64, BF16, F16 -> float; I64, I32, U16, U8 -> int64.
   std::vector<float> floats(const std::string& name) const;
   /// Elements [begin, begin + count) of them.
@@ -43,11 +41,9 @@ class SafetensorsFile {
   std::vector<int64_t> integers(const std::string& name) const;
 
  private:
-  std::string path_;
+  InputFile file_;
   std::map<std::string, SafetensorsEntry> entries_;
   std::map<std::string, std::string> metadata_;
-  void* map_ = nullptr;
-  int64_t map_bytes_ = 0;
   int64_t data_begin_ = 0;
 };
 

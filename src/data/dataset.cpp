@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kEnwik8Bytes = 100'000'000, kEnwik8Train = 90'000'000,
                   kEnwik8Validation = 5'000'000;
+constexpr int64_t kCheckedTokens = 1 << 20;  // by the search for ids outside the vocabulary
 
 /// A bijection of [0, n) without a table: a four-round Feistel network on the smallest even number
 /// of bits that holds n, walked until it falls inside.
@@ -30,6 +31,26 @@ int64_t permute(int64_t place, int64_t n, uint64_t key) {
     value = left << half | right;
   } while (value >= static_cast<uint64_t>(n));
   return static_cast<int64_t>(value);
+}
+
+/// Throws Error where data.train holds text and data.validation tokens, or the other way round.
+/// Data for training that are not here (an evaluation on another machine) cannot be asked.
+void refuse_other_kind(const DataConfig& config) {
+  int train = 0;
+  try {
+    if (config.train.empty()) return;
+    train = token_width(config.train, "data.train", config);
+  } catch (const Error&) {
+    return;
+  }
+  const int validation = token_width(config.validation, "data.validation", config);
+  const auto kind = [](int width) { return width == 1 ? "text or bytes" : "tokens"; };
+  if ((train == 1) != (validation == 1))
+    throw Error(
+        "data.validation: {} holds {}, data.train {}; a loss over one says nothing about the "
+        "other: "
+        "name files of one kind",
+        config.validation[0], kind(validation), kind(train));
 }
 
 }  // namespace
@@ -59,6 +80,16 @@ struct Dataset::Impl {
     }
   }
 
+  /// Ids outside the vocabulary, found before the first step: in small data all, else in samples.
+  void check_samples() const {
+    if (sources[0].width() == 1 && vocab_size >= 256) return;
+    std::vector<int64_t> tokens;
+    sample_places(source_begin.back(), kCheckedTokens, [&](int64_t first, int64_t count) {
+      tokens.resize(static_cast<size_t>(count));
+      copy(first, count, tokens.data());
+    });
+  }
+
   void check(size_t source, int64_t inside, int64_t count, const int64_t* tokens) const {
     for (int64_t i = 0; i < count; ++i)
       if (tokens[i] >= vocab_size)
@@ -78,6 +109,7 @@ Dataset::Dataset(const DataConfig& config, Split split, int64_t sequence_length,
   impl.vocab_size = vocab_size;
   const bool own_files = split == Split::kValidation && !config.validation.empty();
   const std::string key = own_files ? "data.validation" : "data.train";
+  if (own_files) refuse_other_kind(config);
   Sources opened = open_sources(own_files ? config.validation : config.train, key, config);
   impl.sources = std::move(opened.files);
   impl.source_files = opened.source_files;
@@ -121,14 +153,17 @@ Dataset::Dataset(const DataConfig& config, Split split, int64_t sequence_length,
   }
   if (tokens() < sequence_length + 1)
     throw Error(
-        "{}: the {} part has {} tokens, a sequence and its last target need {}; set "
-        "train.sequence_length to at most {}{}",
-        key, name, tokens(), sequence_length + 1, std::max<int64_t>(0, tokens() - 1),
+        "{}: the {} part has {} tokens, a sequence and its last target need {}; {}{}", key, name,
+        tokens(), sequence_length + 1,
+        tokens() > 1 ? fmt::format("set train.sequence_length to at most {}", tokens() - 1)
+                     : "give more data",
         split == Split::kValidation && !own_files ? " or raise data.validation_fraction" : "");
+  impl.check_samples();
   impl.description =
-      fmt::format("{}: {} {} in {} file{} ({}{})", name, tokens(), bytes ? "bytes" : "tokens",
-                  impl.sources.size(), impl.sources.size() == 1 ? "" : "s", impl.sources[0].path(),
-                  impl.sources.size() == 1 ? "" : ", ...");
+      fmt::format("{}: {} {} in {} file{} ({}{}){}", name, tokens(), bytes ? "bytes" : "tokens",
+                  impl.source_files, impl.source_files == 1 ? "" : "s", impl.sources[0].path(),
+                  impl.sources.size() == 1 ? "" : ", ...",
+                  opened.left_out.empty() ? "" : "; left out: " + opened.left_out);
 }
 
 Dataset::~Dataset() = default;

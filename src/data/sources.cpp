@@ -1,30 +1,25 @@
-// See sources.h. Cache files are written under a temporary name, synced and renamed, so one that
-// exists is whole; their names carry a hash of what they were made from (paths, sizes, times).
+// See sources.h.
 #include "data/sources.h"
 
-#include <fcntl.h>
 #include <glob.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
+#include <string_view>
 #include <utility>
 
 #include "core/error.h"
+#include "core/text.h"
+#include "data/cache.h"
+#include "data/file_kind.h"
 
 namespace longnet {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string cause() { return std::strerror(errno); }
 
 /// Where a file's tokens begin and how wide they are.
 struct Format {
@@ -39,12 +34,6 @@ constexpr int64_t kHeaderBytes = 1024;
 
 constexpr int64_t kReadBytes = 1 << 20;  // of a token file at once
 constexpr size_t kOpenFiles = 256;       // token files that stay open; 1024 descriptors are usual
-
-int64_t file_size(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) throw Error("{}: {}; check the path", path, cause());
-  return info.st_size;
-}
 
 bool has_suffix(const std::string& text, const std::string& suffix) {
   return text.size() >= suffix.size() &&
@@ -62,236 +51,249 @@ std::vector<std::string> split_commas(const std::string& text) {
   return parts;
 }
 
-void add_folder(const std::string& folder, const std::string& key, const DataConfig& config,
-                std::vector<std::string>& files) {
-  const std::vector<std::string> extensions = split_commas(config.extensions);
-  std::vector<std::string> found;
-  std::error_code error;
-  fs::recursive_directory_iterator it(folder, fs::directory_options::skip_permission_denied, error);
-  if (error) throw Error("{}: folder {} cannot be read: {}", key, folder, error.message());
-  const std::string cache = fs::weakly_canonical(config.cache, error).string() + "/";
-  for (; it != fs::recursive_directory_iterator(); it.increment(error)) {
-    if (!it->is_regular_file(error)) continue;
-    const std::string path = it->path().string();
-    // A cache inside the folder is no part of the data (it would grow with every run).
-    if (fs::weakly_canonical(path, error).string().compare(0, cache.size(), cache) == 0) continue;
-    if (!extensions.empty() &&
-        std::none_of(extensions.begin(), extensions.end(),
-                     [&](const std::string& e) { return has_suffix(path, e); }))
-      continue;
-    found.push_back(path);
-  }
-  if (error) throw Error("{}: folder {} cannot be read: {}", key, folder, error.message());
-  if (found.empty())
-    throw Error("{}: folder {} holds no file{}; check the path or data.extensions", key, folder,
-                extensions.empty() ? "" : " ending in " + config.extensions);
-  std::sort(found.begin(), found.end());
-  files.insert(files.end(), found.begin(), found.end());
-}
-
-/// Entries -> files, in order; folders sorted by name.
-std::vector<std::string> expand(const std::vector<std::string>& entries, const std::string& key,
-                                const DataConfig& config, bool& folders) {
+/// What the entries name, and what was passed over on the way.
+struct Found {
   std::vector<std::string> files;
-  for (const std::string& entry : entries) {
-    std::error_code error;
-    if (fs::is_directory(entry, error)) {
-      folders = true;
-      add_folder(entry, key, config, files);
-    } else if (fs::exists(entry, error)) {
-      files.push_back(entry);
-    } else if (entry.find_first_of("*?[") != std::string::npos) {
-      glob_t matches{};
-      const int status = glob(entry.c_str(), 0, nullptr, &matches);
-      std::vector<std::string> found(matches.gl_pathv, matches.gl_pathv + matches.gl_pathc);
-      globfree(&matches);
-      if (status != 0 || found.empty())
-        throw Error("{}: no file matches {}; check the pattern", key, entry);
-      files.insert(files.end(), found.begin(), found.end());
-    } else {
-      throw Error(
-          "{}: {}: no such file or folder; run a script under scripts/data_*.sh or check "
-          "the path",
-          key, entry);
-    }
+  int64_t hidden = 0, cache_folders = 0, other_endings = 0, special = 0;
+  std::vector<std::string> run_folders;
+
+  std::string left_out() const {
+    std::vector<std::string> words;
+    const auto add = [&](size_t count, const std::string& what) {
+      if (count > 0) words.push_back(fmt::format("{} {}", count, what));
+    };
+    add(run_folders.size(), run_folders.empty() ? "" : "run folder (" + run_folders[0] + ")");
+    if (run_folders.size() > 1)
+      words.back() = fmt::format("{} run folders ({}, ...)", run_folders.size(), run_folders[0]);
+    add(cache_folders, "data.cache");
+    add(hidden, "hidden");
+    add(other_endings, "of other endings");
+    add(special, "links to folders, broken links, pipes or devices");
+    return joined(words);
   }
-  return files;
-}
+};
 
-uint64_t hash_text(const std::string& text) {  // FNV-1a, 64 bits
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (unsigned char c : text) hash = (hash ^ c) * 0x100000001b3u;
-  return hash;
-}
-
-bool exists(const std::string& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
-
-/// What a cache file depends on: the file's absolute path, size and time.
-std::string identity(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) throw Error("{}: {}; check the path", path, cause());
-  return fmt::format("{}|{}|{}.{}\n", fs::absolute(path).string(), info.st_size,
-                     info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
-}
-
-/// Writes one cache file: pieces go to a temporary name, finish() makes it appear.
-class CacheWriter {
+/// Collects a folder's files, unsorted. Whatever cannot be read is an error, never left out.
+class FolderWalk {
  public:
-  CacheWriter(const std::string& folder, const std::string& path)
-      : path_(path), temporary_(fmt::format("{}.tmp{}", path, getpid())) {
+  FolderWalk(const std::string& key, const DataConfig& config, Found& found)
+      : key_(key), found_(found), extensions_(split_commas(config.extensions)) {
     std::error_code error;
-    fs::create_directories(folder, error);
-    file_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    if (file_ < 0)
-      throw Error("data.cache: {} cannot be written: {}; set data.cache to a folder that can",
-                  path_, cause());
+    cache_ = fs::weakly_canonical(config.cache, error);
   }
-  ~CacheWriter() {
-    if (file_ < 0) return;
-    close(file_);
-    unlink(temporary_.c_str());
-  }
-  void write(const char* data, int64_t bytes) {
-    while (bytes > 0) {
-      const ssize_t written = ::write(file_, data, static_cast<size_t>(bytes));
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0)
-        throw Error("data.cache: writing {} failed: {}; free space or set data.cache", path_,
-                    cause());
-      data += written;
-      bytes -= written;
+  void walk(const fs::path& folder) {
+    std::error_code error;
+    fs::directory_iterator it(folder, error);
+    if (error) fail(folder, error);
+    for (; it != fs::directory_iterator(); it.increment(error)) {
+      if (error) fail(folder, error);
+      take(*it);
     }
-  }
-  void finish() {
-    if (fsync(file_) != 0 || close(file_) != 0 || rename(temporary_.c_str(), path_.c_str()) != 0)
-      throw Error("data.cache: {} cannot be completed: {}", path_, cause());
-    file_ = -1;
+    if (error) fail(folder, error);
   }
 
  private:
-  std::string path_, temporary_;
-  int file_ = -1;
+  const std::string& key_;
+  Found& found_;
+  std::vector<std::string> extensions_;
+  fs::path cache_;
+
+  [[noreturn]] void fail(const fs::path& path, const std::error_code& error) const {
+    throw Error("{}: {} cannot be read: {}; change its permissions or move it elsewhere", key_,
+                path.string(), error.message());
+  }
+  void take(const fs::directory_entry& entry) {
+    const fs::path& path = entry.path();
+    std::error_code error;
+    if (path.filename().string()[0] == '.') {
+      ++found_.hidden;
+    } else if (entry.is_directory(error) && !entry.is_symlink(error)) {
+      take_folder(path);
+    } else if (!entry.is_regular_file(error)) {
+      if (error && error != std::errc::no_such_file_or_directory) fail(path, error);
+      ++found_.special;
+    } else if (!extensions_.empty() &&
+               std::none_of(extensions_.begin(), extensions_.end(),
+                            [&](const std::string& e) { return has_suffix(path.string(), e); })) {
+      ++found_.other_endings;
+    } else {
+      found_.files.push_back(path.string());
+    }
+  }
+  void take_folder(const fs::path& path) {
+    std::error_code error;
+    if (fs::weakly_canonical(path, error) == cache_) {
+      ++found_.cache_folders;
+    } else if (is_run_folder(path.string())) {
+      found_.run_folders.push_back(path.string());
+    } else {
+      walk(path);
+    }
+  }
 };
 
-/// The unpacked form of a .gz file, made once.
-std::string unpacked(const std::string& path, const DataConfig& config) {
-  const std::string name = fs::path(path).stem().string();
-  const std::string cached =
-      fmt::format("{}/{}-{:016x}.unpacked", config.cache, name, hash_text("gz\n" + identity(path)));
-  if (exists(cached)) return cached;
-  gzFile input = gzopen(path.c_str(), "rb");
-  if (input == nullptr) throw Error("{}: cannot be opened: {}", path, cause());
-  struct Closer {
-    gzFile file;
-    ~Closer() { gzclose(file); }
-  } closer{input};
-  gzbuffer(input, 1 << 20);
-  CacheWriter writer(config.cache, cached);
-  std::vector<char> buffer(1 << 22);
-  for (;;) {
-    const int count = gzread(input, buffer.data(), static_cast<unsigned>(buffer.size()));
-    int status = Z_OK;
-    const char* text = gzerror(input, &status);
-    // A stream that stops early reads to its end and only then reports Z_BUF_ERROR.
-    if (count < 0 || status != Z_OK)
-      throw Error("{}: damaged or truncated gzip file ({}); fetch it again", path,
-                  status == Z_BUF_ERROR ? "unexpected end" : text);
-    if (count == 0) break;
-    if (gzdirect(input) != 0)
-      throw Error("{}: not a gzip file though its name ends in .gz; rename it or fetch it again",
-                  path);
-    writer.write(buffer.data(), count);
-  }
-  writer.finish();
-  return cached;
+void add_folder(const std::string& folder, const std::string& key, const DataConfig& config,
+                Found& found) {
+  if (is_run_folder(folder))
+    throw Error(
+        "{}: {} is the folder of a run or a checkpoint, not data; name another folder, or set "
+        "run.folder to one outside the data",
+        key, folder);
+  const size_t before = found.files.size();
+  FolderWalk(key, config, found).walk(folder);
+  if (found.files.size() == before)
+    throw Error("{}: folder {} holds no file{}; check the path or data.extensions", key, folder,
+                config.extensions.empty() ? "" : " ending in " + config.extensions);
+  std::sort(found.files.begin() + static_cast<std::ptrdiff_t>(before), found.files.end());
 }
 
-/// What a joined file was made from, beside it as .json (for people; the name carries the hash).
-void write_manifest(const std::string& cached, const std::vector<std::string>& files,
-                    const DataConfig& config) {
-  nlohmann::json manifest{{"separator", config.separator}, {"files", nlohmann::json::array()}};
-  for (const std::string& file : files)
-    manifest["files"].push_back({{"path", file}, {"bytes", file_size(file)}});
-  CacheWriter writer(config.cache, cached + ".json");
-  const std::string text =
-      manifest.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  writer.write(text.data(), static_cast<int64_t>(text.size()));
-  writer.finish();
+/// The folder that glob(3) could not read, and why; that function has no room for a context.
+thread_local std::string glob_failure;
+
+std::vector<std::string> glob_matches(const std::string& pattern, const std::string& key) {
+  glob_failure.clear();
+  const auto note = [](const char* path, int error) {
+    if (error == ENOTDIR || error == ENOENT) return 0;  // a file where the pattern wants a folder
+    glob_failure = fmt::format("{} cannot be read: {}", path, std::strerror(error));
+    return 1;
+  };
+  glob_t matches{};
+  const int status = glob(pattern.c_str(), 0, note, &matches);
+  std::vector<std::string> found(matches.gl_pathv, matches.gl_pathv + matches.gl_pathc);
+  globfree(&matches);
+  if (!glob_failure.empty()) throw Error("{}: {}: {}", key, pattern, glob_failure);
+  if (status != 0 || found.empty())
+    throw Error("{}: no file matches {}; check the pattern", key, pattern);
+  return found;
 }
 
-/// Byte files one after another with the separator between them, made once.
-std::string joined_file(const std::vector<std::string>& files, const DataConfig& config) {
-  std::string made_from = fmt::format("join {}\n", config.separator);
-  for (const std::string& file : files) made_from += identity(file);
-  const std::string cached =
-      fmt::format("{}/{}-files-{:016x}.joined", config.cache, files.size(), hash_text(made_from));
-  if (exists(cached)) return cached;
-  CacheWriter writer(config.cache, cached);
-  std::vector<char> buffer(1 << 22);
-  bool first = true;
-  for (const std::string& file : files) {
-    std::ifstream input(file, std::ios::binary);
-    if (!input) throw Error("{}: cannot be opened: {}", file, cause());
-    if (!first && config.separator >= 0) {
-      const char separator = static_cast<char>(config.separator);
-      writer.write(&separator, 1);
-    }
-    first = false;
-    while (input.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) ||
-           input.gcount() > 0)
-      writer.write(buffer.data(), input.gcount());
-    if (input.bad()) throw Error("{}: cannot be read: {}", file, cause());
+/// The remedy for a path that is not there, from what is there.
+std::string missing_remedy(const std::string& entry) {
+  for (const char* made : {"gcide.txt:gcide", "enwik8:enwik8", "linux_train.txt:linux_source",
+                           "linux_validation.txt:linux_source"}) {
+    const std::string text = made, name = text.substr(0, text.find(':'));
+    if (entry == "data/" + name)
+      return fmt::format("make it with scripts/data_{}.sh", text.substr(name.size() + 1));
   }
-  write_manifest(cached, files, config);
-  writer.finish();
-  return cached;
+  const fs::path path(entry);
+  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  std::error_code error;
+  const std::string here =
+      path.is_absolute() ? "" : " (from " + fs::current_path(error).string() + ")";
+  if (!fs::is_directory(folder, error))
+    return fmt::format("there is no folder {}{} either; check the path", folder.string(), here);
+  std::vector<std::string> names;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    names.push_back(it->path().filename().string());
+  const std::string near = nearest(path.filename().string(), names);
+  return near.empty() ? fmt::format("check the path{}", here)
+                      : fmt::format("nearest: {}{}",
+                                    path.has_parent_path() ? (folder / near).string() : near, here);
 }
 
-/// How to read a file under data.format; checks an llm.c header against the file's size.
-Format detect(const std::string& path, const DataConfig& config) {
-  Format format;
-  const int64_t size = file_size(path);
-  int32_t header[3] = {};
-  if (size >= static_cast<int64_t>(sizeof header)) {
-    std::ifstream input(path, std::ios::binary);
-    input.read(reinterpret_cast<char*>(header), sizeof header);
-    if (!input) throw Error("{}: cannot be read: {}", path, cause());
-  }
-  const bool u16_header = header[0] == kMagicU16, u32_header = header[0] == kMagicU32;
-  if (config.format == "bytes" || (config.format == "auto" && !u16_header && !u32_header))
-    return format;
-  format.width = config.format == "tokens_u16"   ? 2
-                 : config.format == "tokens_u32" ? 4
-                 : u16_header                    ? 2
-                                                 : 4;
-  if (u16_header || u32_header) {
-    const int header_width = u16_header ? 2 : 4;
-    if (format.width != header_width)
-      throw Error(
-          "{}: its llm.c header says {}-byte tokens, data.format says {}; set "
-          "data.format=auto",
-          path, header_width, config.format);
-    format.header_bytes = kHeaderBytes;
-    const int32_t version = u16_header ? 1 : 7;
-    if (header[1] != version)
-      throw Error("{}: llm.c header of version {}; version {} is read; write the file anew", path,
-                  header[1], version);
-    if (size < kHeaderBytes)
-      throw Error("{}: {} bytes, shorter than llm.c's header of {}; it is truncated", path, size,
-                  kHeaderBytes);
-    const int64_t held = (size - kHeaderBytes) / format.width;
-    if (header[2] < 0 || header[2] != held || (size - kHeaderBytes) % format.width != 0)
-      throw Error(
-          "{}: its header promises {} tokens, the file holds {}; it is truncated or damaged", path,
-          header[2], held);
-  } else if (size % format.width != 0) {
-    throw Error("{}: {} bytes is no whole number of {}-byte tokens; check data.format={}", path,
-                size, format.width, config.format);
-  }
+void add_entry(const std::string& entry, const std::string& key, const DataConfig& config,
+               Found& found) {
+  std::error_code error;
+  const fs::file_status status = fs::status(entry, error);
+  if (status.type() == fs::file_type::directory) return add_folder(entry, key, config, found);
+  if (status.type() == fs::file_type::regular) return found.files.push_back(entry);
+  if (status.type() == fs::file_type::none)
+    throw Error("{}: {} cannot be read: {}", key, entry, error.message());
+  if (status.type() != fs::file_type::not_found)
+    throw Error(
+        "{}: {} is {}; data must be a regular file, as they are read at any place: write them to "
+        "one first",
+        key, entry, irregular_kind(entry));
+  if (entry.find_first_of("*?[") == std::string::npos)
+    throw Error("{}: {}: no such file or folder; {}", key, entry, missing_remedy(entry));
+  for (const std::string& match : glob_matches(entry, key))
+    if (!fs::is_directory(match, error))
+      add_entry(match, key, config, found);
+    else if (is_run_folder(match))
+      found.run_folders.push_back(match);
+    else
+      add_folder(match, key, config, found);
+}
+
+/// Entries -> files, in order; folders sorted by name.
+Found expand(const std::vector<std::string>& entries, const std::string& key,
+             const DataConfig& config) {
+  if (entries.empty()) throw Error("{}: no data given; name a file, folder or pattern", key);
+  Found found;
+  for (const std::string& entry : entries) add_entry(entry, key, config, found);
+  if (found.files.empty())
+    throw Error("{}: {} matches run folders only, which are no data; check the pattern", key,
+                entries[0]);
+  return found;
+}
+
+/// Refuses a file of data.format=auto without an llm.c header that is not meant to be read as
+/// bytes.
+void refuse_foreign(const std::string& path, std::string_view start) {
+  const ForeignKind kind = recognise(start);
+  if (!kind.name.empty())
+    throw Error(
+        "{}: is {}; {}, leave it out (data.extensions chooses a folder's files), or set "
+        "data.format=bytes if its bytes are the data",
+        path, kind.name, kind.remedy);
+  if (has_suffix(path, ".bin"))
+    throw Error(
+        "{}: a .bin file without llm.c's header; set data.format=tokens_u16 or tokens_u32 if it "
+        "holds token numbers, data.format=bytes if every byte is a token",
+        path);
+}
+
+/// Checks an llm.c header of a file of `size` bytes; `magic_width`: what its first number says.
+Format llmc_format(const std::string& path, const int32_t* header, int64_t size, int magic_width,
+                   const DataConfig& config) {
+  const Format format{magic_width, kHeaderBytes};
+  if (config.format == (magic_width == 2 ? "tokens_u32" : "tokens_u16"))
+    throw Error(
+        "{}: its llm.c header says {}-byte tokens, data.format says {}; set data.format=auto", path,
+        magic_width, config.format);
+  const int32_t version = magic_width == 2 ? 1 : 7;
+  if (header[1] != version)
+    throw Error("{}: llm.c header of version {}; version {} is read; write the file anew", path,
+                header[1], version);
+  if (size < kHeaderBytes)
+    throw Error("{}: {} bytes, shorter than llm.c's header of {}; it is truncated", path, size,
+                kHeaderBytes);
+  const int64_t promised = kHeaderBytes + int64_t{header[2]} * format.width;
+  if (header[2] < 0)
+    throw Error("{}: its header promises {} tokens; it is damaged", path, header[2]);
+  if (size != promised)
+    throw Error(
+        "{}: its header promises {} tokens, which makes {} bytes in all, the file holds {}; "
+        "it {}",
+        path, header[2], promised, size,
+        size < promised ? "is truncated" : "has bytes that do not belong to it");
   return format;
+}
+
+/// How to read a file under data.format.
+Format detect(const std::string& path, const DataConfig& config) {
+  const InputFile file(path);
+  if (config.format == "bytes") return {};
+  std::string start(static_cast<size_t>(std::min(file.size(), kKindBytes)), '\0');
+  file.read(0, start.data(), static_cast<int64_t>(start.size()));
+  int32_t header[3] = {};
+  if (start.size() >= sizeof header) std::memcpy(header, start.data(), sizeof header);
+  if (header[0] == kMagicU16 || header[0] == kMagicU32)
+    return llmc_format(path, header, file.size(), header[0] == kMagicU16 ? 2 : 4, config);
+  if (config.format == "auto") {
+    refuse_foreign(path, start);
+    return {};
+  }
+  const Format format{config.format == "tokens_u16" ? 2 : 4, 0};
+  if (file.size() % format.width != 0)
+    throw Error("{}: {} bytes is no whole number of {}-byte tokens; check data.format={}", path,
+                file.size(), format.width, config.format);
+  return format;
+}
+
+/// A file as it is, or its unpacked form.
+std::string plain_file(const std::string& path, const DataConfig& config) {
+  return has_suffix(path, ".gz") ? unpacked_file(path, config) : path;
 }
 
 /// Little-endian numbers of `width` bytes -> int64.
@@ -340,13 +342,17 @@ void TokenFile::copy(int64_t begin, int64_t count, int64_t* out) const {
   }
 }
 
+int token_width(const std::vector<std::string>& entries, const std::string& key,
+                const DataConfig& config) {
+  return detect(plain_file(expand(entries, key, config).files[0], config), config).width;
+}
+
 Sources open_sources(const std::vector<std::string>& entries, const std::string& key,
                      const DataConfig& config) {
-  if (entries.empty()) throw Error("{}: no data given; name a file, folder or pattern", key);
-  bool folders = false;
-  std::vector<std::string> files = expand(entries, key, config, folders);
-  for (std::string& file : files)
-    if (has_suffix(file, ".gz")) file = unpacked(file, config);
+  clean_cache(config);
+  Found found = expand(entries, key, config);
+  std::vector<std::string>& files = found.files;
+  for (std::string& file : files) file = plain_file(file, config);
   std::vector<Format> formats;
   for (const std::string& file : files) formats.push_back(detect(file, config));
   for (size_t i = 1; i < files.size(); ++i)
@@ -355,6 +361,7 @@ Sources open_sources(const std::vector<std::string>& entries, const std::string&
                   files[0], formats[0].width, files[i], formats[i].width);
   Sources sources;
   sources.source_files = static_cast<int64_t>(files.size());
+  sources.left_out = found.left_out();
   if (formats[0].width == 1) {
     const std::string path = files.size() == 1 ? files[0] : joined_file(files, config);
     sources.files.emplace_back(path, 0, 1, true);

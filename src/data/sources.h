@@ -1,6 +1,7 @@
 // From the entries of data.train / data.validation to files that hold plain tokens: lists, folders
-// and globs are expanded, .gz files unpacked, several byte files joined - each once, in the cache
-// folder.
+// and globs are expanded, .gz files unpacked and several byte files joined in the cache (cache.h).
+// Hidden files, run folders and the cache are no data; what cannot be read or is of another kind
+// than it seems is refused.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,12 @@ class TokenFile {
 struct Sources {
   std::vector<TokenFile> files;  // in order, all of one width
   int64_t source_files = 0;      // before several byte files were joined
+  std::string left_out;          // "3 hidden, 1 run folder (runs/a)"; empty: nothing
 };
+
+/// Bytes per token of the first file behind `entries`: 1 for text. Throws Error as open_sources().
+int token_width(const std::vector<std::string>& entries, const std::string& key,
+                const DataConfig& config);
 
 /// The files behind `entries` (key: "data.train" or "data.validation", for messages), in order.
 /// Builds cache files where needed. Throws Error with file, cause and remedy.

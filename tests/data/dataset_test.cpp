@@ -10,6 +10,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <thread>
 #include <vector>
@@ -210,7 +211,7 @@ TEST_F(DatasetTest, GzIsUnpackedOnceAndRemadeWhenChanged) {
   write_gz(path, bytes);
   expect_reads(as_tokens(bytes), 8);
   const auto first = cache_files();
-  ASSERT_EQ(first.size(), 1u);
+  ASSERT_EQ(first.size(), 2u) << "the unpacked file and its manifest";
   expect_reads(as_tokens(bytes), 8);
   EXPECT_EQ(cache_files(), first);
   write_gz(path, bytes + "more");
@@ -328,7 +329,238 @@ TEST_F(DatasetTest, AFileCutWhileInUseIsNamed) {
   }
 }
 
+TEST_F(DatasetTest, ACacheFileThatIsNoLongerIntactIsMadeAnew) {
+  const std::string bytes = some_bytes(5000);
+  write_gz(folder.file("text.gz"), bytes);
+  folder.write("a", "aaaa");
+  folder.write("b", "bbbb");
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases{
+      {{folder.file("text.gz")}, bytes},
+      {{folder.file("a"), folder.file("b")}, std::string("aaaa\0bbbb", 9)}};
+  for (const auto& [train, expected] : cases) {
+    fs::remove_all(config.cache);
+    config.train = train;
+    expect_reads(as_tokens(expected), 3);
+    std::string cached, manifest;
+    for (const auto& entry : fs::directory_iterator(config.cache))
+      (entry.path().extension() == ".json" ? manifest : cached) = entry.path().string();
+    fs::resize_file(cached, 6);  // cut
+    expect_reads(as_tokens(expected), 3);
+    std::fstream(cached, std::ios::in | std::ios::out | std::ios::binary).seekp(3).put('?');
+    expect_reads(as_tokens(expected), 3);
+    for (const char* damaged : {"", "[]", "{\"bytes\": \"x\", \"hash\": 3}", "\xff"}) {
+      std::ofstream(manifest) << damaged;
+      expect_reads(as_tokens(expected), 3);
+    }
+    fs::remove(manifest);
+    expect_reads(as_tokens(expected), 3);
+    EXPECT_TRUE(fs::exists(manifest));
+  }
+}
+
+TEST_F(DatasetTest, LeftoversInTheCacheAreRemoved) {
+  fs::create_directories(config.cache);
+  const std::string left = config.cache + "/text.unpacked.tmp123-1";
+  std::ofstream(left) << "half";
+  config.train = {folder.write("text", some_bytes(100))};
+  EXPECT_EQ(message(), "no error");
+  EXPECT_FALSE(fs::exists(left));
+}
+
+TEST_F(DatasetTest, GzOfSeveralMembersIsJoinedAndRestsAreRefused) {
+  const std::string a = some_bytes(9000, 1), b = some_bytes(5000, 2);
+  write_gz(folder.file("a.gz"), a);
+  write_gz(folder.file("b.gz"), b);
+  const std::string first = test::read_whole_file(folder.file("a.gz")),
+                    second = test::read_whole_file(folder.file("b.gz"));
+  const auto with = [&](const std::string& bytes) {
+    config.train = {folder.write("text.gz", bytes)};
+    return message();
+  };
+  EXPECT_EQ(with(first + second), "no error");
+  expect_reads(as_tokens(a + b), 3000);
+  EXPECT_EQ(with(first + second + std::string(512, '\0')), "no error") << "padding, as on tapes";
+  expect_reads(as_tokens(a + b), 3000);
+  const auto rest = HasSubstr(
+      fmt::format("text.gz: the bytes from {} on are neither gzip data nor padding", first.size()));
+  EXPECT_THAT(with(first + "rest"), rest);
+  EXPECT_THAT(with(first + "\x1f"), rest);
+  std::string damaged = second;
+  damaged[0] ^= 1;  // half of the data would be lost without a word
+  EXPECT_THAT(with(first + damaged), rest);
+  damaged = second;
+  damaged[2] ^= 1;
+  EXPECT_THAT(with(first + damaged), HasSubstr("damaged or truncated"));
+  for (size_t cut : {size_t{2}, size_t{9}, second.size() / 2, second.size() - 1})
+    EXPECT_THAT(with(first + second.substr(0, cut)), HasSubstr("damaged or truncated")) << cut;
+  EXPECT_THAT(with(""), HasSubstr("text.gz: holds 0 bytes, so it is no gzip file"));
+}
+
+TEST_F(DatasetTest, OwnOutputAndHiddenFilesAreNoData) {
+  for (const char* name : {"tree/.git", "tree/runs/a/step-00000010", "tree/runs/b", "tree/cache",
+                           "tree/runs/c", "tree/copy"})
+    fs::create_directories(folder.file(name));
+  for (const char* name :
+       {"tree/.git/config", "tree/.hidden", "tree/runs/a/step-00000010/state.json",
+        "tree/runs/a/step-00000010/model.safetensors", "tree/runs/a/notes", "tree/runs/b/log.txt",
+        "tree/runs/b/metrics.jsonl", "tree/runs/c/run.lock", "tree/runs/c/log.txt",
+        "tree/cache/old", "tree/copy/state.json", "tree/copy/model.safetensors"})
+    folder.write(name, "output");
+  folder.write("tree/a", "aaaa");
+  folder.write("tree/log.txt", "bbbb");  // a user's: no run folder
+  config.cache = folder.file("tree/cache");
+  config.train = {folder.file("tree")};
+  expect_reads(as_tokens(std::string("aaaa\0bbbb", 9)), 3);
+  const std::string text = Dataset(config, Split::kTrain, 3, 256).description();
+  EXPECT_THAT(text, HasSubstr("9 bytes in 2 files"));
+  EXPECT_THAT(text, HasSubstr("left out: 4 run folders ("));
+  EXPECT_THAT(text, HasSubstr("1 data.cache, 2 hidden"));
+  config.train = {folder.file("tree/runs/a")};
+  EXPECT_THAT(message(), HasSubstr("runs/a is the folder of a run or a checkpoint, not data"));
+  config.train = {folder.file("tree/runs/*")};
+  EXPECT_THAT(message(), HasSubstr("matches run folders only"));
+}
+
+TEST_F(DatasetTest, AGlobTakesTheFoldersItMatches) {
+  fs::create_directories(folder.file("tree/sub"));
+  folder.write("tree/a", "aaaa");
+  folder.write("tree/sub/b", "bbbb");
+  config.train = {folder.file("tree/*")};
+  expect_reads(as_tokens(std::string("aaaa\0bbbb", 9)), 3);
+}
+
 // ------------------------------------------------------------------------------ bad input
+
+TEST_F(DatasetTest, WhatIsNoRegularFileIsRefusedAtOnce) {
+  ASSERT_EQ(mkfifo(folder.file("pipe").c_str(), 0600), 0);
+  config.train = {folder.file("pipe")};
+  EXPECT_THAT(message(), HasSubstr("pipe is a pipe; data must be a regular file"));
+  config.train = {"/dev/zero"};
+  EXPECT_THAT(message(), HasSubstr("/dev/zero is a device; data must be a regular file"));
+}
+
+TEST_F(DatasetTest, FilesOfAnotherKindAreNotReadAsText) {
+  std::string tar(512, '\0');
+  tar.replace(257, 5, "ustar");
+  std::string utf16;
+  for (const char c : std::string("plain text in UTF-16\n")) utf16 += c, utf16 += '\0';
+  std::string ids16, ids32;
+  uint64_t seed = 1;
+  for (int i = 0; i < 4000; ++i) {  // Zipf's law, as token files have it
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    const double u = static_cast<double>(seed >> 11) * 0x1p-53;
+    const uint32_t id = static_cast<uint32_t>(std::exp(u * std::log(50257.0))) - 1;
+    const uint16_t narrow = static_cast<uint16_t>(id);
+    ids16.append(reinterpret_cast<const char*>(&narrow), 2);
+    ids32.append(reinterpret_cast<const char*>(&id), 4);
+  }
+  const std::string pad(100, 'x');
+  const std::vector<std::pair<std::string, const char*>> cases{
+      {"PK\x03\x04" + pad, "a zip archive"},
+      {"\x1f\x8b\x08" + pad, "compressed by gzip"},
+      {"\x28\xb5\x2f\xfd" + pad, "compressed by zstd"},
+      {std::string("\xfd\x37zXZ\0", 6) + pad, "compressed by xz"},
+      {"BZh91AY&SY" + pad, "compressed by bzip2"},
+      {tar, "a tar archive"},
+      {"\x89PNG\r\n\x1a\n" + pad, "a PNG picture"},
+      {"%PDF-1.7" + pad, "a PDF document"},
+      {"\x7f"
+       "ELF" +
+           pad,
+       "a program (ELF)"},
+      {"PAR1" + pad, "a parquet table"},
+      {"\x89HDF\r\n\x1a\n" + pad, "an HDF5 file"},
+      {"\x93NUMPY" + pad, "a NumPy array"},
+      {header(20240326, 3, 1024), "a model file of llm.c"},
+      {header(20240328, 2, 50257), "a tokenizer of llm.c"},
+      {header(20240522, 1, 10), "an evaluation file of llm.c"},
+      {std::string("\x0a\0\0\0\0\0\0\0{\"a\":{}}", 16) + pad, "a model file (safetensors)"},
+      {"\xff\xfe" + utf16, "is UTF-16 text;"},
+      {"\xfe\xff" + utf16, "is UTF-16 text;"},
+      {utf16, "UTF-16 text without a byte-order mark"},
+      {ids16, "whole numbers of 2 or 4 bytes"},
+      {ids32, "whole numbers of 2 or 4 bytes"},
+  };
+  for (const auto& [bytes, kind] : cases) {
+    config.format = "auto";
+    config.train = {folder.write("data", bytes)};
+    EXPECT_THAT(message(), HasSubstr(kind));
+    EXPECT_THAT(message(), HasSubstr("data.format=bytes if its bytes are the data"));
+    config.format = "bytes";
+    EXPECT_EQ(message(), "no error") << kind;
+  }
+}
+
+TEST_F(DatasetTest, TextsAndBytesOfEveryKindAreTaken) {
+  std::string cyrillic, latin, table;
+  uint64_t seed = 1;
+  for (int i = 0; i < 5000; ++i) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    const char letter = static_cast<char>(seed >> 59);  // -16 .. 15
+    cyrillic += i % 6 ? std::string("\xd0") + static_cast<char>(0xa0 + (letter & 31)) : " ";
+    latin += static_cast<char>(0xe0 + (letter & 31));
+    table += fmt::format("{}\t{}\r\n", i, i * i);
+  }
+  for (const std::string& text : {cyrillic, latin, table, "\xef\xbb\xbf" + table, some_bytes(20000),
+                                  std::string(20000, '\0'), std::string(20000, 'A')}) {
+    config.train = {folder.write("data", text)};
+    EXPECT_EQ(message(), "no error") << text.substr(0, 20);
+  }
+}
+
+TEST_F(DatasetTest, BinFilesWithoutAHeaderAreNotGuessed) {
+  config.train = {folder.write("x.bin", some_bytes(1000))};
+  EXPECT_THAT(message(), HasSubstr("x.bin: a .bin file without llm.c's header; set "
+                                   "data.format=tokens_u16 or tokens_u32"));
+  EXPECT_THAT(message(), HasSubstr("data.format=bytes if every byte is a token"));
+  config.format = "bytes";
+  EXPECT_EQ(message(), "no error");
+}
+
+TEST_F(DatasetTest, TrainingAndValidationAreOfOneKind) {
+  config.train = {folder.write("text", some_bytes(100))};
+  config.validation = {
+      folder.write("ids.bin", header(20240520, 1, 20) + packed(std::vector<uint16_t>(20, 1)))};
+  EXPECT_THAT(message(Split::kValidation), HasSubstr("ids.bin holds tokens, data.train text or"));
+  std::swap(config.train, config.validation);
+  EXPECT_THAT(message(Split::kValidation),
+              HasSubstr("text holds text or bytes, data.train tokens"));
+  config.train = {folder.file("on another machine")};
+  EXPECT_EQ(message(Split::kValidation), "no error");
+}
+
+TEST_F(DatasetTest, IdsOutsideTheVocabularyAreFoundWhenOpened) {
+  std::vector<uint16_t> ids(100'000, 1);
+  ids[77'777] = 5000;
+  config.train = {folder.write("ids.bin", header(20240520, 1, 100'000) + packed(ids))};
+  EXPECT_THAT(message(Split::kTrain, 8, 5000),
+              HasSubstr(fmt::format("token 5000 at byte {} is outside", 1024 + 2 * 77'777)));
+  EXPECT_EQ(message(Split::kTrain, 8, 5001), "no error");
+}
+
+TEST_F(DatasetTest, RemediesFitThePath) {
+  config.train = {"data/gcide.txt"};
+  EXPECT_THAT(message(), HasSubstr("data/gcide.txt: no such file or folder; make it with "
+                                   "scripts/data_gcide.sh"));
+  folder.write("book.txt", "text");
+  config.train = {folder.file("bok.txt")};
+  EXPECT_THAT(message(), HasSubstr("nearest: " + folder.file("book.txt")));
+  config.train = {folder.file("none/book.txt")};
+  EXPECT_THAT(message(), HasSubstr("there is no folder " + folder.file("none") + " either"));
+}
+
+TEST_F(DatasetTest, UnreadableFilesAndFoldersAreRefusedAlike) {
+  if (geteuid() == 0) GTEST_SKIP() << "root reads everything";
+  fs::create_directories(folder.file("tree/closed"));
+  folder.write("tree/a", "aaaa");
+  folder.write("tree/closed/b", "bbbb");
+  ASSERT_EQ(chmod(folder.file("tree/closed").c_str(), 0), 0);
+  for (const char* entry : {"tree", "tree/*/b"}) {
+    config.train = {folder.file(entry)};
+    EXPECT_THAT(message(), HasSubstr("tree/closed cannot be read: Permission denied")) << entry;
+  }
+  ASSERT_EQ(chmod(folder.file("tree/closed").c_str(), 0700), 0);
+}
 
 TEST_F(DatasetTest, BadPathsAreNamed) {
   EXPECT_THAT(message(), HasSubstr("data.train: no data given"));
@@ -351,7 +583,8 @@ TEST_F(DatasetTest, TooLittleDataSaysHowMuch) {
   EXPECT_THAT(message(), HasSubstr("has 8 tokens, a sequence and its last target need 9; set "
                                    "train.sequence_length to at most 7"));
   EXPECT_EQ(message(Split::kTrain, 7), "no error");
-  EXPECT_THAT(message(Split::kValidation), HasSubstr("raise data.validation_fraction"));
+  EXPECT_THAT(message(Split::kValidation),
+              HasSubstr("need 9; give more data or raise data.validation_fraction"));
 }
 
 TEST_F(DatasetTest, TokensOutsideTheVocabularyAreNamed) {
@@ -371,7 +604,8 @@ TEST_F(DatasetTest, DamagedGzLeavesNoFile) {
   const std::string whole = test::read_whole_file(path);
   config.train = {path};
   folder.write("text.gz", whole.substr(0, whole.size() / 2));
-  EXPECT_THAT(message(), HasSubstr("text.gz: damaged or truncated gzip file (unexpected end)"));
+  EXPECT_THAT(message(),
+              HasSubstr("text.gz: damaged or truncated gzip file (unexpected end near byte "));
   folder.write("text.gz", whole.substr(0, whole.size() - 4));
   EXPECT_THAT(message(), HasSubstr("text.gz: damaged or truncated"));
   std::string flipped = whole;
@@ -386,9 +620,12 @@ TEST_F(DatasetTest, DamagedGzLeavesNoFile) {
 TEST_F(DatasetTest, BadTokenFilesAreNamed) {
   const std::string ids = packed(std::vector<uint16_t>(20, 1));
   config.train = {folder.write("x.bin", header(20240520, 1, 21) + ids)};
-  EXPECT_THAT(message(), HasSubstr("header promises 21 tokens, the file holds 20"));
+  EXPECT_THAT(message(),
+              HasSubstr("header promises 21 tokens, which makes 1066 bytes in all, the file "
+                        "holds 1064; it is truncated"));
   config.train = {folder.write("x.bin", header(20240520, 1, 20) + ids + "x")};
-  EXPECT_THAT(message(), HasSubstr("header promises 20 tokens"));
+  EXPECT_THAT(message(), HasSubstr("20 tokens, which makes 1064 bytes in all, the file holds 1065; "
+                                   "it has bytes that do not belong to it"));
   config.train = {folder.write("x.bin", header(20240520, 3, 20) + ids)};
   EXPECT_THAT(message(), HasSubstr("header of version 3; version 1 is read"));
   config.train = {folder.write("x.bin", header(20240520, 1, 20).substr(0, 500))};
@@ -415,7 +652,7 @@ TEST_F(DatasetTest, SplitsThatCannotBeAreRefused) {
 TEST_F(DatasetTest, ACacheThatCannotBeWrittenIsNamed) {
   config.train = {folder.write("a", "aaaaaaaa"), folder.write("b", "bbbbbbbb")};
   config.cache = folder.file("a") + "/cache";  // a file where a folder should be
-  EXPECT_THAT(message(), HasSubstr("set data.cache to a folder that can"));
+  EXPECT_THAT(message(), HasSubstr("cache cannot be made: Not a directory; set data.cache to"));
 }
 
 TEST_F(DatasetTest, AnUnreadableFileIsNamed) {

@@ -1,0 +1,213 @@
+// See cache.h. The name of a cache file carries a hash of what it was made from: absolute paths,
+// sizes and times of the sources. Two processes may make the same file at once; the later one
+// stays.
+#include "data/cache.h"
+
+#include <sys/stat.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/input_file.h"
+#include "core/output_file.h"
+#include "data/content_hash.h"
+
+namespace longnet {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr int64_t kPieceBytes = 4 << 20;
+constexpr int64_t kLargestManifest = int64_t{1} << 30;  // names millions of files
+
+std::string hash_text(const std::string& text) {
+  ContentHash hash;
+  for (const unsigned char c : text) hash.add(c);
+  return hash.text();
+}
+
+/// Of the file's content, as far as sample_places() looks.
+std::string content_hash(const InputFile& file) {
+  ContentHash hash;
+  std::vector<unsigned char> piece;
+  sample_places(file.size(), kHashedBytes, [&](int64_t first, int64_t count) {
+    piece.resize(static_cast<size_t>(count));
+    file.read(first, piece.data(), count);
+    for (const unsigned char c : piece) hash.add(c);
+  });
+  return hash.text();
+}
+
+/// What a cache file depends on: the source's absolute path, size and time.
+std::string identity(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0)
+    throw Error("{}: cannot be read: {}", path, std::strerror(errno));
+  return fmt::format("{}|{}|{}.{}\n", fs::absolute(path).string(), info.st_size,
+                     info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
+}
+
+/// True if the file is what its manifest says.
+bool is_intact(const std::string& cached) {
+  std::error_code error;
+  if (!fs::exists(cached, error) || !fs::exists(cached + ".json", error)) return false;
+  const Json manifest =
+      Json::parse(read_input_file(cached + ".json", kLargestManifest), nullptr, false);
+  if (!manifest.is_object() || !manifest.contains("bytes") || !manifest.contains("hash"))
+    return false;
+  const InputFile file(cached);
+  return manifest["bytes"] == file.size() && manifest["hash"] == content_hash(file);
+}
+
+/// Runs `fill` on a new cache file and writes its manifest after it.
+template <typename Fill>
+void make(const std::string& cached, const DataConfig& config, Json manifest, Fill fill) {
+  std::error_code error;
+  fs::create_directories(config.cache, error);
+  if (error)
+    throw Error("data.cache: {} cannot be made: {}; set data.cache to a folder that can",
+                config.cache, error.message());
+  try {
+    OutputFile out(cached);
+    fill(out);
+    out.commit();
+    const InputFile file(cached);
+    manifest["bytes"] = file.size();
+    manifest["hash"] = content_hash(file);
+    write_output_file(cached + ".json",
+                      manifest.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  } catch (const Error& e) {
+    const std::string text = e.what();
+    if (text.rfind(cached, 0) != 0) throw;
+    throw Error("data.cache: {}; free space or set data.cache to another folder", text);
+  }
+}
+
+/// A gzip file from its first byte to its last.
+class GzipReader {
+ public:
+  explicit GzipReader(const std::string& path) : file_(path), input_(kPieceBytes) {
+    if (file_.size() == 0)
+      throw Error("{}: holds 0 bytes, so it is no gzip file; fetch it again", path);
+    // 16: gzip's header and checksum are wanted and compared.
+    LN_CHECK(inflateInit2(&stream_, MAX_WBITS + 16) == Z_OK, "zlib cannot start");
+  }
+  ~GzipReader() { inflateEnd(&stream_); }
+  GzipReader(const GzipReader&) = delete;
+
+  void unpack_into(OutputFile& out) {
+    std::vector<unsigned char> piece(kPieceBytes);
+    check_header();
+    for (;;) {
+      if (stream_.avail_in == 0) refill();
+      stream_.next_out = piece.data();
+      stream_.avail_out = static_cast<uInt>(piece.size());
+      const int status = inflate(&stream_, Z_NO_FLUSH);
+      out.write(piece.data(), static_cast<int64_t>(piece.size() - stream_.avail_out));
+      if (status == Z_STREAM_END) {
+        if (!next_member()) return;
+      } else if (status == Z_BUF_ERROR || (status == Z_OK && at_end() && stream_.avail_out > 0)) {
+        fail("unexpected end");
+      } else if (status != Z_OK) {
+        fail(stream_.msg != nullptr ? stream_.msg : "wrong checksum");
+      }
+    }
+  }
+
+ private:
+  InputFile file_;
+  std::vector<unsigned char> input_;
+  z_stream stream_{};
+  int64_t read_ = 0;  // bytes of the file that were given to zlib
+
+  bool at_end() const { return stream_.avail_in == 0 && read_ == file_.size(); }
+  int64_t place() const { return read_ - static_cast<int64_t>(stream_.avail_in); }
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Error("{}: damaged or truncated gzip file ({} near byte {}); fetch it again",
+                file_.path(), what, place());
+  }
+  void refill() {
+    const int64_t count = std::min(kPieceBytes, file_.size() - read_);
+    file_.read(read_, input_.data(), count);
+    read_ += count;
+    stream_.next_in = input_.data();
+    stream_.avail_in = static_cast<uInt>(count);
+  }
+  void check_header() {
+    refill();
+    if (stream_.avail_in < 2 || input_[0] != 0x1f || input_[1] != 0x8b)
+      throw Error("{}: not a gzip file though its name ends in .gz; rename it or fetch it again",
+                  file_.path());
+  }
+  /// After a member: true if another one begins here, false at the end of the file.
+  bool next_member() {
+    unsigned char mark[2] = {};
+    const int64_t end = place();
+    if (file_.read_some(end, mark, 2) == 2 && mark[0] == 0x1f && mark[1] == 0x8b) {
+      LN_CHECK(inflateReset(&stream_) == Z_OK, "zlib cannot start again");
+      return true;
+    }
+    for (;;) {
+      for (; stream_.avail_in > 0; --stream_.avail_in)
+        if (*stream_.next_in++ != 0)
+          throw Error(
+              "{}: the bytes from {} on are neither gzip data nor padding; it is damaged there, or "
+              "something was added: fetch it again, or cut it with head -c {}",
+              file_.path(), end, end);
+      if (at_end()) return false;
+      refill();
+    }
+  }
+};
+
+void append_file(OutputFile& out, const std::string& path, std::vector<char>& buffer) {
+  const InputFile file(path);
+  for (int64_t done = 0; done < file.size(); done += kPieceBytes) {
+    const int64_t part = std::min(kPieceBytes, file.size() - done);
+    file.read(done, buffer.data(), part);
+    out.write(buffer.data(), part);
+  }
+}
+
+}  // namespace
+
+std::string unpacked_file(const std::string& path, const DataConfig& config) {
+  const std::string cached =
+      fmt::format("{}/{}-{}.unpacked", config.cache, fs::path(path).stem().string(),
+                  hash_text("gz\n" + identity(path)));
+  if (is_intact(cached)) return cached;
+  make(cached, config, {{"unpacked_from", path}},
+       [&](OutputFile& out) { GzipReader(path).unpack_into(out); });
+  return cached;
+}
+
+std::string joined_file(const std::vector<std::string>& files, const DataConfig& config) {
+  std::string made_from = fmt::format("join {}\n", config.separator);
+  Json manifest{{"separator", config.separator}, {"files", Json::array()}};
+  for (const std::string& file : files) {
+    made_from += identity(file);
+    manifest["files"].push_back({{"path", file}, {"bytes", InputFile(file).size()}});
+  }
+  const std::string cached =
+      fmt::format("{}/{}-files-{}.joined", config.cache, files.size(), hash_text(made_from));
+  if (is_intact(cached)) return cached;
+  make(cached, config, std::move(manifest), [&](OutputFile& out) {
+    std::vector<char> buffer(kPieceBytes);
+    for (size_t i = 0; i < files.size(); ++i) {
+      const char separator = static_cast<char>(config.separator);
+      if (i > 0 && config.separator >= 0) out.write(&separator, 1);
+      append_file(out, files[i], buffer);
+    }
+  });
+  return cached;
+}
+
+void clean_cache(const DataConfig& config) { remove_stale_temporaries(config.cache); }
+
+}  // namespace longnet
