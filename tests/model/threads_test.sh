@@ -4,6 +4,8 @@
 set -euo pipefail
 model=$1 kernels=$2 dist=$3
 scripts=$(cd "$(dirname "$0")/../../scripts" && pwd)
+# Other programs may want the cores, and these programs do not bound their spinning by themselves.
+export OMP_WAIT_POLICY=passive GTEST_COLOR=no
 failed=0
 check() {  # check WHAT COMMAND...: at least one test has run and all have passed
   local what=$1 out; shift
