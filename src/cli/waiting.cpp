@@ -4,7 +4,10 @@
 #include <unistd.h>
 
 #include <climits>
+#include <cstdint>
 #include <cstdlib>
+#include <fstream>
+#include <sstream>
 #include <string>
 
 namespace longnet {
@@ -16,13 +19,30 @@ constexpr const char* kSpinCount = "2000";
 constexpr const char* kBlockTime = "1";  // milliseconds; 200 by default
 constexpr const char* kStartedAnew = "LONGNET_SPIN_BOUNDED";
 
-/// The program's own file; empty if it cannot be told or is no longer there.
+/// The file that this code was loaded from; empty if it cannot be told.
+std::string file_of_code() {
+  std::ifstream maps("/proc/self/maps");  // "BEGIN-END rw-p OFFSET DEVICE INODE      FILE"
+  const auto here = reinterpret_cast<uintptr_t>(&bound_spinning);
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t begin = 0, end = 0;
+    char dash = 0;
+    std::istringstream words(line);
+    words >> std::hex >> begin >> dash >> end;
+    if (here < begin || here >= end) continue;
+    const size_t path = line.find('/');
+    return path == std::string::npos ? "" : line.substr(path);
+  }
+  return "";
+}
+
+/// The program's own file; empty if it cannot be told, is no longer there, or is not what runs: a
+/// program may be started by a loader (ld.so PROGRAM) or inside a tool.
 std::string own_file() {
   char path[PATH_MAX];
   const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
   if (length <= 0) return "";
   const std::string file(path, static_cast<size_t>(length));
-  return access(file.c_str(), X_OK) == 0 ? file : "";
+  return file == file_of_code() && access(file.c_str(), X_OK) == 0 ? file : "";
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // How OpenMP's threads wait: bounded where the user said nothing, his own way where he did.
 #include <gtest/gtest.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "support/source_folder.h"
 
@@ -8,10 +9,10 @@ namespace longnet::test {
 namespace {
 
 /// What OpenMP says of its settings while `longnet --version` runs, once for each start.
-std::string settings(const std::string& environment) {
+std::string settings(const std::string& environment, const std::string& loader = "") {
   const std::string command = "env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT -u KMP_BLOCKTIME " +
-                              environment + " OMP_DISPLAY_ENV=verbose '" + binary_folder() +
-                              "/longnet' --version 2>&1";
+                              environment + " OMP_DISPLAY_ENV=verbose " + loader + " '" +
+                              binary_folder() + "/longnet' --version 2>&1";
   FILE* pipe = ::popen(command.c_str(), "r");
   if (pipe == nullptr) return "";
   std::string text;
@@ -36,6 +37,12 @@ TEST(Waiting, SpinsForABoundedTimeUnlessTheUserSaysSomethingElse) {
   const size_t last = by_itself.rfind("GOMP_SPINCOUNT = ");
   EXPECT_EQ(by_itself.substr(last, 23), "GOMP_SPINCOUNT = '2000'") << by_itself;
   EXPECT_NE(by_itself.find("longnet 0."), std::string::npos) << by_itself;
+  for (const char* loader : {"/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"}) {
+    if (::access(loader, X_OK) != 0) continue;
+    const std::string text = settings("", loader);
+    EXPECT_EQ(starts(text), 1) << "a loader must not be started with our words: " << text;
+    EXPECT_NE(text.find("longnet 0."), std::string::npos) << text;
+  }
   for (const char* chosen :
        {"OMP_WAIT_POLICY=active", "OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=77"}) {
     const std::string text = settings(chosen);
