@@ -436,12 +436,21 @@ constexpr bool kRace = false;
 
 constexpr uint16_t kManyWarps = 0xffff, kManyLanes = 0x8000;  // | warp
 
-struct Cell {
+struct alignas(32) Cell {
   uint32_t write_epoch = 0, write_sync = 0, write_pc = 0;
   uint32_t read_epoch = 0, read_sync = 0, read_pc = 0;
   uint32_t older_read_epoch = 0;  // by another block of the same launch
   uint16_t write_thread = 0, read_thread = 0;
 };
+
+static_assert(sizeof(Cell) == 32);  // no padding: same() compares all of it
+
+bool same(const Cell& a, const Cell& b) {
+  uint64_t x[4], y[4];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3])) == 0;
+}
 
 constexpr uintptr_t kPage = 4096;
 std::vector<Cell> shared_cells;
@@ -539,6 +548,21 @@ void access_cell(Cell& c, bool write, bool shared, uint32_t pc, int now) {
   c.read_thread = reader;
 }
 
+/// access_cell() of neighbours. Bytes of one value mostly have one history, so what became of the
+/// first is copied to those that were equal to it; their races would be the same lines.
+void access_cells(Cell* cells, size_t bytes, bool write, bool shared, uint32_t pc, int now) {
+  if (bytes == 0) return;
+  const Cell before = cells[0];
+  access_cell(cells[0], write, shared, pc, now);
+  const Cell after = cells[0];
+  for (size_t i = 1; i < bytes; ++i) {
+    if (same(cells[i], before))
+      cells[i] = after;
+    else
+      access_cell(cells[i], write, shared, pc, now);
+  }
+}
+
 void access(const void* pointer, size_t bytes, bool write, const void* return_address, int now) {
   const char* address = static_cast<const char*>(pointer);
   // Stacks are each thread's own; the emulator's variables are no device memory.
@@ -551,13 +575,11 @@ void access(const void* pointer, size_t bytes, bool write, const void* return_ad
       static_cast<uint32_t>(static_cast<const char*>(return_address) - &__executable_start);
   const bool shared = address >= m.shared && address < m.shared + m.launch->shared_bytes;
   if (shared) {
-    Cell* cells = shared_cells.data() + (address - m.shared);
-    for (size_t i = 0; i < bytes; ++i) access_cell(cells[i], write, true, pc, now);
+    access_cells(shared_cells.data() + (address - m.shared), bytes, write, true, pc, now);
   } else {
     const uintptr_t start = reinterpret_cast<uintptr_t>(address);
     if (start % kPage + bytes <= kPage) {
-      Cell* cells = global_cell(start);
-      for (size_t i = 0; i < bytes; ++i) access_cell(cells[i], write, false, pc, now);
+      access_cells(global_cell(start), bytes, write, false, pc, now);
     } else {
       for (size_t i = 0; i < bytes; ++i)
         access_cell(*global_cell(start + i), write, false, pc, now);
