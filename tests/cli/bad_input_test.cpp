@@ -174,6 +174,17 @@ TEST_F(BadInput, CudaWithoutAGpu) {
   EXPECT_EQ(program.run("plan tiny.yaml run.backend=cuda").exit_code, 0);
 }
 
+// What a rank of Open MPI's mpirun sees of it if the program is linked with another MPI: every rank
+// would train, all into one folder.
+TEST_F(BadInput, StartedByAnotherMpisLauncher) {
+  ::setenv("OMPI_COMM_WORLD_SIZE", "2", 1);
+  expect_refused({{"train tiny.yaml", "2 ranks were started, but each is alone"}});
+  ::setenv("OMPI_COMM_WORLD_SIZE", "1", 1);
+  EXPECT_EQ(program.run("plan tiny.yaml").exit_code, 0);
+  ::unsetenv("OMPI_COMM_WORLD_SIZE");
+  EXPECT_FALSE(std::filesystem::exists(program.file("run")));
+}
+
 TEST_F(BadInput, TwoRanksSayItOnce) {
   ASSERT_EQ(program.run("train tiny.yaml train.steps=1 optimizer.warmup_steps=0").exit_code, 0);
   // mpirun adds its own notice about the exit code; of the program there must be one line.
