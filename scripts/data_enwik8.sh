@@ -2,6 +2,7 @@
 # Downloads enwik8 (the first 10^8 bytes of an English Wikipedia dump, http://mattmahoney.net/dc/textdata.html),
 # checks it and makes data/enwik8, which `configs/enwik8.yaml` reads as it is. Usage: scripts/data_enwik8.sh
 set -euo pipefail
+[ $# = 0 ] || { echo "data_enwik8: takes no arguments; usage: scripts/data_enwik8.sh" >&2; exit 64; }
 cd "$(dirname "$0")/.."
 out=data/enwik8
 sha1=57b8363b814821dc9d47aa4d41f58733519076b2

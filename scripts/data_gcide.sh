@@ -2,6 +2,7 @@
 # Makes data/gcide.txt: 40 MB of English prose, the GNU Collaborative International Dictionary of English,
 # from the distribution's package dict-gcide. Usage: scripts/data_gcide.sh   Does nothing if it is there.
 set -euo pipefail
+[ $# = 0 ] || { echo "data_gcide: takes no arguments; usage: scripts/data_gcide.sh" >&2; exit 64; }
 cd "$(dirname "$0")/.."
 source scripts/distribution_package.sh
 out=data/gcide.txt

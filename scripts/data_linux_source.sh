@@ -6,6 +6,7 @@
 #   data/linux_validation.txt    1 of 50 files, none of which is in the training part
 # Usage: scripts/data_linux_source.sh   Does nothing if both are there. Needs about 4 GB while it runs.
 set -euo pipefail
+[ $# = 0 ] || { echo "data_linux_source: takes no arguments; usage: scripts/data_linux_source.sh" >&2; exit 64; }
 cd "$(dirname "$0")/.."
 source scripts/distribution_package.sh
 train=data/linux_train.txt validation=data/linux_validation.txt

@@ -53,6 +53,7 @@ find_mpirun "$1" || exit 64
 [ "$mpirun_kind" = openmpi ] ||
   refuse "$mpirun is not Open MPI's; with MPICH: mpiexec.mpich -f HOSTFILE -n $ranks COMMAND, hosts as HOST:N"
 
+remove_stale_segments
 mpirun_settings "$most"
 options=(--hostfile "$hostfile" -n "$ranks" --map-by slot --bind-to none -x OMP_NUM_THREADS)
 # A cut link is not noticed otherwise: after `time` s of silence `probes` probes, `intvl` s apart.

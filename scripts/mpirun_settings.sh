@@ -41,3 +41,22 @@ find_mpirun() {
   echo "$(basename "$0"): no mpirun${wanted:+ for $1 ($library)} here; scripts/setup.sh installs Open MPI, LN_MPIEXEC names one" >&2
   return 1
 }
+
+# remove_stale_segments: removes the shared memory that killed jobs of Open MPI have left in /dev/shm (or in the
+# folder $1): of this user and host by its name, older than a minute, and mapped by no process.
+remove_stale_segments() {
+  local folder=${1:-/dev/shm} segment removed=0 mapped
+  local -a found=()
+  for segment in "$folder"/{vader,sm}_segment."$(hostname)"."$(id -u)".*; do
+    if [ -f "$segment" ] && [ -O "$segment" ] && [ -n "$(find "$segment" -maxdepth 0 -mmin +1)" ]; then
+      found+=("$segment")
+    fi
+  done
+  [ ${#found[@]} -gt 0 ] || return 0
+  mapped=$(cat /proc/[0-9]*/maps 2> /dev/null | grep -F "_segment." || true)
+  for segment in "${found[@]}"; do
+    grep -qF "$segment" <<< "$mapped" && continue
+    rm -f "$segment" && removed=$((removed + 1))
+  done
+  [ $removed = 0 ] || echo "$(basename "$0"): removed $removed segments of shared memory that a killed job had left in $folder" >&2
+}

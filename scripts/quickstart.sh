@@ -2,6 +2,7 @@
 # From a fresh clone to a trained LongNet: set-up, build, data, a two-rank training run of about two
 # minutes on English prose, an evaluation and a sample. Usage: scripts/quickstart.sh
 set -euo pipefail
+[ $# = 0 ] || { echo "quickstart: takes no arguments; usage: scripts/quickstart.sh" >&2; exit 64; }
 cd "$(dirname "$0")/.."
 say() { printf '\n== %s\n' "$*"; }
 say "1. what is missing is installed"

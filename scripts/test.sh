@@ -4,6 +4,7 @@
 # Usage: scripts/test.sh     Last line: "N passed, N failed"; exits 1 if anything failed.
 # LN_TEST_LONG=1 makes property tests, fuzzing and kill tests longer (scripts/test_long.sh).
 set -uo pipefail
+[ $# = 0 ] || { echo "test: takes no arguments; usage: scripts/test.sh" >&2; exit 64; }
 cd "$(dirname "$0")/.."
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT

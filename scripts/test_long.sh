@@ -2,6 +2,7 @@
 # What takes longer than scripts/test.sh may: thousands of random cases on 1, 2, 4 and 8 ranks, hundreds of
 # kills, long fuzzing, and the launchers. Writes bench/results/test_long.txt. Usage: scripts/test_long.sh
 set -uo pipefail
+[ $# = 0 ] || { echo "test_long: takes no arguments; usage: scripts/test_long.sh" >&2; exit 64; }
 cd "$(dirname "$0")/.."
 out=bench/results/test_long.txt
 mkdir -p bench/results
