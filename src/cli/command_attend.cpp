@@ -2,9 +2,14 @@
 // that anyone can hold it against another framework. Runs under mpirun too: ranks split the
 // sequence, each reads its own tokens from the file, and rank 0 writes. It has no
 // projections and no model; positions enter by differences alone, so there is no offset to set.
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <bit>
+#include <cinttypes>
+#include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <optional>
 
 #include "cli/arguments.h"
@@ -93,6 +98,39 @@ void check_writable(const std::string& in, const std::string& out) {
   check_output_path(out);
 }
 
+/// Bytes that Linux could still give to this process: free memory, ulimit -v; 0: unknown.
+int64_t free_memory() {
+  int64_t bytes = 0;
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string line; std::getline(meminfo, line);) {
+    int64_t kib = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %" SCNd64, &kib) == 1) bytes = kib << 10;
+  }
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    bytes = std::min(bytes, static_cast<int64_t>(limit.rlim_cur));
+  return bytes;
+}
+
+/// Throws Error if the host memory that attend certainly takes on the largest rank is not there:
+/// the tensors of its shard on a CPU, and on every rank one whole result when they are put
+/// together.
+void check_memory(const Problem& p, int ranks, const Arguments& arguments) {
+  const double row = static_cast<double>(p.batch * p.heads) * static_cast<double>(p.head_dim) *
+                     static_cast<double>(sizeof(float));
+  const double whole = row * static_cast<double>(p.tokens), shard = whole / ranks;
+  const double tensors = arguments.backend == "cpu" ? (p.backward ? 8 : 4) : 0;
+  const double needed = shard * (tensors + 1) + whole * (p.backward ? 5 : 2);
+  const int64_t available = free_memory();
+  constexpr double kGiB = 1 << 30;
+  if (available > 0 && needed > static_cast<double>(available))
+    throw Error(
+        "{}: [{}, {}, {}, {}] takes at least {:.1f} GiB of memory on rank 0 of {}, {:.1f} GiB are "
+        "free; give fewer tokens, batches or heads at a time",
+        arguments.in, p.batch, p.tokens, p.heads, p.head_dim, needed / kGiB, ranks,
+        static_cast<double>(available) / kGiB);
+}
+
 template <typename From, typename To, typename Convert>
 void append(std::vector<To>& out, const SafetensorsFile& file, const std::string& name,
             int64_t first, int64_t count, Convert one) {
@@ -170,7 +208,9 @@ int attend(const Arguments& arguments) {
   run_on_all(*world, [&] {
     file.emplace(arguments.in);
     p = check_problem(*file, arguments);
-    if (world->rank() == 0) check_writable(arguments.in, arguments.out);
+    if (world->rank() != 0) return;
+    check_memory(p, world->size(), arguments);
+    check_writable(arguments.in, arguments.out);
   });
   const SequencePlan plan(
       p.tokens, world->size(), world->rank(), p.heads, p.branches,

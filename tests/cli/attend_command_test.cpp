@@ -1,5 +1,9 @@
 // `longnet attend`: the golden numbers on one and two ranks, the accepted types, visible ranges.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
 
 #include "cli/program.h"
 #include "support/compare.h"
@@ -149,6 +153,29 @@ TEST(Attend, PositionsOnTwoRanks) {
     EXPECT_NE(attend(program, f32_tensors(), options).at("o").bytes, plain) << position;
     EXPECT_NE(attend(program, f32_tensors(), options + " --rope-base 100").at("o").floats(), one);
   }
+}
+
+TEST(Attend, MemoryIsEstimatedBeforeItIsTaken) {
+  // A sparse file of 1.6 TB: q, k, v of [1, 2^27, 8, 128].
+  Program program;
+  const int64_t bytes = int64_t{1} << 39;
+  std::string header = "{";
+  for (int i = 0; i < 3; ++i)
+    header += fmt::format(
+        R"({}"{}":{{"dtype":"F32","shape":[1,134217728,8,128],"data_offsets":[{},{}]}})",
+        i ? "," : "", "qkv"[i], i * bytes, (i + 1) * bytes);
+  header += "}";
+  uint64_t length = header.size();
+  std::string start(reinterpret_cast<const char*>(&length), 8);
+  const std::string path = program.file("in.safetensors");
+  std::ofstream(path, std::ios::binary) << start + header;
+  std::filesystem::resize_file(path, static_cast<uintmax_t>(8 + length) + 3 * bytes);
+  const Outcome outcome = program.run("attend in.safetensors out.safetensors --branch 64:1");
+  EXPECT_EQ(outcome.exit_code, 1);
+  EXPECT_NE(outcome.err.find("in.safetensors: [1, 134217728, 8, 128] takes at least 3584.0 GiB"),
+            std::string::npos)
+      << outcome.err;
+  EXPECT_FALSE(std::filesystem::exists(program.file("out.safetensors")));
 }
 
 }  // namespace

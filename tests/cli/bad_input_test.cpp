@@ -92,7 +92,7 @@ TEST_F(BadInput, Attend) {
        {"attend good.st out.st --branch 16:1x", colon},
        {"attend good.st out.st --branch 16:1 --branch ''", colon},
        {"attend good.st out.st --branch 99999999999999999999:1", colon},
-       {"attend none.st out.st --branch 16:1", "none.st: cannot be opened"},
+       {"attend none.st out.st --branch 16:1", "none.st: cannot be read"},
        {"attend tiny.yaml out.st --branch 16:1", "tiny.yaml: the header claims"},
        {"attend cut.st out.st --branch 16:1", "it is cut off"},
        {"attend no_v.st out.st --branch 16:1", "no_v.st: has no tensor \"v\""},
@@ -104,7 +104,7 @@ TEST_F(BadInput, Attend) {
        {"attend limits.st out.st --branch 16:1", "last_visible must be I64 [B, N]"},
        {"attend good.st out.st --branch 16:1 --position xpos", "xpos needs --causal"},
        {"attend good.st none/out.st --branch 16:1", "none/out.st: cannot be written"},
-       {"attend good.st . --branch 16:1", ".: cannot be written: Is a directory"},
+       {"attend good.st . --branch 16:1", ".: is a folder; name a file"},
        {"attend good.st ./good.st --branch 16:1", "OUT is IN"}});
   EXPECT_FALSE(std::filesystem::exists(program.file("out.st"))) << "a refused run leaves no OUT";
 }
