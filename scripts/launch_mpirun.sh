@@ -15,6 +15,7 @@
 # Exit codes: 64 for wrong input here, else mpirun's (docs/launching.md).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/mpirun_settings.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/mpirun_signals.sh"
 refuse() { echo "launch_mpirun: $*" >&2; exit 64; }
 
 [ $# -ge 3 ] || refuse "usage: scripts/launch_mpirun.sh HOSTFILE RANKS COMMAND [ARG ...]"
@@ -68,4 +69,4 @@ if [ -n "${LN_AGENT:-}" ]; then options+=(--mca plm_rsh_agent "$LN_AGENT"); fi
 if [ -z "${OMPI_MCA_pml:-}${OMPI_MCA_btl:-}" ]; then options+=(--mca btl "tcp,self,vader"); fi
 echo "launch_mpirun: $ranks ranks on $hosts of ${#line_of[@]} hosts, at most $most each, $OMP_NUM_THREADS threads per rank" >&2
 # shellcheck disable=SC2086  # LN_MPIRUN is a list of words
-exec "$mpirun" "${options[@]}" ${LN_MPIRUN:-} "$@"
+follow_mpirun "$mpirun" "${options[@]}" ${LN_MPIRUN:-} "$@"

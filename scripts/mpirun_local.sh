@@ -5,6 +5,7 @@
 # Several machines: scripts/launch_mpirun.sh. Exit codes: 64 for wrong input here, else mpirun's.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/mpirun_settings.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/mpirun_signals.sh"
 refuse() { echo "mpirun_local: $*" >&2; exit 64; }
 [ $# -ge 2 ] || refuse "usage: scripts/mpirun_local.sh RANKS COMMAND [ARG ...]"
 ranks=$1; shift
@@ -18,4 +19,4 @@ case $mpirun_kind in
   openmpi) options=(--oversubscribe --bind-to none) ;;
   hydra) options=(-bind-to none) ;;
 esac
-exec "$mpirun" ${options[@]+"${options[@]}"} -n "$ranks" "$@"
+follow_mpirun "$mpirun" ${options[@]+"${options[@]}"} -n "$ranks" "$@"

@@ -204,12 +204,6 @@ std::optional<Problem> find_problem(const Config& config) {
     if (const auto text = value_problem(key, config))
       return Problem{{key.name}, fmt::format("{}: {}", key.name, *text)};
   if (auto problem = model_problem(config)) return problem;
-  if (config.optimizer.warmup_steps > config.train.steps)
-    return Problem{
-        {"optimizer.warmup_steps", "train.steps"},
-        fmt::format("optimizer.warmup_steps {} is above train.steps {}; set "
-                    "optimizer.warmup_steps to {} or less",
-                    config.optimizer.warmup_steps, config.train.steps, config.train.steps)};
   if (config.run.attention != "auto" && config.run.backend == "cpu")
     return Problem{{"run.attention", "run.backend"},
                    fmt::format("run.attention {} chooses among kernels of a GPU; with run.backend "

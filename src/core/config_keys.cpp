@@ -131,7 +131,7 @@ std::vector<Key> make_keys() {
       word(KEY(optimizer.schedule), {"constant", "linear", "cosine", "polynomial"},
            "learning rate after the linear warm-up"),
       number(KEY(optimizer.warmup_steps), "steps", range(0, kMaxCount),
-           "of linear warm-up; at most train.steps"),
+           "of linear warm-up; where train.steps is lower, a tenth of train.steps"),
       number(KEY(optimizer.final_ratio), "", range(0, 1),
            "learning rate at the last step as a share of the peak"),
       number(KEY(optimizer.power), "", above(0, 100), "of the polynomial schedule"),

@@ -1,21 +1,18 @@
 #include "core/log.h"
 
-#include <fcntl.h>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
-#include <cstring>
+#include <cstdio>
 #include <ctime>
 #include <filesystem>
 #include <memory>
 #include <mutex>
-#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "core/appended_file.h"
 #include "core/error.h"
 #include "core/text.h"
 
@@ -30,26 +27,25 @@ spdlog::level::level_enum level_of(const std::string& level) {
   throw Error("run.log_level: {} is not one of debug, info, warn, error", in_quotes(level));
 }
 
-/// Whole lines at the end of a file. Makes the file, and its folder, with the first line.
+/// Makes the file, and its folder, with the first line.
 class FileSink : public spdlog::sinks::base_sink<std::mutex> {
  public:
   /// speaks: says on standard error when lines are lost.
   FileSink(std::string path, bool held, bool speaks)
-      : path_(std::move(path)), held_(held), speaks_(speaks) {}
-  ~FileSink() override { close_file(); }
+      : file_(std::move(path)), held_(held), speaks_(speaks) {}
 
   /// Throws Error if the file cannot be written; a held one only if it is there already.
   void check() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (held_ && access(path_.c_str(), F_OK) != 0) return;
-    if (open_file()) return;
-    throw Error("{}: the log cannot be written ({}); set run.folder to a folder you may write",
-                path_, std::strerror(errno));
+    if (held_ && !std::filesystem::exists(file_.path())) return;
+    if (file_.open()) return;
+    throw Error("{}: the log cannot be written: {}; set run.folder to a folder you may write",
+                file_.path(), file_.cause());
   }
 
   void release() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!std::exchange(held_, false)) return;
+    held_ = false;
     for (const std::string& line : waiting_) append(line);
     waiting_.clear();
   }
@@ -69,58 +65,17 @@ class FileSink : public spdlog::sinks::base_sink<std::mutex> {
  private:
   void append(const std::string& line) {
     const std::string note =
-        lost_ == 0 ? ""
-                   : fmt::format("{}({} lines before this one could not be written: {})\n",
-                                 torn_ ? "\n" : "", lost_, cause_);
-    if (write_all(note + line)) {
-      lost_ = 0;
-      return;
-    }
-    cause_ = std::strerror(errno);
-    if (++lost_ > 1 || !speaks_) return;
-    fmt::print(stderr, "{}: the log cannot be written: {}; the run continues without it\n", path_,
-               cause_);
+        file_.failed() == 0 ? ""
+                            : fmt::format("({} lines before this one could not be written: {})\n",
+                                          file_.failed(), file_.cause());
+    if (file_.append(note + line) || file_.failed() > 1 || !speaks_) return;
+    fmt::print(stderr, "{}: the log cannot be written: {}; training continues, lines are counted\n",
+               file_.path(), file_.cause());
     std::fflush(stderr);
   }
 
-  /// False, with errno: not all of it is in the file.
-  bool write_all(const std::string& text) {
-    if (!open_file()) return false;
-    size_t done = 0;
-    while (done < text.size()) {
-      const ssize_t written = write(file_, text.data() + done, text.size() - done);
-      if (written > 0) {
-        done += static_cast<size_t>(written);
-        continue;
-      }
-      if (written < 0 && errno == EINTR) continue;
-      if (written == 0) errno = EIO;
-      torn_ = torn_ || done > 0;
-      return false;
-    }
-    torn_ = false;
-    return true;
-  }
-
-  bool open_file() {
-    if (file_ >= 0) return true;
-    std::error_code ignored;
-    std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), ignored);
-    // O_NONBLOCK: a FIFO in its place fails at once where nobody reads it.
-    file_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
-    return file_ >= 0;
-  }
-
-  void close_file() {
-    if (file_ >= 0) close(std::exchange(file_, -1));
-  }
-
-  const std::string path_;
+  AppendedFile file_;
   bool held_, speaks_;
-  bool torn_ = false;  // the file ends in a part of a line
-  int file_ = -1;
-  int64_t lost_ = 0;
-  std::string cause_;
   std::vector<std::string> waiting_;
 };
 

@@ -63,6 +63,7 @@ class Learner {
   void parameters_changed();
   /// Named in NonFiniteError; empty: none yet.
   void set_last_checkpoint(const std::string& path) { last_checkpoint_ = path; }
+  const std::string& last_checkpoint() const { return last_checkpoint_; }
 
   const ParameterLayout& layout() const { return layout_; }
   const SequencePlan& plan() const { return plan_; }

@@ -6,17 +6,19 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
-#include <vector>
+#include <string>
+#include <utility>
 
 #include "core/error.h"
+#include "core/input_file.h"
 #include "core/log.h"
+#include "core/output_file.h"
 
 namespace longnet {
 
@@ -80,43 +82,82 @@ std::string fitting(const std::string& line, size_t columns) {
   return line.substr(0, comma == std::string::npos ? columns : comma);
 }
 
+/// Lines of a metrics.jsonl that belong to steps before first_step. A line cut short by a kill
+/// parses to nothing and is left out.
+std::string lines_before(const std::string& text, int64_t first_step) {
+  std::string kept;
+  for (size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
+    end = std::min(text.find('\n', begin), text.size());
+    const std::string line = text.substr(begin, end - begin);
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
+    if (json["step"].get<int64_t>() < first_step) kept += line + "\n";
+  }
+  return kept;
+}
+
+/// A history that cannot be read is never replaced.
+void drop_lines_from(const std::string& path, int64_t first_step) {
+  std::error_code error;
+  if (std::filesystem::symlink_status(path, error).type() == std::filesystem::file_type::not_found)
+    return;
+  constexpr int64_t kLargest = int64_t{16} << 30;
+  std::string text;
+  try {
+    text = read_input_file(path, kLargest);
+  } catch (const Error& cause) {
+    throw Error(
+        "{}; the metrics of the run so far would be lost: make it readable, move it away or set "
+        "another run.folder",
+        cause.what());
+  }
+  const std::string kept = lines_before(text, first_step);
+  if (kept != text) write_output_file(path, kept);
+}
+
+/// Line breaks stay, other control characters and what is not UTF-8 do not; every line is indented,
+/// so that none looks like one of the log.
+std::string shown_sample(const std::string& text) {
+  const std::string valid = nlohmann::json::parse(
+      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  std::string shown = "  | ";
+  for (const char c : valid) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n')
+      shown += "\n  | ";
+    else if (c == '\t' || (byte >= 0x20 && byte != 0x7F))
+      shown += c;
+    else
+      shown += fmt::format("\\x{:02x}", byte);
+  }
+  return shown;
+}
+
 }  // namespace
 
 MetricsLog::MetricsLog(const RunConfig& run, int64_t first_step)
-    : run_(run), path_(run.folder + "/metrics.jsonl") {
+    : run_(run), file_(run.folder + "/metrics.jsonl") {
   display_ = run.progress == "on" || (run.progress == "auto" && terminal_columns() > 0);
-  std::vector<std::string> kept;
-  {
-    std::ifstream old(path_);
-    for (std::string line; std::getline(old, line);) {
-      // A line cut short by a kill parses to nothing and is dropped with the later steps.
-      const auto json = nlohmann::json::parse(line, nullptr, false);
-      if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer())
-        continue;
-      if (json["step"].get<int64_t>() < first_step) kept.push_back(line);
-    }
-  }
-  const std::string temporary = path_ + ".tmp";
-  {
-    std::ofstream out(temporary);
-    for (const std::string& line : kept) out << line << '\n';
-    if (!out.flush())
-      throw Error("{}: cannot be written: {}; check run.folder", path_, std::strerror(errno));
-  }
-  std::error_code error;
-  std::filesystem::rename(temporary, path_, error);
-  file_.open(path_, std::ios::app);
-  if (error || !file_)
-    throw Error("{}: cannot be written: {}; check run.folder", path_, std::strerror(errno));
+  drop_lines_from(file_.path(), first_step);
+  if (!file_.open())
+    throw Error("{}: cannot be written: {}; check run.folder", file_.path(), file_.cause());
 }
 
 MetricsLog::~MetricsLog() { finish_line(); }
 
-void MetricsLog::write(const std::string& json_line) {
-  file_ << json_line << '\n';
-  if (!file_.flush())
-    throw Error("{}: cannot be written: {}; free space or change run.folder", path_,
-                std::strerror(errno));
+void MetricsLog::write(nlohmann::ordered_json json) {
+  json["time"] = utc_time_text();
+  const std::string line =
+      json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const int64_t missing = file_.failed();
+  if (file_.append(line)) {
+    if (missing > 0)
+      spdlog::warn("{} can be written again; {} lines are missing", file_.path(), missing);
+  } else if (missing == 0) {
+    finish_line();
+    spdlog::warn("{}: cannot be written: {}; training continues, lines are counted", file_.path(),
+                 file_.cause());
+  }
 }
 
 void MetricsLog::finish_line() {
@@ -137,7 +178,7 @@ void MetricsLog::step(const StepMetrics& m) {
   json["gradient_bytes"] = m.gradient_bytes;
   json["parameter_bytes"] = m.parameter_bytes;
   json["memory_bytes"] = m.memory_bytes;
-  write(json.dump());
+  write(std::move(json));
 
   const bool last = m.step == m.steps;
   if (!display_ && !last && m.step % std::max<int64_t>(1, run_.log_every) != 0) return;
@@ -151,21 +192,23 @@ void MetricsLog::step(const StepMetrics& m) {
       m.learning_rate, bytes_text(m.exchanged_bytes), bytes_text(m.gradient_bytes),
       m.parameter_bytes > 0 ? fmt::format(" + {} parameters", bytes_text(m.parameter_bytes)) : "",
       bytes_text(m.memory_bytes));
-  if (display_) {
-    // A line that wraps could not be rewritten, and the last column of some terminals wraps.
-    const int columns = terminal_columns();
-    const int bar = columns == 0 || columns >= 120 ? 20 : 6;
-    const auto done = static_cast<int>(bar * m.step / std::max<int64_t>(1, m.steps));
-    const std::string shown =
-        fmt::format("[{}{}] {}", std::string(done, '='), std::string(bar - done, ' '), line);
-    fmt::print(stderr, "\r\x1b[K{}",
-               columns == 0 ? shown : fitting(shown, static_cast<size_t>(columns) - 1));
-    std::fflush(stderr);
-    line_open_ = true;
-    if (last) finish_line();
-  } else {
-    spdlog::info("{}", line);
-  }
+  if (!display_) return spdlog::info("{}", line);
+  if (last || m.step % std::max<int64_t>(1, run_.log_every) == 0) log_to_file(line);
+  show(line, m.step, m.steps);
+}
+
+void MetricsLog::show(const std::string& line, int64_t step, int64_t steps) {
+  // A line that wraps could not be rewritten, and the last column of some terminals wraps.
+  const int columns = terminal_columns();
+  const int bar = columns == 0 || columns >= 120 ? 20 : 6;
+  const auto done = static_cast<int>(bar * step / std::max<int64_t>(1, steps));
+  const std::string shown =
+      fmt::format("[{}{}] {}", std::string(done, '='), std::string(bar - done, ' '), line);
+  fmt::print(stderr, "\r\x1b[K{}",
+             columns == 0 ? shown : fitting(shown, static_cast<size_t>(columns) - 1));
+  std::fflush(stderr);
+  line_open_ = true;
+  if (step == steps) finish_line();
 }
 
 void MetricsLog::evaluation(int64_t step, const std::string& split, double loss, double bits,
@@ -174,17 +217,15 @@ void MetricsLog::evaluation(int64_t step, const std::string& split, double loss,
   nlohmann::ordered_json json{
       {"step", step}, {"evaluation", split}, {"loss", loss}, {"tokens", tokens}};
   if (bits >= 0) json["bits_per_byte"] = bits;
-  write(json.dump());
+  write(json);
   spdlog::info("step {}: {} loss {:.4f} nats{} over {} tokens", step, split, loss,
                bits >= 0 ? fmt::format(", {:.4f} bits/byte", bits) : "", tokens);
 }
 
 void MetricsLog::sample(int64_t step, const std::string& text) {
   finish_line();
-  const std::string shown =
-      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  write(fmt::format("{{\"step\":{},\"sample\":{}}}", step, shown));
-  spdlog::info("step {}: sample {}", step, shown);
+  write({{"step", step}, {"sample", text}});
+  spdlog::info("step {}: sample\n{}", step, shown_sample(text));
 }
 
 }  // namespace longnet

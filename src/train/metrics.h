@@ -3,9 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "core/appended_file.h"
 #include "core/config.h"
 #include "core/context.h"
 
@@ -40,11 +41,14 @@ int64_t memory_in_use(const Context& context);
 /// Largest resident memory of this process so far, bytes.
 int64_t peak_resident_bytes();
 
-/// Rank 0's reporter. On a terminal one line is rewritten per step, otherwise lines are logged.
+/// Rank 0's reporter. On a terminal one line is rewritten per step, otherwise lines are logged;
+/// log.txt has the step's line either way. Lines of metrics.jsonl that cannot be written (a full
+/// disk) are counted, with one warning, and end nothing.
 class MetricsLog {
  public:
   /// FOLDER/metrics.jsonl is opened for appending; lines of steps after first_step - 1 (left by a
-  /// run that went further than its checkpoint) are dropped.
+  /// run that went further than its checkpoint) are dropped. Throws Error, and leaves the file as
+  /// it is, if it cannot be read or written.
   MetricsLog(const RunConfig& run, int64_t first_step);
   ~MetricsLog();
 
@@ -56,13 +60,14 @@ class MetricsLog {
   void finish_line();
 
  private:
-  void write(const std::string& json_line);
+  /// One line: the object with the time of day.
+  void write(nlohmann::ordered_json json);
+  void show(const std::string& line, int64_t step, int64_t steps);
 
   RunConfig run_;
   bool display_ = false;
   bool line_open_ = false;
-  std::ofstream file_;
-  std::string path_;
+  AppendedFile file_;
 };
 
 }  // namespace longnet

@@ -7,7 +7,11 @@
 
 namespace longnet {
 
-/// step: 1 .. steps. With W = warmup_steps, peak = learning_rate, f = final_ratio and
+/// Steps of warm-up in a run of `steps`: warmup_steps, or a tenth of the run (at least one step)
+/// where that is shorter than warmup_steps, so that the run reaches its peak and decays.
+int64_t warmup_steps_of(const OptimizerConfig& config, int64_t steps);
+
+/// step: 1 .. steps. With W = warmup_steps_of(config, steps), peak = learning_rate, f = final_ratio and
 /// t = (step - W) / (steps - W) in [0, 1] after the warm-up:
 ///   step <= W:    peak step / W
 ///   constant:     peak

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <csignal>
-#include <nlohmann/json.hpp>
+#include <cmath>
+#include <filesystem>
+#include <optional>
+#include <utility>
 
 #include "core/log.h"
 #include "kernels/machine/machine.h"
@@ -13,44 +15,17 @@
 #include "train/agreement.h"
 #include "train/backend.h"
 #include "train/checkpoint.h"
+#include "train/loss_watch.h"
 #include "train/metrics.h"
 #include "train/rank_context.h"
 #include "train/run_lock.h"
+#include "train/schedule.h"
+#include "train/signals.h"
 
 namespace longnet {
 namespace {
 
-volatile std::sig_atomic_t save_wanted = 0, stop_wanted = 0;
-
-void on_signal(int signal) {
-  if (signal == SIGUSR1)
-    save_wanted = 1;
-  else
-    stop_wanted = 1;
-  if (signal == SIGTERM) note_termination();
-}
-
-/// Catches SIGUSR1 and SIGTERM while it lives. A launcher may send either as soon as the job is
-/// there, so the whole set-up is covered too, and what arrives then counts at the first step's end.
-class SignalGuard {
- public:
-  SignalGuard() {
-    save_wanted = 0;
-    stop_wanted = 0;
-    old_usr1_ = std::signal(SIGUSR1, on_signal);
-    old_term_ = std::signal(SIGTERM, on_signal);
-  }
-  ~SignalGuard() {
-    std::signal(SIGUSR1, old_usr1_);
-    std::signal(SIGTERM, old_term_);
-  }
-  SignalGuard(const SignalGuard&) = delete;
-  SignalGuard& operator=(const SignalGuard&) = delete;
-
- private:
-  void (*old_usr1_)(int);
-  void (*old_term_)(int);
-};
+constexpr double kFolderSeconds = 1;  // between looks at the run's folder
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -72,7 +47,8 @@ MicroBatch read_micro_batch(const Dataset& dataset, const SequencePlan& plan,
 }
 
 LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& config,
-                         const Dataset& dataset, int64_t samples) {
+                         const Dataset& dataset, int64_t samples,
+                         const std::function<bool()>& stop) {
   const Phase phase("evaluate");
   const int64_t count = samples > 0 ? std::min(samples, dataset.samples()) : dataset.samples();
   const int64_t per_replica = config.train.batch_size, all = per_replica * mesh.replicas;
@@ -86,6 +62,13 @@ LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& confi
     const LossSum part = learner.evaluate(read_micro_batch(dataset, learner.plan(), mine));
     total.nats += part.nats;
     total.targets += part.targets;
+    // The same bits on every rank, so all throw.
+    if (!std::isfinite(total.nats))
+      throw NonFiniteError(
+          "evaluation: the loss is {} on sequences {} to {}: these weights cannot be used; take an "
+          "earlier checkpoint",
+          std::isnan(total.nats) ? "nan" : "inf", first, std::min(first + all, count) - 1);
+    if (stop && stop()) break;
   }
   return total;
 }
@@ -105,7 +88,8 @@ std::unique_ptr<Dataset> open_dataset(Communicator& world, const Config& config,
 
 std::string sample_text(Context& context, const Config& config, const ParameterLayout& layout,
                         const TensorView& parameters, const std::string& prompt, int64_t tokens,
-                        double temperature, int64_t top_k, uint64_t seed) {
+                        double temperature, int64_t top_k, uint64_t seed,
+                        const std::function<bool()>& stop) {
   Generator generator(context, config.model, layout, parameters);
   const bool bytes = config.model.vocab_size == 256;
   std::vector<int64_t> read;
@@ -123,6 +107,7 @@ std::string sample_text(Context& context, const Config& config, const ParameterL
       text += static_cast<char>(token);
     else
       text += fmt::format("{}{}", i ? " " : "", token);
+    if (stop && stop()) break;
     if (i + 1 < tokens) logits = generator.step(token);
   }
   return text;
@@ -140,9 +125,18 @@ struct Trainer::Impl {
   void evaluate();
   void sample();
   void save();
+  void save_and_end(int signal);
+  void keep_folder();
+  void end_together(const std::string& failure);
+  std::vector<MicroBatch> next_batches();
+  void judge(double loss);
+  StepResult step();
+  int agreed_stop();
+  bool agreed_save();
+  std::string way_back() const;
   bool root() const { return mesh.world->rank() == 0; }
 
-  SignalGuard signal_guard;  // first: it also covers the set-up of the others
+  SignalGuard signals;  // first: it also covers the set-up of the others
   Config config;
   Context context;
   Mesh mesh;
@@ -152,6 +146,9 @@ struct Trainer::Impl {
   std::unique_ptr<MetricsLog> metrics;  // rank 0
   TrainingState state;
   PeakRate matmul_peak;  // of all ranks
+  LossWatch watch{config.model.vocab_size};
+  bool in_spike = false;   // the last step's loss was one
+  double folder_seen = 0;  // when; rank 0
   int64_t saved_step = -1;
 };
 
@@ -161,8 +158,10 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
                            static_cast<int>(config_in.parallel.threads))),
       mesh(make_mesh_on_all(transport_of(context, std::move(world), config_in.parallel),
                             config_in.parallel)) {
+  if (root()) signals.speak();
   run_on_root(*mesh.world, [&] {
     lock = std::make_unique<RunLock>(config.run.folder);
+    signals.remove_at_end(lock->path());
     remove_leftovers(config.run.folder);
   });
   run_on_all(*mesh.world, [&] {
@@ -185,6 +184,7 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   });
   warn_if_crowded(*mesh.world, context);
   write_held_log();
+  signals.set_up_done();
 }
 
 void Trainer::Impl::resume() {
@@ -242,6 +242,11 @@ void Trainer::Impl::describe() {
       config.model.heads, config.model.head_dim(), config.train.sequence_length,
       mesh.sequence_ranks(), mesh.sequence_ranks() == 1 ? "" : "s", mesh.replicas,
       mesh.replicas == 1 ? "" : "s", context.threads(), isa_name(context.isa()));
+  const int64_t warmup = warmup_steps_of(config.optimizer, config.train.steps);
+  if (warmup != config.optimizer.warmup_steps)
+    spdlog::warn(
+        "optimizer.warmup_steps {} is above train.steps {}: warm-up is shortened to {} steps",
+        config.optimizer.warmup_steps, config.train.steps, warmup);
   const SequencePlan& plan = learner->plan();
   for (size_t k = 0; k < plan.branches().size(); ++k) {
     const int branch = static_cast<int>(k);
@@ -315,9 +320,11 @@ void Trainer::Impl::report(const StepResult& result, double seconds, const Work&
 }
 
 void Trainer::Impl::evaluate() {
+  bool stopped = false;
   const LossSum loss =
-      evaluate_dataset(*learner, mesh, config, *validation_data, config.train.evaluate_samples);
-  if (root())
+      evaluate_dataset(*learner, mesh, config, *validation_data, config.train.evaluate_samples,
+                       [&] { return stopped = agreed_stop() != 0; });
+  if (root() && !stopped)
     metrics->evaluation(state.step, "validation", loss.mean(),
                         bits_per_byte(loss.mean(), validation_data->bytes_per_token()),
                         loss.targets);
@@ -325,10 +332,11 @@ void Trainer::Impl::evaluate() {
 
 void Trainer::Impl::sample() {
   if (root())
-    metrics->sample(state.step,
-                    sample_text(context, config, learner->layout(), learner->parameters(),
-                                config.train.sample_prompt, config.train.sample_tokens, 0.8, 40,
-                                static_cast<uint64_t>(config.train.seed)));
+    metrics->sample(
+        state.step,
+        sample_text(context, config, learner->layout(), learner->parameters(),
+                    config.train.sample_prompt, config.train.sample_tokens, 0.8, 40,
+                    static_cast<uint64_t>(config.train.seed), [&] { return signals.stop() != 0; }));
   mesh.world->barrier();
 }
 
@@ -337,6 +345,7 @@ void Trainer::Impl::save() {
   Range range(context, "checkpoint");
   std::string path;
   learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
+    keep_folder();
     const double start = now();
     path = save_checkpoint(config.run.folder, config, learner->layout(), tensors, state,
                            config.checkpoint.keep_last);
@@ -347,31 +356,123 @@ void Trainer::Impl::save() {
   learner->set_last_checkpoint(config.run.folder + fmt::format("/step-{:08}", state.step));
 }
 
+/// " the last checkpoint is ...", for the end of a message.
+std::string Trainer::Impl::way_back() const {
+  const std::string& last = learner->last_checkpoint();
+  return last.empty() ? "there is no checkpoint yet" : "the last checkpoint is " + last;
+}
+
+/// Rank 0: the folder may have been deleted, or taken by a start that believed this one dead.
+void Trainer::Impl::keep_folder() {
+  const RunLock::State found = lock->state();
+  if (found == RunLock::State::kHeld) return;
+  metrics->finish_line();
+  if (found == RunLock::State::kTaken)
+    throw Error(
+        "run.folder {} now belongs to {}: this training ends at step {} and writes nothing more",
+        config.run.folder, lock->holder(), state.step);
+  const bool deleted = !std::filesystem::exists(config.run.folder);
+  lock = std::make_unique<RunLock>(config.run.folder);
+  signals.remove_at_end(lock->path());
+  if (!deleted)
+    return spdlog::warn("{} was deleted while the run uses it; made anew", lock->path());
+  init_log(0, config.run.folder, config.run.log_level);
+  metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
+  learner->set_last_checkpoint("");
+  saved_step = -1;
+  spdlog::warn(
+      "step {}: run.folder {} was deleted while the run uses it: made anew; its log, metrics and "
+      "checkpoints so far are lost, the next checkpoint is whole",
+      state.step, config.run.folder);
+}
+
+/// Throws on all ranks if any of them has a failure to report.
+void Trainer::Impl::end_together(const std::string& failure) {
+  std::array<double, 1> failed{failure.empty() ? 0.0 : 1.0};
+  mesh.world->all_reduce_max(failed);
+  if (failed[0] == 0) return;
+  run_on_all(*mesh.world, [&] {
+    if (!failure.empty()) throw Error("{}", failure);
+  });
+}
+
+/// This step's data, and a look at the folder: what may fail on one rank alone.
+std::vector<MicroBatch> Trainer::Impl::next_batches() {
+  std::vector<MicroBatch> batches;
+  std::string failure;
+  try {
+    if (root() && now() - folder_seen > kFolderSeconds) {
+      keep_folder();
+      folder_seen = now();
+    }
+    batches = read_step();
+  } catch (const Error& error) {
+    failure = fmt::format("{}; {}", error.what(), way_back());
+  }
+  end_together(failure);
+  return batches;
+}
+
+StepResult Trainer::Impl::step() {
+  const double start = now();
+  const Work before = context.work();
+  const Traffic traffic = learner->traffic();
+  const int64_t gradient_bytes = learner->gradient_bytes_sent();
+  const int64_t parameter_bytes = learner->parameter_bytes_sent();
+  const std::vector<MicroBatch> batches = next_batches();
+  const StepResult result = learner->train_step(batches, state.step + 1);
+  ++state.step;
+  state.tokens_seen += result.targets;
+  report(result, now() - start, before, traffic, gradient_bytes, parameter_bytes);
+  judge(result.loss);
+  return result;
+}
+
+/// Says where the loss jumps: once for steps in a row.
+void Trainer::Impl::judge(double loss) {
+  const double limit = watch.limit();
+  const std::optional<double> median = watch.median();
+  const bool before = std::exchange(in_spike, watch.add(loss));
+  if (!in_spike || before || !root()) return;
+  metrics->finish_line();
+  spdlog::warn(
+      "step {}: the loss of {:.4g} nats is a spike: at most {:.4g} was to be expected{}; if it "
+      "does not fall soon, lower optimizer.learning_rate and resume from an earlier checkpoint; {}",
+      state.step, loss, limit, median ? fmt::format(" after a median of {:.4g}", *median) : "",
+      way_back());
+}
+
+/// The signal that asked any rank for the end; 0: none. Collective.
+int Trainer::Impl::agreed_stop() {
+  std::array<double, 1> stop{static_cast<double>(signals.stop())};
+  mesh.world->all_reduce_max(stop);
+  return static_cast<int>(stop[0]);
+}
+
+bool Trainer::Impl::agreed_save() {
+  std::array<double, 1> wanted{signals.take_save() ? 1.0 : 0.0};
+  mesh.world->all_reduce_max(wanted);
+  return wanted[0] > 0;
+}
+
+void Trainer::Impl::save_and_end(int signal) {
+  save();
+  if (!root()) return;
+  metrics->finish_line();
+  spdlog::info("step {}: ended by {}; the same command continues from here", state.step,
+               signal_name(signal));
+}
+
 void Trainer::Impl::run() {
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
   while (state.step < config.train.steps) {
-    const double start = now();
-    const Work before = context.work();
-    const Traffic traffic = learner->traffic();
-    const int64_t gradient_bytes = learner->gradient_bytes_sent();
-    const int64_t parameter_bytes = learner->parameter_bytes_sent();
-    const std::vector<MicroBatch> batches = read_step();
-    const StepResult result = learner->train_step(batches, state.step + 1);
-    ++state.step;
-    state.tokens_seen += result.targets;
-    report(result, now() - start, before, traffic, gradient_bytes, parameter_bytes);
+    step();
     const bool last = state.step == config.train.steps;
+    if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
     if (validation_data && (due(config.train.evaluate_every) || last)) evaluate();
     if (due(config.train.sample_every)) sample();
-    std::array<double, 2> signals{static_cast<double>(save_wanted),
-                                  static_cast<double>(stop_wanted)};
-    if (signals[0] > 0) save_wanted = 0;  // before the reduction: one that comes meanwhile counts
-    mesh.world->all_reduce_max(signals);
-    if (due(config.checkpoint.every) || last || signals[0] > 0 || signals[1] > 0) save();
-    if (signals[1] > 0 && !last) {
-      if (root()) spdlog::info("step {}: ended by a signal; start again to go on", state.step);
-      break;
-    }
+    if (const bool wanted = agreed_save(); wanted || last || due(config.checkpoint.every)) save();
+    if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
   }
 }
 

@@ -1,6 +1,7 @@
 // Trainer: a whole training run on this rank: data, steps, evaluation, samples, checkpoints, logs.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "core/config.h"
@@ -15,18 +16,22 @@ namespace longnet {
 MicroBatch read_micro_batch(const Dataset& dataset, const SequencePlan& plan,
                             std::span<const int64_t> samples);
 
-/// Mean loss over a dataset's first `samples` sequences (0: all), each once, on all ranks.
-/// Collective.
+/// Mean loss over a dataset's first `samples` sequences (0: all), each once, on all ranks. Ends
+/// early when `stop`, asked after every batch and collective itself, says so on all ranks. Throws
+/// NonFiniteError on every rank if the loss is no number. Collective.
 LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& config,
-                         const Dataset& dataset, int64_t samples);
+                         const Dataset& dataset, int64_t samples,
+                         const std::function<bool()>& stop = nullptr);
 
 /// Opens a dataset on rank 0 first (it may build cache files), then on the others. Collective.
 std::unique_ptr<Dataset> open_dataset(Communicator& world, const Config& config, Split split);
 
 /// Text continued from a prompt by the parameters of a byte model; token numbers of any other.
+/// Ends early when `stop`, asked after every token, says so.
 std::string sample_text(Context& context, const Config& config, const ParameterLayout& layout,
                         const TensorView& parameters, const std::string& prompt, int64_t tokens,
-                        double temperature, int64_t top_k, uint64_t seed);
+                        double temperature, int64_t top_k, uint64_t seed,
+                        const std::function<bool()>& stop = nullptr);
 
 class Trainer {
  public:
@@ -35,9 +40,8 @@ class Trainer {
   Trainer(const Config& config, std::unique_ptr<Communicator> world);
   ~Trainer();
 
-  /// Trains to train.steps. Signals, caught from construction to destruction and seen at the end
-  /// of a step on any rank: SIGUSR1 saves a checkpoint and goes on, SIGTERM saves and ends.
-  /// Collective.
+  /// Trains to train.steps. Signals (train/signals.h), caught from construction to destruction and
+  /// seen at the end of a step on any rank, save a checkpoint, or save and end. Collective.
   void run();
 
  private:

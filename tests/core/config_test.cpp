@@ -603,10 +603,6 @@ const BadCase kBadYaml[] = {
      "with "
      "model.position xpos: 49152; set model.position to rope",
      "model.branches"},
-    {"train:\n  steps: 50\n",
-     "configs/x.yaml:2: optimizer.warmup_steps 100 is above train.steps 50; set "
-     "optimizer.warmup_steps to 50 or less",
-     "train.steps"},
     {"model:\n  causal: false\n  position: rope\ntrain:\n  sample_every: 10\n",
      "configs/x.yaml:5: train.sample_every 10 needs model.causal true", "train.sample_every"},
     {"train:\n  sample_every: 10\n  sample_prompt: ''\n",

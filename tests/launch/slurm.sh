@@ -135,7 +135,7 @@ is "$number" RUNNING || fail "the job is $(state "$number") after SIGUSR1"
 first=$(ls long | sed -nE 's/^step-0*([0-9]+)$/\1/p' | tail -n 1)
 echo "job $number: SIGUSR1 to its ranks saved step $first, the job goes on"
 wait_for 180 is "$number" PENDING || fail "not requeued at the time limit: $(state "$number")"
-grep -q 'ended by a signal' long.log || fail "the ranks did not end by themselves"
+grep -q 'the same command continues from here' long.log || fail "the ranks did not end by themselves"
 second=$(ls long | sed -nE 's/^step-0*([0-9]+)$/\1/p' | tail -n 1)
 [ "$second" -gt "$first" ] || fail "no later checkpoint at the time limit"
 echo "job $number: time limit's SIGUSR1 after $((SECONDS - started)) s saved step $second, the job is queued again"
@@ -147,7 +147,7 @@ wait_for 90 steps_in long $((second + 20)) || fail "no steps after the resume"
 grep -q "job $number, life 2" long.log || fail "not a second life"
 scancel "$number"
 wait_for 90 is "$number" CANCELLED || fail "scancel: $(state "$number")"
-stopped() { [ "$(grep -c 'ended by a signal' long.log)" = 2 ]; }
+stopped() { [ "$(grep -c 'the same command continues from here' long.log)" = 2 ]; }
 wait_for 90 stopped || fail "scancel: the ranks did not save and end"
 third=$(ls long | sed -nE 's/^step-0*([0-9]+)$/\1/p' | tail -n 1)
 losses long > long.losses

@@ -4,13 +4,20 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <sstream>
 
+#include "core/error.h"
+#include "core/log.h"
 #include "support/temporary_folder.h"
 
 namespace longnet::test {
@@ -128,6 +135,13 @@ TEST(Metrics, JsonLinesHoldEveryFigure) {
   std::vector<nlohmann::json> rows;
   for (std::string line; std::getline(lines, line);) rows.push_back(nlohmann::json::parse(line));
   ASSERT_EQ(rows.size(), 4u);
+  for (nlohmann::json& row : rows) {
+    const std::string time = row.at("time");
+    EXPECT_TRUE(
+        std::regex_match(time, std::regex("20\\d\\d-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z")))
+        << time;
+    row.erase("time");
+  }
   EXPECT_EQ(rows[0], (nlohmann::json{{"step", 7},
                                      {"loss", m.loss},
                                      {"bits_per_byte", m.bits_per_byte},
@@ -160,6 +174,114 @@ TEST(Metrics, StepsThatAreRepeatedAndBrokenLinesAreDropped) {
   EXPECT_EQ(
       read_whole_file(folder.file("metrics.jsonl")),
       "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":2}\n{\"step\":2,\"evaluation\":\"x\"}\n");
+}
+
+/// Puts back the logger that was there.
+class LoggerGuard {
+ public:
+  ~LoggerGuard() { spdlog::set_default_logger(before_); }
+
+ private:
+  std::shared_ptr<spdlog::logger> before_ = spdlog::default_logger();
+};
+
+TEST(Metrics, TheLogFileHasStepsAndSamplesAlsoWithTheDisplayOn) {
+  const LoggerGuard guard;
+  const TemporaryFolder folder;
+  RunConfig run;
+  run.folder = folder.path();
+  run.progress = "on";
+  testing::internal::CaptureStderr();
+  init_log(0, run.folder, "info");
+  {
+    MetricsLog log(run, 1);
+    log.step(metrics_of(7));
+    log.sample(7, "one\ntwo \"three\"\x1b[31m\xff");
+  }
+  const std::string console = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(console.find("[info] step 7/4000"), std::string::npos) << console;
+  const std::string text = read_whole_file(folder.file("log.txt"));
+  EXPECT_NE(text.find("[rank 0] [info] step 7/4000: loss 2.3457 nats"), std::string::npos) << text;
+  EXPECT_NE(text.find("step 7: sample\n  | one\n  | two \"three\"\\x1b[31m\xef\xbf\xbd\n"),
+            std::string::npos)
+      << text;
+}
+
+TEST(Metrics, AHistoryThatCannotBeReadIsRefusedAndStays) {
+  const TemporaryFolder folder;
+  RunConfig run;
+  run.folder = folder.path();
+  std::filesystem::create_directory(folder.file("metrics.jsonl"));
+  EXPECT_THROW(MetricsLog(run, 3), Error);
+  EXPECT_TRUE(std::filesystem::is_directory(folder.file("metrics.jsonl")));
+  std::filesystem::remove(folder.file("metrics.jsonl"));
+  ASSERT_EQ(mkfifo(folder.file("metrics.jsonl").c_str(), 0600), 0);
+  EXPECT_THROW(MetricsLog(run, 3), Error);
+  EXPECT_TRUE(std::filesystem::is_fifo(folder.file("metrics.jsonl")));
+}
+
+/// No file grows beyond so many bytes while this lives: like a full disk.
+class FullDisk {
+ public:
+  explicit FullDisk(rlim_t bytes) : handler_(signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FullDisk() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  rlimit before_{};
+  void (*handler_)(int);
+};
+
+size_t count_of(const std::string& word, const std::string& text) {
+  size_t count = 0;
+  for (size_t at = 0; (at = text.find(word, at)) != std::string::npos; ++at) ++count;
+  return count;
+}
+
+TEST(Metrics, AFullDiskIsWarnedOfOnceCountedAndEndsNothing) {
+  const LoggerGuard guard;
+  const TemporaryFolder folder;
+  RunConfig run;
+  run.folder = folder.path();
+  run.progress = "off";
+  // Both files are longer than what is captured of standard error, which the limit must not cut.
+  const std::string padding(20000, 'x');
+  folder.write("log.txt", padding + "\n");
+  folder.write("metrics.jsonl", "{\"step\":0,\"padding\":\"" + padding + "\"}\n");
+  testing::internal::CaptureStderr();
+  init_log(0, run.folder, "info");
+  {
+    MetricsLog log(run, 1);
+    log.step(metrics_of(1));
+    {
+      const FullDisk full(20500);  // the second line is cut
+      for (int64_t step = 2; step <= 5; ++step) log.step(metrics_of(step));
+    }
+    log.step(metrics_of(6));
+  }
+  const std::string console = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(count_of("metrics.jsonl: cannot be written: File too large", console), 1u) << console;
+  EXPECT_EQ(count_of("log.txt: the log cannot be written: File too large", console), 1u) << console;
+  EXPECT_EQ(count_of("metrics.jsonl can be written again; 4 lines are missing", console), 1u);
+  EXPECT_EQ(count_of("step 5/4000", console), 1u) << "the console has every step";
+  const std::string text = read_whole_file(folder.file("log.txt"));
+  EXPECT_NE(text.find("lines before this one could not be written: File too large)\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("step 6/4000"), std::string::npos) << text;
+  // Whole lines but for the cut one, which the next start drops.
+  { MetricsLog log(run, 100); }
+  std::istringstream lines(read_whole_file(folder.file("metrics.jsonl")));
+  std::vector<int64_t> steps;
+  for (std::string line; std::getline(lines, line);)
+    steps.push_back(nlohmann::json::parse(line).at("step"));
+  EXPECT_EQ(steps, (std::vector<int64_t>{0, 1, 6}));
 }
 
 }  // namespace

@@ -45,5 +45,17 @@ TEST(Schedule, NoWarmUpAndBeyondTheEnd) {
   EXPECT_DOUBLE_EQ(learning_rate_at(config, 1000, 100), 0.2);
 }
 
+TEST(Schedule, AWarmUpLongerThanTheRunIsATenthOfIt) {
+  OptimizerConfig config = config_of("linear");
+  config.warmup_steps = 100;
+  EXPECT_EQ(warmup_steps_of(config, 100), 100);
+  EXPECT_EQ(warmup_steps_of(config, 99), 9);
+  EXPECT_EQ(warmup_steps_of(config, 5), 1);
+  EXPECT_DOUBLE_EQ(learning_rate_at(config, 2, 50), 2.0 * 2 / 5);
+  EXPECT_DOUBLE_EQ(learning_rate_at(config, 5, 50), 2.0);
+  EXPECT_DOUBLE_EQ(learning_rate_at(config, 50, 50), 0.2);
+  EXPECT_DOUBLE_EQ(learning_rate_at(config, 1, 1), 2.0);
+}
+
 }  // namespace
 }  // namespace longnet::test

@@ -1,0 +1,42 @@
+# Sourced by the launchers: a request to end lets the ranks save first.
+# mpirun answers SIGINT and SIGTERM by killing the ranks a second later, too soon for a checkpoint; SIGUSR1 and
+# SIGUSR2 it passes on. So mpirun runs in a process group of its own, where Ctrl-C does not reach it, and
+# this shell turns what it gets into those.
+
+# follow_mpirun COMMAND [ARG ...]: runs it and exits with its code. SIGINT and SIGTERM: SIGUSR2 to the ranks
+# (a training saves after its step and ends, other commands end); a second one, a second or more later, ends
+# all at once. SIGHUP: SIGUSR2. SIGUSR1, SIGUSR2: passed on.
+follow_mpirun() {
+  local code new tied=()
+  # Killed with this shell, should that be killed. util-linux; without it mpirun would live on.
+  if setpriv --pdeathsig TERM true 2> /dev/null; then tied=(setpriv --pdeathsig TERM); fi
+  mpirun_asked= mpirun_caught=
+  set -m
+  ${tied[@]+"${tied[@]}"} "$@" <&0 &
+  mpirun_pid=$!
+  set +m
+  trap 'ask_to_end SIGINT' INT
+  trap 'ask_to_end SIGTERM' TERM
+  trap 'mpirun_caught=1; kill -USR2 "$mpirun_pid" 2> /dev/null || true' HUP USR2
+  trap 'mpirun_caught=1; kill -USR1 "$mpirun_pid" 2> /dev/null || true' USR1
+  code=0
+  while :; do  # a trapped signal ends `wait` before mpirun has ended
+    mpirun_caught= new=0
+    wait "$mpirun_pid" || new=$?
+    if [ "$new" != 127 ]; then code=$new; fi
+    [ -n "$mpirun_caught" ] && [ "$new" != 127 ] || exit "$code"
+  done
+}
+
+ask_to_end() {
+  mpirun_caught=1
+  if [ -n "$mpirun_asked" ] && [ "$SECONDS" -gt "$mpirun_asked" ]; then
+    echo "$(basename "$0"): $1 again: all ranks end at once" >&2
+    kill -TERM "$mpirun_pid" 2> /dev/null || true
+    return
+  fi
+  if [ -n "$mpirun_asked" ]; then return; fi  # twice at once: `timeout`, a closing terminal
+  mpirun_asked=$SECONDS
+  echo "$(basename "$0"): $1: the ranks are asked to save and end; once more ends them at once" >&2
+  kill -USR2 "$mpirun_pid" 2> /dev/null || true
+}

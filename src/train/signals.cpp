@@ -1,0 +1,126 @@
+// See signals.h. The handler only sets flags, and calls what POSIX allows in one.
+#include "train/signals.h"
+
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "core/error.h"
+#include "dist/communicator.h"
+
+namespace longnet {
+namespace {
+
+// `timeout`, a closing terminal and some launchers send a signal twice at once.
+constexpr double kSettleSeconds = 0.5;
+
+volatile std::sig_atomic_t save_wanted = 0, stop_signal = 0, training = 0, speaking = 0;
+double stop_time = 0;  // of the first request to end
+char removed_at_end[4096] = "";
+
+double seconds_now() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+void say(int signal, const char* text) {
+  if (!speaking) return;
+  char line[256] = "";
+  std::strncat(line, signal_name(signal), 20);
+  std::strncat(line, text, 200);
+  [[maybe_unused]] const ssize_t ignored = write(STDERR_FILENO, line, std::strlen(line));
+}
+
+[[noreturn]] void end_now(int signal, const char* text) {
+  say(signal, text);
+  if (removed_at_end[0] != '\0') unlink(removed_at_end);
+  _exit(128 + signal);
+}
+
+void on_stop(int signal) {
+  if (!training) end_now(signal, " during set-up: ended, no step was trained\n");
+  if (stop_signal == 0) {
+    stop_time = seconds_now();
+    stop_signal = signal;
+    say(signal, ": saving after this step ... (a second SIGINT or SIGTERM ends at once)\n");
+    return;
+  }
+  const bool insists = signal == SIGINT || signal == SIGTERM;
+  if (insists && seconds_now() - stop_time >= kSettleSeconds)
+    end_now(signal, " again: ended at once; the last checkpoint stays whole\n");
+}
+
+void on_signal(int signal) {
+  const int saved_errno = errno;
+  if (signal == SIGTERM) note_termination();
+  if (signal == SIGUSR1)
+    save_wanted = 1;
+  else
+    on_stop(signal);
+  errno = saved_errno;
+}
+
+}  // namespace
+
+SignalGuard::SignalGuard() {
+  for (volatile std::sig_atomic_t* flag : {&save_wanted, &stop_signal, &training, &speaking})
+    *flag = 0;
+  removed_at_end[0] = '\0';
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  for (const int signal : kCaught) sigaddset(&action.sa_mask, signal);
+  for (size_t i = 0; i < kCaught.size(); ++i) {
+    sigaction(kCaught[i], nullptr, &old_[i]);
+    if (kCaught[i] == SIGHUP && old_[i].sa_handler == SIG_IGN) continue;
+    sigaction(kCaught[i], &action, nullptr);
+  }
+}
+
+SignalGuard::~SignalGuard() {
+  removed_at_end[0] = '\0';
+  for (size_t i = 0; i < kCaught.size(); ++i) sigaction(kCaught[i], &old_[i], nullptr);
+}
+
+void SignalGuard::speak() { speaking = 1; }
+
+void SignalGuard::remove_at_end(const std::string& path) {
+  LN_CHECK(path.size() < sizeof removed_at_end, "a path of {} bytes", path.size());
+  // Empty while it changes: the handler must never see half a path.
+  removed_at_end[0] = '\0';
+  if (path.empty()) return;
+  std::memcpy(removed_at_end + 1, path.data() + 1, path.size());  // with the zero at the end
+  removed_at_end[0] = path[0];
+}
+
+void SignalGuard::set_up_done() { training = 1; }
+
+bool SignalGuard::take_save() {
+  const bool wanted = save_wanted != 0;
+  if (wanted) save_wanted = 0;
+  return wanted;
+}
+
+int SignalGuard::stop() const { return stop_signal; }
+
+const char* signal_name(int signal) {
+  switch (signal) {
+    case SIGINT:
+      return "SIGINT";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGHUP:
+      return "SIGHUP";
+    case SIGUSR1:
+      return "SIGUSR1";
+    case SIGUSR2:
+      return "SIGUSR2";
+    default:
+      return "a signal";
+  }
+}
+
+}  // namespace longnet

@@ -1,0 +1,181 @@
+// A run's folder and its signals with real processes: two trainings of one folder, requests to end
+// on one rank and under the launcher, during set-up and a second time, a folder that is deleted,
+// starts that fail.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <thread>
+
+#include "cli/program.h"
+
+namespace longnet::test {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+
+/// `longnet ARGUMENTS` in the background, on one rank or under scripts/mpirun_local.sh.
+class Background {
+ public:
+  Background(const Program& program, const std::string& name, const std::string& arguments,
+             int ranks = 1)
+      : errors_(program.file(name + ".err")) {
+    std::string command =
+        "cd '" + program.folder().path() + "' && export OMP_NUM_THREADS=1 && exec ";
+    if (ranks > 1)
+      command += "'" + source_folder() + "/scripts/mpirun_local.sh' " + std::to_string(ranks) + " ";
+    command += "'" + binary_folder() + "/longnet' " + arguments + " >/dev/null 2>'" + errors_ + "'";
+    process_ = fork();
+    if (process_ == 0) {
+      execl("/bin/bash", "bash", "-c", command.c_str(), nullptr);
+      _exit(127);
+    }
+  }
+  ~Background() {
+    if (process_ > 0) {
+      kill(process_, SIGKILL);
+      finish();
+    }
+  }
+  void send(int signal) const { kill(process_, signal); }
+  std::string errors() const { return fs::exists(errors_) ? read_whole_file(errors_) : ""; }
+  bool said(const std::string& text) const {
+    for (int i = 0; i < 1200; ++i) {
+      if (errors().find(text) != std::string::npos) return true;
+      std::this_thread::sleep_for(50ms);
+    }
+    return false;
+  }
+  /// Its exit code; 128 + signal if one killed it.
+  int finish() {
+    int status = 0;
+    waitpid(process_, &status, 0);
+    process_ = 0;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+ private:
+  std::string errors_;
+  pid_t process_ = 0;
+};
+
+bool any_checkpoint(const std::string& folder) {
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().filename().string().rfind("step-", 0) == 0) return true;
+  return false;
+}
+
+TEST(RunFolder, OfTwoTrainingsAtOnceOneIsRefusedByName) {
+  Program program;
+  program.write_tiny_config();
+  Background a(program, "a", "train tiny.yaml train.steps=40");
+  Background b(program, "b", "train tiny.yaml train.steps=40 train.seed=2");
+  const int codes[2] = {a.finish(), b.finish()};
+  EXPECT_EQ(codes[0] + codes[1], 1) << a.errors() << b.errors();
+  const std::string refused = codes[0] == 1 ? a.errors() : b.errors();
+  EXPECT_NE(refused.find("error: run.folder run is in use by process "), std::string::npos)
+      << refused;
+  EXPECT_TRUE(fs::exists(program.file("run/step-00000040/state.json")));
+  EXPECT_FALSE(fs::exists(program.file("run/run.lock")));
+}
+
+TEST(RunFolder, RequestsToEndSaveOnOneRankAndUnderTheLauncher) {
+  for (const int ranks : {1, 2}) {
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+      Program program;
+      program.write_tiny_config();
+      Background training(program, "t", "train tiny.yaml train.steps=1000000", ranks);
+      ASSERT_TRUE(training.said("step 2/")) << training.errors();
+      training.send(signal);
+      EXPECT_EQ(training.finish(), 0) << training.errors();
+      EXPECT_TRUE(training.said("saving after this step ...")) << training.errors();
+      EXPECT_TRUE(training.said("the same command continues from here")) << training.errors();
+      EXPECT_TRUE(any_checkpoint(program.file("run"))) << training.errors();
+      EXPECT_FALSE(fs::exists(program.file("run/run.lock")));
+    }
+  }
+}
+
+TEST(RunFolder, ASecondRequestEndsAtOnce) {
+  for (const int ranks : {1, 2}) {
+    Program program;
+    program.write_tiny_config();
+    // The first step takes hours.
+    Background training(program, "t", "train tiny.yaml train.accumulation=1000000", ranks);
+    ASSERT_TRUE(training.said("peak of all ranks")) << training.errors();
+    std::this_thread::sleep_for(300ms);
+    training.send(SIGTERM);
+    ASSERT_TRUE(training.said("saving after this step ...")) << training.errors();
+    std::this_thread::sleep_for(2s);
+    training.send(SIGTERM);
+    const int code = training.finish();
+    if (ranks == 1) {
+      EXPECT_EQ(code, 128 + SIGTERM) << training.errors();
+    }
+    EXPECT_NE(code, 0) << training.errors();
+    EXPECT_FALSE(any_checkpoint(program.file("run")));
+  }
+}
+
+TEST(RunFolder, SetUpEndsAtOnce) {
+  Program program;
+  program.write_tiny_config();
+  fs::create_directory(program.file("run"));
+  program.folder().write(
+      "run/run.lock",
+      R"({"host":"far","pid":7,"process_start":"1","boot":"b","started":"s","token":"t"})");
+  const auto start = std::chrono::steady_clock::now();
+  Background training(program, "t", "train tiny.yaml");  // looks for a minute whether "far" lives
+  ASSERT_TRUE(training.said("looking up to")) << training.errors();
+  training.send(SIGINT);
+  EXPECT_EQ(training.finish(), 128 + SIGINT) << training.errors();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 50s);
+  EXPECT_TRUE(training.said("SIGINT during set-up: ended, no step was trained"))
+      << training.errors();
+}
+
+TEST(RunFolder, ADeletedFolderIsNoticedAndMadeAnew) {
+  Program program;
+  program.write_tiny_config();
+  Background training(program, "t", "train tiny.yaml train.steps=1000000");
+  ASSERT_TRUE(training.said("step 2/")) << training.errors();
+  fs::remove_all(program.file("run"));
+  ASSERT_TRUE(training.said("was deleted while the run uses it: made anew")) << training.errors();
+  training.send(SIGTERM);
+  EXPECT_EQ(training.finish(), 0) << training.errors();
+  EXPECT_TRUE(any_checkpoint(program.file("run")));
+  EXPECT_NE(read_whole_file(program.file("run/log.txt")).find("made anew"), std::string::npos);
+  EXPECT_FALSE(read_whole_file(program.file("run/metrics.jsonl")).empty());
+}
+
+TEST(RunFolder, StartsThatFailLeaveNothing) {
+  Program program;
+  program.write_tiny_config();
+  const Outcome missing = program.run("train tiny.yaml data.train=nowhere run.folder=a/b");
+  EXPECT_EQ(missing.exit_code, 1);
+  EXPECT_FALSE(fs::exists(program.file("a"))) << missing.err;
+  fs::create_directories(program.file("c/metrics.jsonl"));
+  const Outcome unreadable = program.run("train tiny.yaml run.folder=c");
+  EXPECT_EQ(unreadable.exit_code, 1);
+  EXPECT_NE(unreadable.err.find("c/metrics.jsonl"), std::string::npos) << unreadable.err;
+  EXPECT_FALSE(fs::exists(program.file("c/log.txt")));
+  EXPECT_FALSE(fs::exists(program.file("c/run.lock")));
+}
+
+TEST(RunFolder, AWarmUpLongerThanTheRunIsShortenedWithAWarning) {
+  Program program;
+  program.write_tiny_config();
+  const Outcome outcome = program.run("train tiny.yaml optimizer.warmup_steps=100");
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("optimizer.warmup_steps 100 is above train.steps 3: warm-up is "
+                             "shortened to 1 steps"),
+            std::string::npos)
+      << outcome.err;
+}
+
+}  // namespace
+}  // namespace longnet::test
