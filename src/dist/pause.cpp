@@ -6,8 +6,8 @@
 
 namespace longnet::internal {
 
-// bench/results/waiting.txt measured these. Messages between ranks that are equally far come within
-// the first bound; a sleep lasts at least the kernel's timer slack of 50 us.
+// Messages between ranks that are equally far come within the first bound. A sleep lasts at least
+// the kernel's timer slack of 50 us, a tenth of that bound. Figures: bench/results/waiting.txt.
 double sleep_in_wait(double waited) {
   constexpr double kPolls = 500e-6, kShare = 1.0 / 20, kLongest = 1e-3;
   return waited < kPolls ? 0 : std::min(waited * kShare, kLongest);
