@@ -1,6 +1,7 @@
 #include "core/sequence_plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace longnet {
 namespace {
@@ -73,16 +74,39 @@ std::vector<Segment> SequencePlan::local_segments(int branch) const {
   return segments;
 }
 
+std::vector<SegmentClass> SequencePlan::local_classes(int branch) const {
+  const int64_t begin = begin_of(rank_), end = end_of(rank_);
+  const int64_t w = branches_[branch].segment_length;
+  std::vector<SegmentClass> classes;
+  if (begin == end) return classes;
+  // The last segment of the sequence, short or not, ends where the sequence does.
+  const int64_t first = ceil_div(begin, w);
+  const int64_t last = end == tokens_ ? (tokens_ - 1) / w : end / w - 1;
+  if (first > last) return classes;
+  const bool short_one = end == tokens_ && tokens_ - last * w < w;
+  const int64_t full = last - first + (short_one ? 0 : 1);
+  if (full > 0) classes.push_back({{first * w, first * w + w}, full});
+  if (short_one) classes.push_back({{last * w, tokens_}, 1});
+  return classes;
+}
+
+int64_t SequencePlan::local_segment_count(int branch) const {
+  int64_t count = 0;
+  for (const SegmentClass& c : local_classes(branch)) count += c.count;
+  return count;
+}
+
 int64_t SequencePlan::straddling_before(int branch, int64_t end) const {
   // A segment straddles exactly when it holds a rank boundary q L, 0 < q L < N, in its interior.
-  const int64_t w = branches_[branch].segment_length;
-  int64_t last_index = -1, number = 0;
-  for (int64_t boundary = shard_length_; boundary < end; boundary += shard_length_) {
-    if (boundary % w == 0 || boundary / w == last_index) continue;
-    last_index = boundary / w;
-    ++number;
-  }
-  return number;
+  const int64_t w = branches_[branch].segment_length, length = shard_length_;
+  if (end <= 1) return 0;
+  const int64_t boundaries = (end - 1) / length;  // below `end`
+  // No two boundaries lie in one segment; those that begin a segment are the multiples of both.
+  if (w <= length) return boundaries - boundaries / (w / std::gcd(w, length));
+  // Every full segment has L tokens or more after its first one: one of them is a boundary. The cut
+  // one has its own if the last boundary lies behind its first token.
+  const int64_t full = end / w;
+  return full + (boundaries * length > full * w ? 1 : 0);
 }
 
 int64_t SequencePlan::straddling_segments(int branch) const {

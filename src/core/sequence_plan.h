@@ -37,6 +37,13 @@ struct Segment {
   bool operator==(const Segment&) const = default;
 };
 
+/// Segments that are alike but for their place: `first` and those that follow it, `count` in all.
+struct SegmentClass {
+  Segment first;
+  int64_t count = 0;
+  bool operator==(const SegmentClass&) const = default;
+};
+
 /// Rows [first, first + count) of one segment and head.
 struct RowRange {
   int64_t first = 0;
@@ -81,6 +88,11 @@ class SequencePlan {
   std::vector<int64_t> head_offsets(int branch) const;
   /// Segments wholly inside this rank, in order.
   std::vector<Segment> local_segments(int branch) const;
+  /// The same ones without a list of them: the full ones, and the sequence's last one where it is
+  /// short. None, one or two classes, in order.
+  std::vector<SegmentClass> local_classes(int branch) const;
+  /// How many they are.
+  int64_t local_segment_count(int branch) const;
   /// Segments this rank shares with others, in order: none, one or two.
   std::vector<GatheredSegment> gathered_segments(int branch) const;
   /// How many segments of this branch straddle ranks, anywhere in the sequence.

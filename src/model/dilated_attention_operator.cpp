@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/attention/segment_tasks.h"
 #include "kernels/fill/fill.h"
@@ -30,7 +31,7 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
   };
   for (int branch = 0; branch < branches; ++branch) {
     head_offsets_.push_back(plan_.head_offsets(branch));
-    local_tasks_.push_back(local_segment_tasks(plan_, branch, {}, {}, {}, {}));
+    list_local(branch);
     reserve(local_tasks_.back());
     const std::vector<GatheredSegment> segments = plan_.gathered_segments(branch);
     for (int which = 0; which < static_cast<int>(segments.size()); ++which) {
@@ -55,6 +56,34 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
   if (settings_.training)
     delta_ = workspace.allocate(DType::kF32, {batch_, plan_.heads(), plan_.local_tokens()});
   workspace_ = workspace.allocate_bytes(workspace_bytes);
+}
+
+/// The local segments of the next branch. On a counting CPU one of each kind stands for all, so
+/// that a plan costs the same for any number of segments; a GPU's scratch depends on all of them.
+void DilatedAttentionOperator::list_local(int branch) {
+  if (!context_.counting() || context_.on_gpu()) {
+    local_tasks_.push_back(local_segment_tasks(plan_, branch, {}, {}, {}, {}));
+    return;
+  }
+  local_tasks_.emplace_back();
+  copies_.emplace_back();
+  for (const SegmentClass& c : plan_.local_classes(branch)) {
+    local_tasks_.back().push_back(local_segment_task(plan_, branch, c.first, {}, {}, {}, {}));
+    copies_.back().push_back(c.count);
+  }
+}
+
+/// call(tasks) for all local segments of a branch; for one of a kind its FLOPs count for all.
+template <typename Call>
+void DilatedAttentionOperator::for_local(size_t branch, const Call& call) {
+  const std::span<const SegmentTask> tasks = local_tasks_[branch];
+  if (copies_.empty()) return call(tasks);
+  double& flops = context_.work().attention_flops;
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const double before = std::exchange(flops, 0.0);
+    call(tasks.subspan(i, 1));
+    flops = before + flops * static_cast<double>(copies_[branch][i]);
+  }
 }
 
 AttentionOperator::Saved DilatedAttentionOperator::make_saved(Arena& activations) {
@@ -139,8 +168,10 @@ void DilatedAttentionOperator::attend_local(const TensorView& out, const TensorV
       task.keys[0].key = inputs.key;
       task.keys[0].value = inputs.value;
     }
-    attention_forward(context_, {out, lse, inputs.query, tasks},
-                      options(static_cast<int>(branch), visibility), workspace_);
+    for_local(branch, [&](std::span<const SegmentTask> part) {
+      attention_forward(context_, {out, lse, inputs.query, part},
+                        options(static_cast<int>(branch), visibility), workspace_);
+    });
     context_.keep_pace();
   }
 }
@@ -190,7 +221,8 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
       task.keys[0].grad_key = gradients.key;
       task.keys[0].grad_value = gradients.value;
     }
-    backward(tasks, static_cast<int>(branch));
+    for_local(branch,
+              [&](std::span<const SegmentTask> part) { backward(part, static_cast<int>(branch)); });
   }
   for (size_t i = 0; i < gathered_.size(); ++i) {
     const GatheredWork& work = gathered_[i];

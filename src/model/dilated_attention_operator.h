@@ -91,6 +91,9 @@ class DilatedAttentionOperator final : public AttentionOperator {
     GatherLayout layout;
     HeadRows own_rows;  // local tokens
   };
+  void list_local(int branch);
+  template <typename Call>
+  void for_local(size_t branch, const Call& call);
   void attend_local(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                     const Visibility& visibility);
   void attend_gathered(size_t index, const TensorView& out, const TensorView& lse,
@@ -108,6 +111,7 @@ class DilatedAttentionOperator final : public AttentionOperator {
   RotaryTable rotary_;
   std::vector<std::vector<int64_t>> head_offsets_;     // [K][H]
   std::vector<std::vector<SegmentTask>> local_tasks_;  // [K]; tensors are bound in each call
+  std::vector<std::vector<int64_t>> copies_;           // [K][tasks], see list_local
   std::vector<GatheredWork> gathered_;  // in the order in which transfers are issued on every rank
   std::vector<TensorView> grad_buffers_;
   int64_t layers_ = 0;  // make_saved calls

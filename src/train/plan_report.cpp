@@ -58,7 +58,7 @@ PlanReport plan_run(const Config& config_in, int ranks, int rank) {
     BranchPlan b;
     b.segment_length = plan.branches()[k].segment_length;
     b.dilation = plan.branches()[k].dilation;
-    b.local_segments = static_cast<int64_t>(plan.local_segments(branch).size());
+    b.local_segments = plan.local_segment_count(branch);
     for (const GatheredSegment& gathered : plan.gathered_segments(branch)) {
       b.gathered_ranks.push_back(gathered.ranks());
       int64_t rows = 0;

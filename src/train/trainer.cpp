@@ -252,7 +252,7 @@ void Trainer::Impl::describe() {
     const int branch = static_cast<int>(k);
     const auto gathered = plan.gathered_segments(branch);
     std::string text =
-        fmt::format("{} local segments on rank 0", plan.local_segments(branch).size());
+        fmt::format("{} local segments on rank 0", plan.local_segment_count(branch));
     for (const GatheredSegment& g : gathered)
       text += fmt::format(", one gathered over ranks {}..{}", g.first_rank, g.last_rank);
     spdlog::info("branch {}:{}: {}", plan.branches()[k].segment_length, plan.branches()[k].dilation,

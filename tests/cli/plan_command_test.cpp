@@ -1,6 +1,7 @@
 // `longnet plan`: fields against numbers worked out by hand, bytes against what real runs count.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <sstream>
 
 #include "cli/program.h"
@@ -22,6 +23,22 @@ Json last_step(const Program& program) {
   std::string last;
   for (std::string line; std::getline(lines, line);) last = line;
   return Json::parse(last);
+}
+
+TEST(Plan, FourBillionTokensCostNoMoreThanFew) {
+  Program program;
+  program.write_tiny_config();
+  const auto begin = std::chrono::steady_clock::now();
+  const int64_t tokens = int64_t{1} << 32, ranks = 4, local = tokens / ranks;
+  const Json r = plan(program, "--ranks 4 train.sequence_length=4294967296");
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  EXPECT_LT(took.count(), 10) << "a list of 2^26 segments takes longer";
+  EXPECT_EQ(r["branches"][0]["local_segments"], local / 16);
+  EXPECT_EQ(r["branches"][1]["local_segments"], local / 128);
+  // As by hand below: 136 pairs of a segment of 16; 32 rows of one of 128, 528 pairs; H 4, B 2.
+  const double pairs =
+      static_cast<double>(local / 16) * 136 + static_cast<double>(local / 128) * 528;
+  EXPECT_EQ(r["flops_per_step"]["attention"], pairs * 4 * 2 * 2 * 12.0 * 8);
 }
 
 TEST(Plan, TinyModelOnTwoRanksByHand) {

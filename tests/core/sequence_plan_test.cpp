@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <random>
 #include <set>
 
 namespace longnet::test {
@@ -100,6 +101,12 @@ void check_case(const Definition& d) {
     for (int64_t t = plan.local_begin(); t < plan.end_of(rank); ++t) ASSERT_EQ(d.owner(t), rank);
     for (int64_t h = 0; h < d.heads; ++h)
       ASSERT_EQ(plan.head_offsets(0)[h], defined_offset(h, d.heads, d.r, d.mode));
+    std::vector<Segment> listed;
+    for (const SegmentClass& c : plan.local_classes(0))
+      for (int64_t i = 0; i < c.count; ++i)
+        listed.push_back({c.first.begin + i * d.w, c.first.end + i * d.w});
+    ASSERT_EQ(listed, plan.local_segments(0));
+    ASSERT_EQ(plan.local_segment_count(0), static_cast<int64_t>(listed.size()));
     for (const Segment& segment : plan.local_segments(0)) {
       ASSERT_NE(std::find(segments.begin(), segments.end(), segment), segments.end());
       ASSERT_TRUE(d.owner(segment.begin) == rank && d.owner(segment.end - 1) == rank);
@@ -158,6 +165,33 @@ TEST(SequencePlan, LargerCases) {
         check_case({999, ranks, 12, w, r, (999 + ranks - 1) / ranks, HeadOffset::kInterleaved});
         ASSERT_FALSE(testing::Test::HasFatalFailure()) << w << " " << ranks << " " << r;
       }
+}
+
+TEST(SequencePlan, ClosedFormsEqualTheListsOfRandomSequences) {
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 3000; ++round) {
+    const int64_t tokens = 1 + static_cast<int64_t>(random() % 5000);
+    const int ranks = 1 + static_cast<int>(random() % 60);
+    const int64_t w = 1 + static_cast<int64_t>(random() % (random() % 4 ? 200 : 6000));
+    const int rank = static_cast<int>(random() % ranks);
+    const SequencePlan plan(tokens, ranks, rank, 3, {{w, 2}}, HeadOffset::kInterleaved);
+    const int64_t length = plan.shard_length();
+    const auto straddling = [&](int64_t before) {
+      int64_t number = 0;
+      for (int64_t begin = 0; begin < before; begin += w)
+        number += begin / length != (std::min(tokens, begin + w) - 1) / length;
+      return number;
+    };
+    ASSERT_EQ(plan.straddling_segments(0), straddling(tokens))
+        << tokens << " " << ranks << " " << w;
+    for (const GatheredSegment& g : plan.gathered_segments(0))
+      ASSERT_EQ(g.number, straddling(g.segment.begin)) << tokens << " " << ranks << " " << w;
+    std::vector<Segment> listed;
+    for (const SegmentClass& c : plan.local_classes(0))
+      for (int64_t i = 0; i < c.count; ++i)
+        listed.push_back({c.first.begin + i * w, c.first.end + i * w});
+    ASSERT_EQ(listed, plan.local_segments(0)) << tokens << " " << ranks << " " << w;
+  }
 }
 
 TEST(SequencePlan, EmptyRanksOwnNothingAndTakePartInNothing) {

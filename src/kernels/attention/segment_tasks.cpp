@@ -46,19 +46,24 @@ HeadRows local_rows(const SequencePlan& plan, int branch, const Segment& segment
   return rows;
 }
 
+SegmentTask local_segment_task(const SequencePlan& plan, int branch, const Segment& segment,
+                               const TensorView& key, const TensorView& value,
+                               const TensorView& grad_key, const TensorView& grad_value) {
+  SegmentTask task;
+  task.segment = segment;
+  task.origin = segment_origin(plan, branch, segment);
+  task.queries = local_rows(plan, branch, segment);
+  task.keys.push_back({key, value, grad_key, grad_value, task.queries, false});
+  return task;
+}
+
 std::vector<SegmentTask> local_segment_tasks(const SequencePlan& plan, int branch,
                                              const TensorView& key, const TensorView& value,
                                              const TensorView& grad_key,
                                              const TensorView& grad_value) {
   std::vector<SegmentTask> tasks;
-  for (const Segment& segment : plan.local_segments(branch)) {
-    SegmentTask task;
-    task.segment = segment;
-    task.origin = segment_origin(plan, branch, segment);
-    task.queries = local_rows(plan, branch, segment);
-    task.keys.push_back({key, value, grad_key, grad_value, task.queries, false});
-    tasks.push_back(std::move(task));
-  }
+  for (const Segment& segment : plan.local_segments(branch))
+    tasks.push_back(local_segment_task(plan, branch, segment, key, value, grad_key, grad_value));
   return tasks;
 }
 

@@ -19,8 +19,12 @@ int64_t segment_origin(const SequencePlan& plan, int branch, const Segment& segm
 /// The rows of a segment that lie on the plan's rank, as rows of a [B, L, H, D] tensor.
 HeadRows local_rows(const SequencePlan& plan, int branch, const Segment& segment);
 
-/// One task per segment wholly inside this rank, with one KeySource of local tokens.
+/// The task of a segment wholly inside this rank, with one KeySource of local tokens.
 /// key, value, grad_key, grad_value: [B, L, H, D], the last two may be undefined (forward only).
+SegmentTask local_segment_task(const SequencePlan& plan, int branch, const Segment& segment,
+                               const TensorView& key, const TensorView& value,
+                               const TensorView& grad_key, const TensorView& grad_value);
+/// One such task per segment of SequencePlan::local_segments.
 std::vector<SegmentTask> local_segment_tasks(const SequencePlan& plan, int branch,
                                              const TensorView& key, const TensorView& value,
                                              const TensorView& grad_key,
