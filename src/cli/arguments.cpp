@@ -1,9 +1,11 @@
 // See arguments.h.
 #include "cli/arguments.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 
+#include "core/path.h"
 #include "core/text.h"
 #include "train/agreement.h"
 
@@ -11,7 +13,7 @@ namespace longnet {
 namespace {
 
 /// The whole text as a number of at least 1, or 0.
-int64_t whole_number(const char* begin, const char* end) {
+int64_t count_of(const char* begin, const char* end) {
   int64_t value = 0;
   const auto [stop, problem] = std::from_chars(begin, end, value);
   return problem == std::errc() && stop == end && value >= 1 ? value : 0;
@@ -23,8 +25,8 @@ Branch parse_branch(const std::string& text) {
   const size_t colon = text.find(':');
   Branch branch;
   if (colon != std::string::npos) {
-    branch.segment_length = whole_number(text.data(), text.data() + colon);
-    branch.dilation = whole_number(text.data() + colon + 1, text.data() + text.size());
+    branch.segment_length = count_of(text.data(), text.data() + colon);
+    branch.dilation = count_of(text.data() + colon + 1, text.data() + text.size());
   }
   if (branch.segment_length == 0 || branch.dilation == 0)
     throw Error(
@@ -44,6 +46,45 @@ CLI::Validator number_range(double low, double high) {
                 : fmt::format("{} is not allowed; allowed: {}", in_quotes(text), range);
   };
   return CLI::Validator(check, range);
+}
+
+CLI::Validator whole_number(int64_t low, int64_t high) {
+  const std::string range = fmt::format("{} to {}", low, high);
+  const auto check = [=](std::string& text) {
+    int64_t value = 0;
+    const char* end = text.data() + text.size();
+    const auto [stop, problem] = std::from_chars(text.data(), end, value);
+    const bool whole = !text.empty() && stop == end && problem == std::errc();
+    const bool large = stop == end && problem == std::errc::result_out_of_range;
+    if (whole && value >= low && value <= high) return std::string();
+    return fmt::format("{} is {}; allowed: {}", in_quotes(text),
+                       whole || large ? "out of range" : "not a whole number", range);
+  };
+  return CLI::Validator(check, range);
+}
+
+CLI::Validator one_of(std::vector<std::string> words) {
+  const std::string shown = "{" + joined(words, ",") + "}";
+  const auto check = [words = std::move(words)](std::string& text) {
+    if (std::find(words.begin(), words.end(), text) != words.end()) return std::string();
+    const std::string near = nearest(text, words);
+    return fmt::format("{} is not one of {}{}", in_quotes(text), joined(words),
+                       near.empty() ? "" : fmt::format("; did you mean {}?", near));
+  };
+  return CLI::Validator(check, shown);
+}
+
+CLI::Validator typed_path() {
+  const auto expand = [](std::string& text) {
+    if (text.empty()) return std::string("the path is empty");
+    try {
+      text = expand_path(text);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  return CLI::Validator(expand, "");
 }
 
 void require_one_rank(Communicator& world, const std::string& subcommand) {

@@ -302,10 +302,12 @@ void register_attend(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "attend", "Run dilated attention on q, k, v [B, N, H, D] of a .safetensors file");
   command->add_option("IN", arguments->in, "q, k, v, optional grad_o, first_visible, last_visible")
-      ->required();
+      ->required()
+      ->transform(typed_path());
   command
       ->add_option("OUT", arguments->out, "o, lse [B, H, N]; with grad_o: grad_q, grad_k, grad_v")
-      ->required();
+      ->required()
+      ->transform(typed_path());
   command
       ->add_option("--branch", arguments->branches, "W:R segment length and dilation, repeatable")
       ->required()
@@ -313,10 +315,10 @@ void register_attend(CLI::App& app, Action& action) {
       ->allow_extra_args(false);
   command->add_flag("--causal", arguments->causal, "A query sees keys at or before it");
   command->add_option("--head-offset", arguments->head_offset, "Which token a head starts at")
-      ->check(CLI::IsMember({"interleaved", "blocked"}))
+      ->check(one_of({"interleaved", "blocked"}))
       ->capture_default_str();
   command->add_option("--position", arguments->position, "Rotary positions")
-      ->check(CLI::IsMember({"none", "rope", "xpos"}))
+      ->check(one_of({"none", "rope", "xpos"}))
       ->capture_default_str();
   command->add_option("--rope-base", arguments->rope_base)
       ->check(number_range(1, 1e12))
@@ -325,7 +327,7 @@ void register_attend(CLI::App& app, Action& action) {
       ->check(number_range(1, 1e12))
       ->capture_default_str();
   command->add_option("--backend", arguments->backend, "Where to compute, as run.backend")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->check(one_of({"cpu", "cuda"}))
       ->capture_default_str();
   command->add_option("--scale", arguments->scale, "Of q k^T; 0: D^-1/2")
       ->check(number_range(0, 1e6))

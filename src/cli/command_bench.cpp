@@ -10,6 +10,7 @@
 
 #include "cli/arguments.h"
 #include "cli/commands.h"
+#include "cli/output.h"
 #include "core/device_runtime.h"
 #include "core/text.h"
 #include "dist/bench_collectives.h"
@@ -175,8 +176,8 @@ int bench_attention_cases(const AttentionArguments& arguments,
       json["error"] = error.what();
       ++failed;
     }
-    fmt::print("{}\n", json.dump());
-    std::fflush(stdout);
+    write_json(json, -1);
+    flush_output();
   }
   if (failed > 0) throw Error("{} of {} cases were not measured", failed, cases.size());
   return 0;
@@ -197,7 +198,7 @@ int bench_attention_command(const AttentionArguments& arguments) {
   context.set_attention(attention_choice(arguments.attention));
   Json json = case_header(arguments, single, context, options);
   add_figures(json, bench_attention(context, options), arguments.gpu());
-  fmt::print("{}\n", json.dump(2));
+  write_json(json);
   return 0;
 }
 
@@ -282,7 +283,7 @@ int bench_step(const StepArguments& arguments) {
   json["share_of_matmul_peak"] = flops[0] / median / (peak * 1e9);
   for (const auto& [name, total] : context.seconds())
     json["seconds_per_step_rank0"][name] = total / arguments.steps;
-  fmt::print("{}\n", json.dump(2));
+  write_json(json);
   return 0;
 }
 
@@ -320,7 +321,7 @@ int bench_collectives_command(const CollectivesArguments& arguments) {
                                {"algorithm_gigabytes_per_second", r.algorithm_bandwidth / 1e9},
                                {"bus_gigabytes_per_second", r.bus_bandwidth / 1e9},
                                {"share_of_copy", r.bus_bandwidth / report.copy_bandwidth}});
-  fmt::print("{}\n", json.dump(2));
+  write_json(json);
   return 0;
 }
 
@@ -334,27 +335,29 @@ void register_bench(CLI::App& app, Action& action) {
   CLI::App* one = command->add_subcommand(
       "attention", "The attention kernels on one rank, as a share of a measured limit");
   AttentionBenchOptions& o = attention->options;
-  const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 40);
+  const auto positive = whole_number(int64_t{1}, int64_t{1} << 40);
   one->add_option("--tokens", o.tokens, "N")->check(positive)->capture_default_str();
   one->add_option("--batch", o.batch, "B")->check(positive)->capture_default_str();
   one->add_option("--heads", o.heads, "H")->check(positive)->capture_default_str();
-  one->add_option("--head-dim", o.head_dim, "D")->check(CLI::Range(8, 256))->capture_default_str();
+  one->add_option("--head-dim", o.head_dim, "D")
+      ->check(whole_number(8, 256))
+      ->capture_default_str();
   CLI::Option* branch =
       one->add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")
           ->take_all()
           ->allow_extra_args(false);
   one->add_flag("--full", attention->full, "Without the causal mask");
   one->add_option("--backend", attention->backend, "cpu or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->check(one_of({"cpu", "cuda"}))
       ->capture_default_str();
   CLI::Option* choice =
       one->add_option("--attention", attention->attention, "With --backend cuda: run.attention")
-          ->check(CLI::IsMember(kAttentions))
+          ->check(one_of(kAttentions))
           ->capture_default_str();
   one->add_option("--dtype", attention->dtype, "f32 or bf16; default f32 on cpu, bf16 on cuda")
-      ->check(CLI::IsMember({"f32", "bf16"}));
+      ->check(one_of({"f32", "bf16"}));
   CLI::Option* position = one->add_option("--position", attention->position, "none, rope or xpos")
-                              ->check(CLI::IsMember(kPositions))
+                              ->check(one_of(kPositions))
                               ->capture_default_str();
   one->add_option(
          "--case", attention->cases,
@@ -366,10 +369,10 @@ void register_bench(CLI::App& app, Action& action) {
       ->excludes(choice)
       ->excludes(position);
   one->add_option("--repetitions", o.repetitions)
-      ->check(CLI::Range(1, 10000))
+      ->check(whole_number(1, 10000))
       ->capture_default_str();
   one->add_option("--threads", attention->threads, "0: as OpenMP finds")
-      ->check(CLI::Range(0, 4096));
+      ->check(whole_number(0, 4096));
   one->callback([attention, &action] {
     action = [attention] { return bench_attention_command(*attention); };
   });
@@ -377,9 +380,9 @@ void register_bench(CLI::App& app, Action& action) {
   auto step = std::make_shared<StepArguments>();
   CLI::App* two =
       command->add_subcommand("step", "Training steps of a configuration, random tokens");
-  two->add_option("CONFIG", step->config, "YAML file")->required();
+  two->add_option("CONFIG", step->config, "YAML file")->required()->transform(typed_path());
   two->add_option("key=value", step->overrides, "Settings over the file's");
-  two->add_option("--steps", step->steps)->check(CLI::Range(1, 100000))->capture_default_str();
+  two->add_option("--steps", step->steps)->check(whole_number(1, 100000))->capture_default_str();
   two->callback([step, &action] { action = [step] { return bench_step(*step); }; });
 
   auto collectives = std::make_shared<CollectivesArguments>();
@@ -387,20 +390,20 @@ void register_bench(CLI::App& app, Action& action) {
   CLI::App* three = command->add_subcommand(
       "collectives",
       "All-gather, reduce-scatter, all-reduce: bus bandwidth as nccl-tests define it");
-  const auto bytes = CLI::Range(int64_t{4}, int64_t{1} << 40);
+  const auto bytes = whole_number(int64_t{4}, int64_t{1} << 40);
   three->add_option("--backend", collectives->backend, "cpu or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->check(one_of({"cpu", "cuda"}))
       ->capture_default_str();
   three->add_option("--min-bytes", c.min_bytes)->check(bytes)->capture_default_str();
   three->add_option("--max-bytes", c.max_bytes)->check(bytes)->capture_default_str();
-  three->add_option("--growth", c.growth)->check(CLI::Range(2, 1024))->capture_default_str();
+  three->add_option("--growth", c.growth)->check(whole_number(2, 1024))->capture_default_str();
   three->add_option("--repetitions", c.repetitions)
-      ->check(CLI::Range(1, 10000))
+      ->check(whole_number(1, 10000))
       ->capture_default_str();
   three
       ->add_option("--timeout-s", collectives->parallel.timeout_s,
                    "With --backend cuda: parallel.timeout_s")
-      ->check(CLI::Range(0.0, 1e9))
+      ->check(number_range(0, 1e9))
       ->capture_default_str();
   three->callback([collectives, &action] {
     action = [collectives] { return bench_collectives_command(*collectives); };

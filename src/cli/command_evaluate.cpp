@@ -2,10 +2,11 @@
 // ranks.
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "cli/arguments.h"
 #include "cli/commands.h"
+#include "cli/output.h"
 #include "train/agreement.h"
 #include "train/backend.h"
 #include "train/checkpoint.h"
@@ -31,6 +32,7 @@ int evaluate(const Arguments& arguments) {
     config = open_checkpoint(arguments.checkpoint).config;
     const ModelConfig model = config.model;
     apply_overrides(config, arguments.overrides);
+    check_next_token_loss(config);
     ModelConfig allowed = config.model;
     allowed.branches = model.branches;  // other branches are another attention, same parameters
     if (!(allowed == model))
@@ -54,6 +56,13 @@ int evaluate(const Arguments& arguments) {
   learner.broadcast_parameters();
   learner.parameters_changed();
   const LossSum loss = evaluate_dataset(learner, mesh, config, *dataset, arguments.samples);
+  run_on_root(*mesh.world, [&] {
+    if (!std::isfinite(loss.mean()))
+      throw Error(
+          "{}: the loss is {} over {} tokens, so the weights are of no use; evaluate an earlier "
+          "checkpoint of the run",
+          arguments.checkpoint, loss.mean(), loss.targets);
+  });
   if (mesh.world->rank() != 0) return 0;
   const double bits = bits_per_byte(loss.mean(), dataset->bytes_per_token());
   if (arguments.json) {
@@ -65,11 +74,13 @@ int evaluate(const Arguments& arguments) {
                                 {"bits_per_token", loss.mean() / std::log(2.0)},
                                 {"perplexity", std::exp(loss.mean())}};
     if (bits >= 0) json["bits_per_byte"] = bits;
-    fmt::print("{}\n", json.dump(2));
+    write_json(json);
   } else {
-    fmt::print("{}\n{} tokens: loss {:.5f} nats, {:.5f} bits/token, perplexity {:.3f}{}\n",
-               dataset->description(), loss.targets, loss.mean(), loss.mean() / std::log(2.0),
-               std::exp(loss.mean()), bits >= 0 ? fmt::format(", {:.5f} bits/byte", bits) : "");
+    write_output(
+        fmt::format("{}\n{} tokens: loss {:.5f} nats, {:.5f} bits/token, perplexity {:.3f}{}\n",
+                    dataset->description(), loss.targets, loss.mean(), loss.mean() / std::log(2.0),
+                    std::exp(loss.mean()),
+                    bits >= 0 ? fmt::format(", {:.5f} bits/byte", bits) : std::string()));
   }
   return 0;
 }
@@ -81,14 +92,15 @@ void register_evaluate(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("evaluate", "Loss of a checkpoint, bits per token and byte");
   command->add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
-      ->required();
+      ->required()
+      ->transform(typed_path());
   command->add_option("key=value", arguments->overrides,
                       "Settings over the checkpoint's, such as train.sequence_length=32768");
   command->add_option("--split", arguments->split, "Part of the data (test: enwik8 only)")
-      ->check(CLI::IsMember({"validation", "train", "test"}))
+      ->check(one_of({"validation", "train", "test"}))
       ->capture_default_str();
   command->add_option("--samples", arguments->samples, "Sequences, 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(0, int64_t{1} << 53))
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback(

@@ -1,13 +1,14 @@
 // longnet generate CHECKPOINT: continues a prompt token by token, with cached keys and values.
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "cli/arguments.h"
 #include "cli/commands.h"
+#include "cli/output.h"
 #include "core/arena.h"
+#include "core/path.h"
 #include "model/generation.h"
 #include "train/backend.h"
 #include "train/checkpoint.h"
@@ -17,12 +18,14 @@
 namespace longnet {
 namespace {
 
+constexpr int64_t kMaxPromptBytes = int64_t{1} << 30;
+
 struct Arguments {
   std::string checkpoint, prompt = "The ", prompt_file, backend = "cpu";
   std::vector<int64_t> prompt_tokens;
   int64_t tokens = 200, top_k = 0;
   double temperature = 1.0;
-  uint64_t seed = 1;
+  int64_t seed = 1;
   int threads = 0;
 };
 
@@ -31,10 +34,7 @@ std::vector<int64_t> prompt_of(const Arguments& arguments, int64_t vocabulary) {
   if (tokens.empty()) {
     std::string text = arguments.prompt;
     if (!arguments.prompt_file.empty()) {
-      std::ifstream in(arguments.prompt_file, std::ios::binary);
-      if (!in || std::filesystem::is_directory(arguments.prompt_file))
-        throw Error("--prompt-file: {} cannot be read", arguments.prompt_file);
-      text.assign(std::istreambuf_iterator<char>(in), {});
+      text = read_small_file(arguments.prompt_file, kMaxPromptBytes, "a prompt");
     }
     if (vocabulary != 256)
       throw Error("a vocabulary of {} tokens has no text form; give --prompt-tokens 1,2,3",
@@ -47,6 +47,19 @@ std::vector<int64_t> prompt_of(const Arguments& arguments, int64_t vocabulary) {
       throw Error("--prompt-tokens: {} is outside the vocabulary; allowed: 0 to {}", token,
                   vocabulary - 1);
   return tokens;
+}
+
+/// The logits of the text's token i, or an error where sampling from them would write rubbish.
+const std::vector<float>& checked(const std::vector<float>& logits, const Arguments& arguments,
+                                  int64_t i) {
+  if (std::all_of(logits.begin(), logits.end(), [](float v) { return std::isfinite(v); }))
+    return logits;
+  if (i > 0) write_output("\n");
+  flush_output();
+  throw Error(
+      "{}: the model's scores for token {} are not finite, so the weights are of no use; take an "
+      "earlier checkpoint of the run",
+      arguments.checkpoint, i + 1);
 }
 
 int generate(const Arguments& arguments) {
@@ -68,17 +81,18 @@ int generate(const Arguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   std::vector<float> logits = generator.prefill(prompt);
   const auto prefilled = std::chrono::steady_clock::now();
-  const SamplingOptions options{arguments.temperature, arguments.top_k, arguments.seed};
+  const SamplingOptions options{arguments.temperature, arguments.top_k,
+                                static_cast<uint64_t>(arguments.seed)};
   for (int64_t i = 0; i < arguments.tokens; ++i) {
-    const int64_t token = sample_token(logits, options, static_cast<uint64_t>(i));
-    if (text)
-      std::fputc(static_cast<int>(token), stdout);
-    else
-      fmt::print("{}{}", i ? " " : "", token);
-    std::fflush(stdout);
+    const int64_t token =
+        sample_token(checked(logits, arguments, i), options, static_cast<uint64_t>(i));
+    write_output(text ? std::string(1, static_cast<char>(token))
+                      : fmt::format("{}{}", i ? " " : "", token));
+    flush_output();
     if (i + 1 < arguments.tokens) logits = generator.step(token);
   }
-  std::fputc('\n', stdout);
+  write_output("\n");
+  flush_output();  // the line about speed stands on its own
   const std::chrono::duration<double> prefill = prefilled - start;
   const std::chrono::duration<double> decode = std::chrono::steady_clock::now() - prefilled;
   fmt::print(
@@ -94,31 +108,36 @@ void register_generate(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("generate", "Continue a prompt with a trained model");
   command->add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
-      ->required();
+      ->required()
+      ->transform(typed_path());
   auto* prompt = command->add_option("--prompt", arguments->prompt, "Text (byte models)")
                      ->capture_default_str();
   auto* file = command->add_option("--prompt-file", arguments->prompt_file, "File with the text")
+                   ->transform(typed_path())
                    ->excludes(prompt);
   command->add_option("--prompt-tokens", arguments->prompt_tokens, "Token numbers, comma-separated")
       ->delimiter(',')
       ->allow_extra_args(false)
+      ->check(whole_number(0, int64_t{1} << 32))
       ->excludes(prompt)
       ->excludes(file);
   command->add_option("--tokens", arguments->tokens, "Tokens to add")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->check(whole_number(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--temperature", arguments->temperature, "0: always the most likely token")
       ->check(number_range(0, 100))
       ->capture_default_str();
   command->add_option("--top-k", arguments->top_k, "Only the k most likely tokens, 0: all")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31))
+      ->check(whole_number(int64_t{0}, int64_t{1} << 31))
       ->capture_default_str();
-  command->add_option("--seed", arguments->seed, "Of the random draws")->capture_default_str();
+  command->add_option("--seed", arguments->seed, "Of the random draws")
+      ->check(whole_number(0, std::numeric_limits<int64_t>::max()))
+      ->capture_default_str();
   command->add_option("--backend", arguments->backend, "Where to compute, as run.backend")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->check(one_of({"cpu", "cuda"}))
       ->capture_default_str();
   command->add_option("--threads", arguments->threads, "OpenMP threads, 0: as OpenMP finds")
-      ->check(CLI::Range(0, 4096))
+      ->check(whole_number(0, 4096))
       ->capture_default_str();
   command->callback(
       [arguments, &action] { action = [arguments] { return generate(*arguments); }; });

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "cli/arguments.h"
 #include "cli/commands.h"
+#include "cli/output.h"
 #include "core/text.h"
 #include "train/agreement.h"
 #include "train/metrics.h"
@@ -106,7 +108,7 @@ void print(const std::vector<PlanReport>& reports) {
   for (const auto& cells : rows) {
     std::string line = cells.size() > 1 ? fmt::format("{:<{}}", cells[0], width[0]) : cells[0];
     for (size_t i = 1; i < cells.size(); ++i) line += fmt::format("  {:>{}}", cells[i], width[i]);
-    fmt::print("{}\n", line);
+    write_output(line + "\n");
   }
 }
 
@@ -123,7 +125,7 @@ int plan(const Arguments& arguments) {
     if (!arguments.json) return print(reports);
     nlohmann::ordered_json all = nlohmann::ordered_json::array();
     for (const PlanReport& report : reports) all.push_back(to_json(report));
-    fmt::print("{}\n", (all.size() == 1 ? all[0] : all).dump(2));
+    write_json(all.size() == 1 ? all[0] : all);
   });
   return 0;
 }
@@ -134,14 +136,16 @@ void register_plan(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand(
       "plan", "Branches, bytes, memory and FLOPs of a configuration on P ranks, without a run");
-  command->add_option("CONFIG", arguments->config, "YAML file")->required();
+  command->add_option("CONFIG", arguments->config, "YAML file")
+      ->required()
+      ->transform(typed_path());
   command->add_option("key=value", arguments->overrides, "Settings over the file's");
   command->add_option("--ranks", arguments->ranks, "Ranks of the job; several: 1,2,4")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::Range(1, 1 << 24));
+      ->check(whole_number(1, 1 << 24));
   command->add_option("--rank", arguments->rank, "Rank in the sequence; -1: the middle one")
-      ->check(CLI::Range(-1, (1 << 24) - 1))
+      ->check(whole_number(-1, (1 << 24) - 1))
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments, &action] { action = [arguments] { return plan(*arguments); }; });

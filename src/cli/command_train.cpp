@@ -1,5 +1,7 @@
 // longnet train CONFIG [key=value ...]: a training run on all ranks of the job.
+#include "cli/arguments.h"
 #include "cli/commands.h"
+#include "train/agreement.h"
 #include "train/trainer.h"
 
 namespace longnet {
@@ -13,7 +15,8 @@ void register_train(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("train", "Train a model from a YAML file");
   command
       ->add_option("CONFIG", arguments->config, "YAML file; keys it leaves out have the defaults")
-      ->required();
+      ->required()
+      ->transform(typed_path());
   command->add_option("key=value", arguments->overrides,
                       "Settings over the file's, such as train.steps=100");
   command->footer("Keys (configs/base.yaml lists them too):\n" + keys_help());
@@ -21,6 +24,7 @@ void register_train(CLI::App& app, Action& action) {
     action = [arguments] {
       auto world = world_communicator();
       const Config config = load_config_on_all(*world, arguments->config, arguments->overrides);
+      run_on_all(*world, [&] { check_next_token_loss(config); });
       Trainer trainer(config, std::move(world));
       trainer.run();
       return 0;

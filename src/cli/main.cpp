@@ -4,17 +4,23 @@
 
 #include <cstdio>
 #include <exception>
+#include <sstream>
 
 #include "cli/commands.h"
+#include "cli/output.h"
+#include "cli/usage.h"
 #include "cli/waiting.h"
 #include "core/error.h"
+#include "core/failure.h"
 #include "core/log.h"
+#include "core/text.h"
 #include "train/agreement.h"
 #include "train/learner.h"
 
 namespace longnet {
 namespace {
 
+constexpr size_t kMaxMessage = 4000;  // bytes; a path may have 4096
 std::string typed;
 
 std::string host_name() {
@@ -26,11 +32,26 @@ std::string host_name() {
 void print_error(int rank, int ranks, std::string message) {
   for (char& c : message)
     if (c == '\n' || c == '\r') c = ' ';
+  message = one_line(message, kMaxMessage);
   if (ranks > 1)
     fmt::print(stderr, "error [rank {} of {} on {}]: {}\n", rank, ranks, host_name(), message);
   else
     fmt::print(stderr, "error: {}\n", message);
   std::fflush(stderr);
+}
+
+/// --help and --version: results like others, so a failure to write them is one as well.
+int print_help(const CLI::App& app, const CLI::ParseError& error) {
+  std::ostringstream text, nothing;
+  app.exit(error, text, nothing);
+  try {
+    write_output(text.str());
+    flush_output();
+    return 0;
+  } catch (const Error& failure) {
+    print_error(0, 1, failure.what());
+    return 1;
+  }
 }
 
 int run(int argc, char** argv) {
@@ -56,21 +77,23 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (rank != 0) return error.get_exit_code() == 0 ? 0 : 2;
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    print_error(rank, ranks, fmt::format("{}; see longnet --help", error.what()));
+    if (error.get_exit_code() == 0) return print_help(app, error);
+    print_error(rank, ranks, usage_text(app, error));
     return 2;
   }
   try {
     // Standard output is for results; a run's own log comes with its folder.
     init_log(rank, "", "info");
-    return action();
+    const int exit_code = action();
+    flush_output();
+    return exit_code;
   } catch (const SilentError&) {
     return 1;
   } catch (const NonFiniteError& error) {  // the same on every rank
     if (rank == 0) print_error(rank, ranks, error.what());
     return 1;
   } catch (const std::exception& error) {
-    print_error(rank, ranks, error.what());
+    print_error(rank, ranks, failure_text(error));
     // Agreed errors reach all ranks (agreement.h); after any other one the rest may wait for ever.
     if (ranks > 1 && dynamic_cast<const AgreedError*>(&error) == nullptr) MpiSession::abort(1);
     return 1;
@@ -95,14 +118,16 @@ const std::string& command_line() { return typed; }
 
 int main(int argc, char** argv) {
   longnet::bound_spinning(argv);
-  for (int i = 0; i < argc; ++i) longnet::typed += (i ? " " : "") + std::string(argv[i]);
+  for (int i = 0; i < argc; ++i)
+    longnet::typed += (i ? " " : "") + longnet::one_line(argv[i], std::string::npos);
   try {
+    longnet::keep_standard_streams();
     longnet::MpiSession session(&argc, &argv);
     const int code = longnet::run(argc, argv);
     session.wait_for_all();
     return code;
   } catch (const std::exception& error) {
-    longnet::print_error(0, 1, error.what());
+    longnet::print_error(0, 1, longnet::failure_text(error));
     longnet::MpiSession::abort(1);  // the other ranks may wait
   }
 }

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "core/device_runtime.h"
+#include "core/failure.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -66,7 +67,7 @@ void* Arena::take_block(int64_t bytes) {
   const bool gpu = device_.type == DeviceType::kCUDA;
   void* block = gpu ? device_runtime::allocate(bytes) : allocate_block(bytes);
   if (block == nullptr) {
-    std::string where;
+    std::string where = gpu ? "" : memory_limit_text();
     if (gpu) {
       const device_runtime::MemoryInfo memory = device_runtime::memory_info();
       where = fmt::format("; {} has {} of {} bytes free", device_name(device_), memory.free,

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/failure.h"
+
 namespace longnet {
 
 void run_on_all(Communicator& world, const std::function<void()>& work) {
@@ -13,8 +15,7 @@ void run_on_all(Communicator& world, const std::function<void()>& work) {
   try {
     work();
   } catch (const std::exception& error) {
-    failure = error.what();
-    if (failure.empty()) failure = "unknown error";
+    failure = failure_text(error);
   }
   const LoneWork others;  // may be at it for long, while this rank had little to do
   const std::vector<std::string> failures = world.all_gather_strings(failure);

@@ -1,5 +1,6 @@
 // Command lines that cannot work: a non-zero exit and exactly one line that says why.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <sstream>
@@ -42,6 +43,7 @@ class BadInput : public testing::Test {
                    {"v", good},
                    {"last_visible", file_tensor("I64", {32}, std::vector<int64_t>(32, 1))}});
     const std::string bytes = read_whole_file(program.file("good.st"));
+    ASSERT_EQ(::mkfifo(program.file("pipe").c_str(), 0600), 0);
     folder.write("cut.st", bytes.substr(0, bytes.size() - 8));
   }
 
@@ -66,21 +68,40 @@ class BadInput : public testing::Test {
 };
 
 TEST_F(BadInput, Usage) {
-  expect_refused({{"", "subcommand is required"},
-                  {"attend", "IN is required"},
-                  {"attend good.st", "OUT is required"},
-                  {"attend good.st out.st", "--branch is required"},
-                  {"attend good.st out.st --branch 16:1 --frob", "not expected: --frob"},
-                  {"attend good.st out.st --branch 16:1 --position abs", "--position: abs not in"},
-                  {"attend good.st out.st --branch 16:1 --rope-base nan", "allowed: 1 to"},
-                  {"attend good.st out.st --branch 16:1 --scale -1", "allowed: 0 to"},
-                  {"plan", "CONFIG is required"},
-                  {"plan tiny.yaml --ranks 0", "--ranks: Value 0 not in range"},
-                  {"plan tiny.yaml --ranks two", "--ranks: Value two not in range"},
-                  {"plan tiny.yaml --rank -2", "--rank: Value -2 not in range"},
-                  {"bench", "subcommand is required"},
-                  {"bench attention --head-dim 4", "--head-dim: Value 4 not in range"},
-                  {"bench collectives --growth 1", "--growth: Value 1 not in range"}});
+  expect_refused(
+      {{"", "a subcommand is missing; allowed: train, evaluate,"},
+       {"trian tiny.yaml",
+        "no subcommand is called \"trian\"; did you mean train?; see longnet --help"},
+       {"--jsn", "no option is called \"--jsn\""},
+       {"train", "CONFIG is required; see longnet train --help"},
+       {"train ''", "CONFIG: the path is empty"},
+       {"train '$LN_NO_SUCH/x'", "the environment variable LN_NO_SUCH is not set"},
+       {"evaluate", "CHECKPOINT is required"},
+       {"evaluate run --jsn", "did you mean --json?"},
+       {"evaluate run --split valid", "--split: \"valid\" is not one of validation, train, test"},
+       {"evaluate run --samples nan", "\"nan\" is not a whole number; allowed: 0 to"},
+       {"evaluate run --samples -1", "\"-1\" is out of range; allowed: 0 to"},
+       {"attend", "IN is required"},
+       {"attend good.st", "OUT is required"},
+       {"attend good.st out.st", "--branch is required"},
+       {"attend good.st out.st --branch 16:1 --frob",
+        "no option is called \"--frob\"; allowed: --help, --branch,"},
+       {"attend good.st out.st --branch 16:1 --position abs",
+        "--position: \"abs\" is not one of none, rope, xpos"},
+       {"attend good.st out.st --branch 16:1 --rope-base nan", "allowed: 1 to"},
+       {"attend good.st out.st --branch 16:1 --scale -1", "allowed: 0 to"},
+       {"plan", "CONFIG is required"},
+       {"plan tiny.yaml --ranks 0", "--ranks: \"0\" is out of range; allowed: 1 to"},
+       {"plan tiny.yaml --ranks two", "--ranks: \"two\" is not a whole number; allowed: 1 to"},
+       {"plan tiny.yaml --rank -2", "--rank: \"-2\" is out of range; allowed: -1 to"},
+       {"plan tiny.yaml --json=x", "--json: \"x\" is not allowed"},
+       {"plan tiny.yaml --rank 1 --rank 2", "--rank: stands more than once; leave one"},
+       {"bench", "a subcommand is missing; allowed: attention, step, collectives"},
+       {"bench stpe", "did you mean step?; see longnet bench --help"},
+       {"bench attention --head-dim 4", "--head-dim: \"4\" is out of range; allowed: 8 to 256"},
+       {"bench collectives --growth 1", "--growth: \"1\" is out of range"},
+       {"bench collectives --timeout-s nan",
+        "--timeout-s: \"nan\" is not allowed; allowed: 0 to"}});
 }
 
 TEST_F(BadInput, Attend) {
@@ -112,6 +133,8 @@ TEST_F(BadInput, Attend) {
 TEST_F(BadInput, PlanAndBench) {
   expect_refused(
       {{"plan none.yaml", "none.yaml: cannot be opened"},
+       {"plan /dev/zero", "/dev/zero: is a device; a configuration is a regular file"},
+       {"plan pipe", "pipe: is a pipe; a configuration is a regular file"},
        {"plan tiny.yaml --ranks 2 --rank 2", "--rank 2: the sequence has 2 ranks"},
        {"plan tiny.yaml --ranks 1000 --rank 500", "holds no token"},
        {"plan tiny.yaml --ranks 3 parallel.data_ranks=2", "parallel.data_ranks=2 must divide"},
@@ -119,13 +142,13 @@ TEST_F(BadInput, PlanAndBench) {
        {"plan tiny.yaml model.dim=33", "not divisible by model.heads"},
        {"bench attention --branch 5", "--branch \"5\": allowed is W:R"},
        {"bench attention --attention cudnn", "--attention cudnn chooses among kernels of a GPU"},
-       {"bench attention --attention fast", "--attention: fast not in {auto,cudnn,native,plain}"},
+       {"bench attention --attention fast", "\"fast\" is not one of auto, cudnn, native, plain"},
        {"bench attention --case 512:1,native", "--case \"512:1,native\": allowed is W:R,ATTENTION"},
        {"bench attention --case 512:1,auto,abs", "allowed is W:R,ATTENTION,POSITION"},
        {"bench attention --case 5,auto,none", "\"5\": allowed is W:R"},
        {"bench attention --case 512:1,native,none", "--attention native chooses among kernels"},
        {"bench attention --case 512:1,auto,none --branch 8:1", "--branch excludes --case"},
-       {"bench attention --dtype f16", "--dtype: f16 not in {f32,bf16}"},
+       {"bench attention --dtype f16", "--dtype: \"f16\" is not one of f32, bf16"},
        {"bench attention --position rope --head-dim 9", "needs an even --head-dim, not 9"},
        {"bench attention --position xpos --full", "--position xpos needs the causal mask"},
        {"bench step none.yaml", "none.yaml: cannot be opened"},
@@ -136,17 +159,77 @@ TEST_F(BadInput, PlanAndBench) {
 TEST_F(BadInput, Generate) {
   ASSERT_EQ(program.run("train tiny.yaml train.steps=1 optimizer.warmup_steps=0").exit_code, 0);
   const std::string generate = "generate run/step-00000001 ";
-  expect_refused({{"generate none", "none: no such checkpoint"},
-                  {"generate run", "is a run's folder, not a checkpoint"},
-                  {generate + "--tokens 0", "--tokens: Value 0 not in range"},
-                  {generate + "--temperature nan", "\"nan\" is not allowed; allowed: 0 to 100"},
-                  {generate + "--top-k -1", "--top-k: Value -1 not in range"},
-                  {generate + "--prompt ''", "the prompt is empty"},
-                  {generate + "--prompt-tokens 1,256", "256 is outside the vocabulary"},
-                  {generate + "--prompt-tokens 1,x", "Could not convert: --prompt-tokens"},
-                  {generate + "--prompt-file none.txt", "none.txt cannot be read"},
-                  {generate + "--prompt-file .", ". cannot be read"},
-                  {generate + "--prompt a --prompt-file text.txt", "excludes"}});
+  expect_refused(
+      {{"generate none", "none: no such checkpoint"},
+       {"generate run", "is a run's folder, not a checkpoint"},
+       {generate + "--tokens 0", "--tokens: \"0\" is out of range"},
+       {generate + "--temperature nan", "\"nan\" is not allowed; allowed: 0 to 100"},
+       {generate + "--top-k -1", "--top-k: \"-1\" is out of range"},
+       {generate + "--prompt ''", "the prompt is empty"},
+       {generate + "--prompt-tokens 1,256", "256 is outside the vocabulary"},
+       {generate + "--prompt-tokens 1,x", "--prompt-tokens: \"x\" is not a whole number"},
+       {generate + "--prompt-tokens ''", "--prompt-tokens: \"\" is not a whole number"},
+       {generate + "--prompt-tokens", "--prompt-tokens: a value is missing"},
+       {generate + "--seed -1", "--seed: \"-1\" is out of range; allowed: 0 to"},
+       {generate + "--seed 99999999999999999999", "is out of range; allowed: 0 to"},
+       {generate + "--tokens 1e3", "\"1e3\" is not a whole number"},
+       {generate + "--prompt-file none.txt",
+        "none.txt: cannot be opened: No such file or directory"},
+       {generate + "--prompt-file .", ".: is a folder; a prompt is a regular file"},
+       {generate + "--prompt-file /dev/zero", "/dev/zero: is a device"},
+       {generate + "--prompt-file pipe", "pipe: is a pipe"},
+       {generate + "--prompt a --prompt-file text.txt", "excludes"}});
+}
+
+TEST_F(BadInput, StandardOutputThatCannotBeWritten) {
+  ASSERT_EQ(program.run("train tiny.yaml train.steps=1 optimizer.warmup_steps=0").exit_code, 0);
+  const std::string checkpoint = "run/step-00000001";
+  std::vector<BadLine> lines;
+  for (const std::string& command :
+       {std::string("--help"), std::string("--version"), std::string("train --help"),
+        std::string("plan tiny.yaml"), std::string("plan tiny.yaml --json"),
+        "evaluate " + checkpoint, "evaluate " + checkpoint + " --json",
+        "generate " + checkpoint + " --tokens 3",
+        std::string("bench attention --tokens 64 --heads 1 --head-dim 8 --repetitions 1")}) {
+    lines.push_back({command + " >/dev/full", "standard output cannot be written: No space left"});
+    lines.push_back({command + " >&-", "standard output cannot be written: Bad file descriptor"});
+  }
+  expect_refused(lines);
+}
+
+TEST_F(BadInput, NextTokenLossOfAModelThatSeesIt) {
+  const std::string encoder = " model.causal=false model.position=rope";
+  expect_refused({{"train tiny.yaml" + encoder,
+                   "model.causal=false: training and evaluation score the next token"}});
+  EXPECT_FALSE(std::filesystem::exists(program.file("run"))) << "a refused run leaves no folder";
+  EXPECT_EQ(program.run("plan tiny.yaml" + encoder).exit_code, 0);
+  EXPECT_EQ(program.run("bench step tiny.yaml --steps 1" + encoder).exit_code, 0);
+}
+
+TEST_F(BadInput, BytesThatAreNotUtf8) {
+  const std::string bad = "$(printf 'a\\377b')";
+  expect_refused(
+      {{"train tiny.yaml run.folder=" + bad, "run.folder=a\\xffb\": \"a\\xffb\" is not UTF-8"},
+       {"train tiny.yaml data.train=" + bad, "is not UTF-8 at byte 1"},
+       {"train tiny.yaml data.cache=" + bad, "is not UTF-8 at byte 1"},
+       {"train tiny.yaml train.sample_prompt=" + bad, "is not UTF-8 at byte 1"},
+       {"evaluate " + bad, "a\\xffb: no such checkpoint"}});
+  // An argument that is only opened may have any name; what the result says of it is escaped.
+  ASSERT_EQ(program.run("attend good.st " + bad + ".st --branch 16:1").exit_code, 0);
+}
+
+TEST_F(BadInput, MemoryLimits) {
+  // With ulimit -v the first allocation that fails may be an arena's or any other one.
+  const std::string train =
+      "train tiny.yaml 'model.branches=[[2048,1]]' data.train=long.txt train.batch_size=1 "
+      "train.sequence_length=";
+  program.folder().write("long.txt", std::string(6000000, 'x'));
+  const Outcome outcome = program.run_limited(train + "1048576", "ulimit -v 700000");
+  EXPECT_EQ(outcome.exit_code, 1);
+  const size_t line = outcome.err.find("error: out of memory: ");
+  ASSERT_NE(line, std::string::npos) << outcome.err;
+  for (const char* part : {" bytes wanted", "ulimit -v allows 716800000 bytes", "use more ranks"})
+    EXPECT_NE(outcome.err.find(part, line), std::string::npos) << outcome.err;
 }
 
 /// What run.backend=cuda says on a machine without a GPU, in this build.

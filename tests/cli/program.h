@@ -32,6 +32,11 @@ class Program {
     return finish(start(arguments, ranks));
   }
 
+  /// The same on one rank after a shell command such as "ulimit -v 700000".
+  Outcome run_limited(const std::string& arguments, const std::string& before) const {
+    return finish(start(arguments, 1, before + " && "));
+  }
+
   /// One rank each, eight at a time: starting MPI is mostly waiting.
   std::vector<Outcome> run_all(const std::vector<std::string>& command_lines) const {
     std::vector<Outcome> outcomes;
@@ -65,9 +70,9 @@ class Program {
     std::string error_file;
   };
 
-  Started start(const std::string& arguments, int ranks) const {
+  Started start(const std::string& arguments, int ranks, const std::string& before = "") const {
     const std::string error_file = file(".stderr" + std::to_string(started_++));
-    std::string command = "cd '" + folder_.path() + "' && OMP_NUM_THREADS=1 ";
+    std::string command = "cd '" + folder_.path() + "' && " + before + "OMP_NUM_THREADS=1 ";
     if (ranks > 1)
       command += "'" + source_folder() + "/scripts/mpirun_local.sh' " + std::to_string(ranks) + " ";
     command += "'" + binary_folder() + "/longnet' " + arguments + " 2>" + error_file;

@@ -1,0 +1,45 @@
+// See output.h.
+#include "cli/output.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+
+namespace longnet {
+namespace {
+
+[[noreturn]] void output_failed() {
+  const std::string cause = std::strerror(errno);
+  throw Error("standard output cannot be written: {}; the result is lost or cut off", cause);
+}
+
+}  // namespace
+
+void keep_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(stream, F_GETFD) != -1 || errno != EBADF) continue;
+    // Lowest free number: `stream` itself. Only the log may vanish without a word.
+    if (::open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY) != stream) return;
+  }
+}
+
+void write_output(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) output_failed();
+}
+
+void write_json(const nlohmann::ordered_json& json, int indent) {
+  write_output(json.dump(indent, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
+               "\n");
+}
+
+void flush_output() {
+  if (std::fflush(stdout) != 0) output_failed();
+}
+
+}  // namespace longnet

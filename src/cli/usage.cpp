@@ -1,0 +1,100 @@
+// See usage.h.
+#include "cli/usage.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/error.h"
+#include "core/text.h"
+
+namespace longnet {
+namespace {
+
+/// The subcommand that was reached, and how it is called: "longnet bench step".
+const CLI::App& reached(const CLI::App& app, std::string& name) {
+  const CLI::App* at = &app;
+  name = "longnet";
+  for (std::vector<CLI::App*> next = at->get_subcommands(); !next.empty();
+       next = at->get_subcommands()) {
+    at = next.front();
+    name += " " + at->get_name();
+  }
+  return *at;
+}
+
+std::string meant(const std::string& word, const std::vector<std::string>& candidates) {
+  const std::string near = nearest(word, candidates);
+  return near.empty() ? "; allowed: " + joined(candidates)
+                      : fmt::format("; did you mean {}?", near);
+}
+
+std::vector<std::string> subcommands_of(const CLI::App& command) {
+  std::vector<std::string> names;
+  for (const CLI::App* one : command.get_subcommands({})) names.push_back(one->get_name());
+  return names;
+}
+
+std::vector<std::string> options_of(const CLI::App& command) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options())
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  return names;
+}
+
+/// A word that nothing takes; empty if there is none. One-letter options stay with their dash.
+std::string unexpected_word(const CLI::App& command) {
+  const std::vector<std::string> rest = command.remaining(true);
+  return rest.empty() ? "" : rest.front();
+}
+
+std::string about_word(const CLI::App& command, const std::string& word) {
+  if (!word.empty() && word[0] == '-')
+    return fmt::format("no option is called {}{}", in_quotes(word.substr(0, word.find('='))),
+                       meant(word.substr(0, word.find('=')), options_of(command)));
+  const std::vector<std::string> subcommands = subcommands_of(command);
+  if (!subcommands.empty())
+    return fmt::format("no subcommand is called {}{}", in_quotes(word), meant(word, subcommands));
+  return fmt::format("{} is one word too many", in_quotes(word));
+}
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+std::string fault(const CLI::App& command, const CLI::ParseError& error) {
+  const std::string text = error.what();
+  const std::string word = unexpected_word(command);
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && !word.empty())
+    return about_word(command, word);
+  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
+    const std::vector<std::string> subcommands = subcommands_of(command);
+    if (!subcommands.empty())
+      return word.empty() ? "a subcommand is missing; allowed: " + joined(subcommands)
+                          : about_word(command, word);
+    return !word.empty() && word[0] == '-' ? about_word(command, word) : text;  // "IN is required"
+  }
+  const size_t colon = text.find(": ");
+  const std::string option = text.substr(0, colon);
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && colon != std::string::npos)
+    return ends_with(text, "missing") ? option + ": a value is missing"
+                                      : option + ": stands more than once; leave one";
+  if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr && colon != std::string::npos) {
+    // "Could not convert: --json = x"
+    const std::string pair = text.substr(colon + 2);
+    const size_t equals = pair.find(" = ");
+    if (equals != std::string::npos)
+      return fmt::format("{}: {} is not allowed", pair.substr(0, equals),
+                         in_quotes(pair.substr(equals + 3)));
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string usage_text(const CLI::App& app, const CLI::ParseError& error) {
+  std::string name;
+  const CLI::App& command = reached(app, name);
+  return fmt::format("{}; see {} --help", fault(command, error), name);
+}
+
+}  // namespace longnet
