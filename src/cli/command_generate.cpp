@@ -3,12 +3,15 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <limits>
+#include <optional>
 
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "core/arena.h"
-#include "core/path.h"
+#include "core/input_file.h"
+#include "core/output_file.h"
 #include "model/generation.h"
 #include "train/backend.h"
 #include "train/checkpoint.h"
@@ -21,7 +24,7 @@ namespace {
 constexpr int64_t kMaxPromptBytes = int64_t{1} << 30;
 
 struct Arguments {
-  std::string checkpoint, prompt = "The ", prompt_file, backend = "cpu";
+  std::string checkpoint, prompt = "The ", prompt_file, out, backend = "cpu";
   std::vector<int64_t> prompt_tokens;
   int64_t tokens = 200, top_k = 0;
   double temperature = 1.0;
@@ -34,7 +37,7 @@ std::vector<int64_t> prompt_of(const Arguments& arguments, int64_t vocabulary) {
   if (tokens.empty()) {
     std::string text = arguments.prompt;
     if (!arguments.prompt_file.empty()) {
-      text = read_small_file(arguments.prompt_file, kMaxPromptBytes, "a prompt");
+      text = read_input_file(arguments.prompt_file, kMaxPromptBytes);
     }
     if (vocabulary != 256)
       throw Error("a vocabulary of {} tokens has no text form; give --prompt-tokens 1,2,3",
@@ -54,13 +57,32 @@ const std::vector<float>& checked(const std::vector<float>& logits, const Argume
                                   int64_t i) {
   if (std::all_of(logits.begin(), logits.end(), [](float v) { return std::isfinite(v); }))
     return logits;
-  if (i > 0) write_output("\n");
+  if (i > 0 && arguments.out.empty()) write_output("\n");
   flush_output();
   throw Error(
       "{}: the model's scores for token {} are not finite, so the weights are of no use; take an "
       "earlier checkpoint of the run",
       arguments.checkpoint, i + 1);
 }
+
+/// Where the continuation goes: standard output as it comes, or a file that appears as a whole.
+class Sink {
+ public:
+  explicit Sink(const std::string& path) {
+    if (!path.empty()) file_.emplace(path);
+  }
+  void write(const std::string& text) {
+    if (file_) return file_->write(text);
+    write_output(text);
+    flush_output();
+  }
+  void commit() {
+    if (file_) file_->commit();
+  }
+
+ private:
+  std::optional<OutputFile> file_;
+};
 
 int generate(const Arguments& arguments) {
   const auto world = world_communicator();
@@ -76,6 +98,7 @@ int generate(const Arguments& arguments) {
   const TensorView parameters = arena.allocate_zeroed(DType::kF32, {layout.elements()});
   load_tensors(checkpoint, layout,
                {parameters, {}, {}, nullptr, context.on_gpu() ? &context : nullptr});
+  Sink sink(arguments.out);
   Generator generator(context, model, layout, parameters);
 
   const auto start = std::chrono::steady_clock::now();
@@ -86,13 +109,12 @@ int generate(const Arguments& arguments) {
   for (int64_t i = 0; i < arguments.tokens; ++i) {
     const int64_t token =
         sample_token(checked(logits, arguments, i), options, static_cast<uint64_t>(i));
-    write_output(text ? std::string(1, static_cast<char>(token))
-                      : fmt::format("{}{}", i ? " " : "", token));
-    flush_output();
+    sink.write(text ? std::string(1, static_cast<char>(token))
+                    : fmt::format("{}{}", i ? " " : "", token));
     if (i + 1 < arguments.tokens) logits = generator.step(token);
   }
-  write_output("\n");
-  flush_output();  // the line about speed stands on its own
+  sink.write("\n");  // the line about speed stands on its own
+  sink.commit();
   const std::chrono::duration<double> prefill = prefilled - start;
   const std::chrono::duration<double> decode = std::chrono::steady_clock::now() - prefilled;
   fmt::print(
@@ -121,6 +143,10 @@ void register_generate(CLI::App& app, Action& action) {
       ->check(whole_number(0, int64_t{1} << 32))
       ->excludes(prompt)
       ->excludes(file);
+  command
+      ->add_option("--out", arguments->out,
+                   "File for the continuation, in place of standard output")
+      ->transform(typed_path());
   command->add_option("--tokens", arguments->tokens, "Tokens to add")
       ->check(whole_number(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();

@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "core/config_keys.h"
+#include "core/input_file.h"
 #include "core/path.h"
 #include "core/text.h"
 
@@ -358,9 +359,8 @@ Config parse_config(const std::string& yaml_text, const std::string& name,
 }
 
 Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
-  return parse_config(
-      path.empty() ? "" : read_small_file(path, internal::kMaxFileBytes, "a configuration"), path,
-      overrides);
+  return parse_config(path.empty() ? "" : read_input_file(path, internal::kMaxFileBytes), path,
+                      overrides);
 }
 
 void apply_overrides(Config& config, const std::vector<std::string>& overrides) {

@@ -1,15 +1,8 @@
 // See path.h.
 #include "core/path.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <cctype>
-#include <cerrno>
 #include <cstdlib>
-#include <cstring>
 
 #include "core/error.h"
 #include "core/text.h"
@@ -53,20 +46,6 @@ std::string variable(std::string_view typed, size_t& at) {
   return value_of(std::string(typed.substr(first, end - first)), typed);
 }
 
-struct File {
-  int handle;
-  ~File() {
-    if (handle >= 0) ::close(handle);
-  }
-};
-
-const char* kind_of(mode_t mode) {
-  if (S_ISDIR(mode)) return "a folder";
-  if (S_ISFIFO(mode)) return "a pipe";
-  if (S_ISSOCK(mode)) return "a socket";
-  return "a device";
-}
-
 }  // namespace
 
 std::string expand_path(std::string_view typed) {
@@ -97,33 +76,6 @@ std::string unexpanded_path(std::string_view path) {
     if (c == '$') typed += c;
   }
   return typed;
-}
-
-std::string read_small_file(const std::string& path, int64_t most_bytes, std::string_view what) {
-  const std::string shown = path.empty() ? "\"\"" : one_line(path, 400);
-  // O_NONBLOCK: opening a pipe would wait for its writer.
-  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  if (file.handle < 0) throw Error("{}: cannot be opened: {}", shown, std::strerror(errno));
-  struct stat info {};
-  if (::fstat(file.handle, &info) != 0)
-    throw Error("{}: cannot be read: {}", shown, std::strerror(errno));
-  if (!S_ISREG(info.st_mode))
-    throw Error("{}: is {}; {} is a regular file", shown, kind_of(info.st_mode), what);
-  const auto refuse_longer = [&](int64_t bytes) {
-    if (bytes > most_bytes)
-      throw Error("{}: is longer than {} bytes; {} may have that many", shown, most_bytes, what);
-  };
-  refuse_longer(info.st_size);
-  std::string text;
-  std::string block(1 << 16, '\0');
-  for (;;) {
-    const ssize_t bytes = ::read(file.handle, block.data(), block.size());
-    if (bytes < 0 && errno == EINTR) continue;
-    if (bytes < 0) throw Error("{}: cannot be read: {}", shown, std::strerror(errno));
-    if (bytes == 0) return text;
-    text.append(block, 0, static_cast<size_t>(bytes));
-    refuse_longer(static_cast<int64_t>(text.size()));
-  }
 }
 
 }  // namespace longnet

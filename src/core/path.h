@@ -5,7 +5,6 @@
 // configuration keys and for every path on the command line.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -18,10 +17,5 @@ std::string expand_path(std::string_view typed);
 
 /// What expand_path() turns back into `path`. (A leading "~" becomes "./~", the same file.)
 std::string unexpanded_path(std::string_view path);
-
-/// The whole text of a small regular file. Throws Error with the path if it is missing, no regular
-/// file (a pipe would wait for ever, a device never end) or longer than most_bytes; `what` names
-/// the kind of file in that message, such as "a configuration".
-std::string read_small_file(const std::string& path, int64_t most_bytes, std::string_view what);
 
 }  // namespace longnet

@@ -132,9 +132,9 @@ TEST_F(BadInput, Attend) {
 
 TEST_F(BadInput, PlanAndBench) {
   expect_refused(
-      {{"plan none.yaml", "none.yaml: cannot be opened"},
-       {"plan /dev/zero", "/dev/zero: is a device; a configuration is a regular file"},
-       {"plan pipe", "pipe: is a pipe; a configuration is a regular file"},
+      {{"plan none.yaml", "none.yaml: cannot be read"},
+       {"plan /dev/zero", "/dev/zero: is a device, not a regular file"},
+       {"plan pipe", "pipe: is a pipe, not a regular file"},
        {"plan tiny.yaml --ranks 2 --rank 2", "--rank 2: the sequence has 2 ranks"},
        {"plan tiny.yaml --ranks 1000 --rank 500", "holds no token"},
        {"plan tiny.yaml --ranks 3 parallel.data_ranks=2", "parallel.data_ranks=2 must divide"},
@@ -151,7 +151,7 @@ TEST_F(BadInput, PlanAndBench) {
        {"bench attention --dtype f16", "--dtype: \"f16\" is not one of f32, bf16"},
        {"bench attention --position rope --head-dim 9", "needs an even --head-dim, not 9"},
        {"bench attention --position xpos --full", "--position xpos needs the causal mask"},
-       {"bench step none.yaml", "none.yaml: cannot be opened"},
+       {"bench step none.yaml", "none.yaml: cannot be read"},
        {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
        {"bench collectives --min-bytes 100 --max-bytes 10", "--min-bytes 100 is above"}});
 }
@@ -173,11 +173,12 @@ TEST_F(BadInput, Generate) {
        {generate + "--seed -1", "--seed: \"-1\" is out of range; allowed: 0 to"},
        {generate + "--seed 99999999999999999999", "is out of range; allowed: 0 to"},
        {generate + "--tokens 1e3", "\"1e3\" is not a whole number"},
-       {generate + "--prompt-file none.txt",
-        "none.txt: cannot be opened: No such file or directory"},
-       {generate + "--prompt-file .", ".: is a folder; a prompt is a regular file"},
+       {generate + "--prompt-file none.txt", "none.txt: cannot be read: No such file or directory"},
+       {generate + "--prompt-file .", ".: is a folder, not a regular file"},
        {generate + "--prompt-file /dev/zero", "/dev/zero: is a device"},
        {generate + "--prompt-file pipe", "pipe: is a pipe"},
+       {generate + "--out none/x", "none/x: "},
+       {generate + "--out run", "run: "},
        {generate + "--prompt a --prompt-file text.txt", "excludes"}});
 }
 
@@ -278,7 +279,7 @@ TEST_F(BadInput, TwoRanksSayItOnce) {
       {"bench attention", "runs on one rank"},
       {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
       {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"},
-      {"train none.yaml", "none.yaml: cannot be opened"},
+      {"train none.yaml", "none.yaml: cannot be read"},
       {"train tiny.yaml model.hedas=3", "did you mean model.heads?"},
       {"train tiny.yaml data.train=none.txt", "no such file or folder"},
       {"train tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},

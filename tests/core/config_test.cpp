@@ -181,11 +181,10 @@ TEST(Config, FilesThatAreNone) {
     expect_one_line(message);
     return message;
   };
-  EXPECT_NE(refusal_of(folder.file("long.yaml")).find("is longer than 1048576 bytes"),
+  EXPECT_NE(refusal_of(folder.file("long.yaml")).find("holds 1048577 bytes; allowed are 1048576"),
             std::string::npos);
-  EXPECT_NE(
-      refusal_of(folder.file("pipe.yaml")).find("is a pipe; a configuration is a regular file"),
-      std::string::npos);
+  EXPECT_NE(refusal_of(folder.file("pipe.yaml")).find("is a pipe, not a regular file"),
+            std::string::npos);
   EXPECT_NE(refusal_of("/dev/zero").find("is a device"), std::string::npos);
   EXPECT_NE(refusal_of(folder.path()).find("is a folder"), std::string::npos);
 }
@@ -695,9 +694,9 @@ TEST(Config, BadFiles) {
   const TemporaryFolder folder;
   const std::string missing = folder.file("no.yaml");
   std::string message = message_of([&] { load_config(missing, {}); });
-  EXPECT_EQ(message, missing + ": cannot be opened: No such file or directory");
+  EXPECT_EQ(message, missing + ": cannot be read: No such file or directory");
   message = message_of([&] { load_config(folder.path(), {}); });
-  EXPECT_EQ(message, folder.path() + ": is a folder; a configuration is a regular file");
+  EXPECT_EQ(message, folder.path() + ": is a folder, not a regular file");
   const std::string path = folder.write("a.yaml", "\nmodel:\n  dims: 5\n");
   message = message_of([&] { load_config(path, {}); });
   EXPECT_EQ(message, path + ":3: model.dims: unknown key; did you mean model.dim?");
