@@ -36,6 +36,7 @@ std::string error_text(int code) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
   if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) return fmt::format("code {}", code);
+  std::replace(text, text + length, '\n', ' ');  // MPICH adds its error stack, a line each
   return std::string(text, length);
 }
 
