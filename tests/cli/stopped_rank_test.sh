@@ -66,7 +66,7 @@ for rank in 1 0; do
   for _ in $(seq 600); do grep -qs 'step 3/' log && break; sleep 0.1; done
   grep -q 'step 3/' log || fail "$case: no step"
   for process in $(pgrep -P $launcher); do
-    ! tr '\0' '\n' < "/proc/$process/environ" | grep -q "^OMPI_COMM_WORLD_RANK=$rank$" || kill -STOP "$process"
+    ! tr '\0' '\n' < "/proc/$process/environ" | grep "^OMPI_COMM_WORLD_RANK=$rank$" > /dev/null || kill -STOP "$process"
   done
   expect_end 1 "has waited 1[0-9] s for rank $rank on .*; the job ends after 13 s \(parallel.timeout_s\)" \
     "^error \[rank [012] of 3 on .*has not finished after 1[3-9] s \(parallel.timeout_s\): rank $rank on .* is lost, stopped or busy"
