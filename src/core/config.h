@@ -96,11 +96,14 @@ struct CheckpointConfig {
   int64_t every = 500;          // steps; 0: only at the end
   int64_t keep_last = 2;        // older ones are removed; 0: keep all
   std::string resume = "auto";  // auto (latest in run.folder, if any) | none | path of a checkpoint
+  std::string on_failure = "continue";  // continue | stop: when a save fails twice
+  bool accept_new_data = false;         // resume on data of other content than the checkpoint's
   bool operator==(const CheckpointConfig&) const = default;
 };
 
 struct RunConfig {
   std::string folder = "runs/default";  // log, metrics.jsonl, checkpoints
+  bool overwrite = false;               // sets an old run in the folder aside; see config_keys.cpp
   std::string backend = "cpu";          // cpu | cuda
   std::string attention = "auto";       // auto | cudnn | native | plain; with backend cuda
   std::string dtype = "f32";            // f32 | bf16 (mixed: see config_keys.cpp)

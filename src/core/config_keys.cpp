@@ -155,8 +155,16 @@ std::vector<Key> make_keys() {
            "older ones are removed; 0: keep all"),
       path(KEY(checkpoint.resume),
            "auto: the latest in run.folder, if any; none; or the path of a checkpoint"),
+      word(KEY(checkpoint.on_failure), {"continue", "stop"},
+           "when a checkpoint cannot be saved, at the second attempt either: train until the next "
+           "one is due, or end; at the last step the run fails in any case"),
+      other(KEY(checkpoint.accept_new_data), "",
+           "resume although the training data have other content than the checkpoint's"),
 
       path(KEY(run.folder), "where log, metrics.jsonl and checkpoints go"),
+      other(KEY(run.overwrite), "",
+           "with checkpoint.resume=none or a path: what the folder holds of another run, or of an "
+           "earlier start from that path, moves to set-aside-N inside it"),
       word(KEY(run.backend), {"cpu", "cuda"},
            "what computes: the processor, or one GPU per rank (a build with CUDA)"),
       word(KEY(run.attention), {"auto", "cudnn", "native", "plain"},

@@ -2,6 +2,7 @@
 #include "train/checkpoint.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -11,14 +12,17 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <vector>
 
+#include "core/config_keys.h"
 #include "core/error.h"
 #include "core/host_copy.h"
+#include "core/input_file.h"
+#include "core/output_file.h"
 #include "core/safetensors.h"
 
 namespace longnet {
@@ -27,25 +31,48 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr int kFormatVersion = 2;  // 1 had no checksum of state.json; it is still read
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr const char* kConfigFile = "config.yaml";
 constexpr const char* kStateFile = "state.json";
 constexpr std::array<const char*, 3> kCheckedFiles{kModelFile, kOptimizerFile, kConfigFile};
+constexpr int64_t kMaxStateBytes = 16 << 20;
+constexpr int64_t kPieceElements = int64_t{4} << 20;  // 16 MiB, as files are written
+constexpr int64_t kFloatBytes = sizeof(float);
 
-std::string step_name(int64_t step) { return fmt::format("step-{:08}", step); }
+struct Fingerprint {
+  int64_t bytes = 0;
+  uint32_t crc = 0;
+  bool operator==(const Fingerprint&) const = default;
 
-/// The step in a folder's name "step-N", or nothing.
-std::optional<int64_t> step_of(const std::string& name) {
-  if (name.rfind("step-", 0) != 0 || name.size() < 6 || name.size() > 23) return std::nullopt;
-  if (!std::all_of(name.begin() + 5, name.end(), [](unsigned char c) { return std::isdigit(c); }))
-    return std::nullopt;
-  return std::stoll(name.substr(5));
+  void add(const void* data, int64_t count) {
+    crc = static_cast<uint32_t>(crc32_z(crc, static_cast<const Bytef*>(data), size_t(count)));
+    bytes += count;
+  }
+};
+
+/// Reads the whole file. from_disk: not from the page cache where the system can tell them apart.
+Fingerprint fingerprint(const std::string& path, bool from_disk = false) {
+  const InputFile file(path);
+  if (from_disk) {
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+      posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+      close(fd);
+    }
+  }
+  std::vector<char> buffer(1 << 20);
+  Fingerprint print;
+  while (print.bytes < file.size()) {
+    const int64_t count = std::min(file.size() - print.bytes, static_cast<int64_t>(buffer.size()));
+    file.read(print.bytes, buffer.data(), count);
+    print.add(buffer.data(), count);
+  }
+  return print;
 }
 
 void sync_path(const std::string& path) {
-  const int file = open(path.c_str(), O_RDONLY);
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0 || fsync(file) != 0) {
     const std::string cause = std::strerror(errno);
     if (file >= 0) close(file);
@@ -54,118 +81,79 @@ void sync_path(const std::string& path) {
   close(file);
 }
 
-void write_text(const std::string& path, const std::string& text) {
-  std::ofstream out(path, std::ios::binary);
-  out << text;
-  out.flush();
-  if (!out) throw Error("checkpoint: {} cannot be written: {}", path, std::strerror(errno));
-  out.close();
-  sync_path(path);
-}
-
-std::string read_text(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw Error("{}: cannot be read: {}", path, std::strerror(errno));
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
-struct Fingerprint {
-  int64_t bytes = 0;
-  uint32_t crc = 0;
-};
-
-Fingerprint fingerprint(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw Error("{}: cannot be read: {}", path, std::strerror(errno));
-  std::vector<char> buffer(1 << 20);
-  Fingerprint print;
-  uLong crc = crc32(0, nullptr, 0);
-  while (in.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) || in.gcount() > 0) {
-    crc = crc32(crc, reinterpret_cast<const Bytef*>(buffer.data()), static_cast<uInt>(in.gcount()));
-    print.bytes += in.gcount();
+/// A file that cannot be there is told apart from one that cannot be looked at. wanted: S_IFDIR,
+/// S_IFREG; name: for the message.
+void check_kind(const std::string& path, mode_t wanted, const char* missing) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) {
+    if (errno == ENOENT || errno == ENOTDIR) throw Error("{}: {}", path, missing);
+    throw Error("{}: cannot be read: {}", path, std::strerror(errno));
   }
-  print.crc = static_cast<uint32_t>(crc);
-  return print;
+  if ((info.st_mode & S_IFMT) == wanted) return;
+  throw Error("{}: {}", path, wanted == S_IFDIR ? "is not a folder" : "is not a regular file");
 }
+
+void check_finite(const std::string& name, int64_t begin, std::span<const float> values) {
+  for (size_t i = 0; i < values.size(); ++i)
+    if (!std::isfinite(values[i]))
+      throw UnsavableError("tensor {} holds {} at place {}", name, std::abs(values[i]),
+                           begin + static_cast<int64_t>(i));
+}
+
+/// Puts elements [begin, begin + values.size()) of the flat layout.
+using Fetch = std::function<void(int64_t begin, std::span<float> values)>;
 
 /// context: of the buffer's GPU; null: it is in host memory.
-std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, const TensorView& flat,
-                                             Context* context, const std::string& prefix) {
+Fetch fetch_from(const TensorView& flat, Context* context) {
+  return [flat, context](int64_t begin, std::span<float> values) {
+    const auto count = static_cast<int64_t>(values.size());
+    if (context == nullptr)
+      std::copy_n(flat.f32() + begin, count, values.begin());
+    else
+      copy_to_host(*context, values.data(), flat.slice(0, begin, count));
+  };
+}
+
+Fetch fetch_from(MomentPieces& moments, MomentPieces::Which which) {
+  return [&moments, which](int64_t begin, std::span<float> values) {
+    moments.get(which, begin, values);
+  };
+}
+
+/// Tensors that are fetched and checked piece by piece while they are written.
+std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, const Fetch& fetch,
+                                             const std::string& prefix) {
   std::vector<SafetensorsTensor> tensors;
   for (const ParameterInfo& info : layout.parameters()) {
     SafetensorsTensor tensor{prefix + info.name, DType::kF32, info.shape, nullptr, {}};
-    if (context == nullptr)
-      tensor.data = flat.f32() + info.offset;
-    else
-      tensor.read = [flat, context, offset = info.offset](int64_t begin, void* to, int64_t bytes) {
-        constexpr auto kWidth = static_cast<int64_t>(sizeof(float));
-        copy_to_host(*context, to, flat.slice(0, offset + begin / kWidth, bytes / kWidth));
-      };
+    tensor.read = [fetch, name = tensor.name, offset = info.offset](int64_t begin, void* to,
+                                                                    int64_t bytes) {
+      const std::span<float> values(static_cast<float*>(to), size_t(bytes / kFloatBytes));
+      const int64_t first = begin / kFloatBytes;
+      try {
+        fetch(offset + first, values);
+      } catch (const std::exception& error) {
+        throw UnsavableError("{}", error.what());
+      }
+      check_finite(name, first, values);
+    };
     tensors.push_back(std::move(tensor));
   }
-  return tensors;
-}
-
-std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, MomentPieces& moments,
-                                             MomentPieces::Which which, const std::string& prefix) {
-  std::vector<SafetensorsTensor> tensors;
-  for (const ParameterInfo& info : layout.parameters())
-    tensors.push_back(
-        {prefix + info.name, DType::kF32, info.shape, nullptr,
-         [&moments, which, offset = info.offset](int64_t begin, void* to, int64_t bytes) {
-           constexpr auto kWidth = static_cast<int64_t>(sizeof(float));
-           moments.get(which, offset + begin / kWidth,
-                       {static_cast<float*>(to), size_t(bytes / kWidth)});
-         }});
   return tensors;
 }
 
 /// Of everything that state.json says, but for this checksum itself.
 uint32_t state_checksum(Json json) {
   json.erase("crc32");
-  const std::string text = json.dump();  // keys in alphabetical order, so one text per content
-  return static_cast<uint32_t>(
-      crc32(0, reinterpret_cast<const Bytef*>(text.data()), static_cast<uInt>(text.size())));
-}
-
-/// Every checkpoint in a run's folder, by step.
-std::vector<std::pair<int64_t, std::string>> checkpoints_in(const std::string& folder) {
-  std::vector<std::pair<int64_t, std::string>> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, error))
-    if (const auto step = step_of(entry.path().filename().string()); step && entry.is_directory())
-      found.emplace_back(*step, entry.path().string());
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
-/// Takes a folder out of sight first, so that a kill while deleting leaves no half checkpoint.
-void remove_checkpoint(const std::string& path) {
-  const fs::path hidden =
-      fs::path(path).parent_path() / (".old-" + fs::path(path).filename().string());
-  std::error_code error;
-  fs::remove_all(hidden, error);
-  fs::rename(path, hidden, error);
-  fs::remove_all(hidden, error);
-}
-
-/// " ; use checkpoint.resume=..." for the checkpoint before `path`, if there is one.
-std::string way_out(const std::string& path) {
-  const fs::path folder = fs::path(path).parent_path();
-  const auto broken = step_of(fs::path(path).filename().string());
-  std::string previous;
-  for (const auto& [step, candidate] : checkpoints_in(folder.empty() ? "." : folder.string()))
-    if (broken && step < *broken) previous = candidate;
-  return previous.empty() ? "; there is no earlier one: start anew with checkpoint.resume=none"
-                          : fmt::format("; go back with checkpoint.resume={}", previous);
+  // Keys in alphabetical order, so one text per content.
+  const std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  Fingerprint print;
+  print.add(text.data(), static_cast<int64_t>(text.size()));
+  return print.crc;
 }
 
 /// Values of the flat layout's elements from `begin` on.
 using Put = std::function<void(int64_t begin, std::span<const float> values)>;
-
-constexpr int64_t kPieceElements = int64_t{4} << 20;  // 16 MiB, as files are written
 
 /// Gives every tensor's values to `put`, piece by piece, after all checks of that tensor.
 void read_tensors(const SafetensorsFile& file, const ParameterLayout& layout,
@@ -208,6 +196,190 @@ Put into(MomentPieces& moments, MomentPieces::Which which) {
   };
 }
 
+Json read_state(const std::string& path) {
+  const std::string file = path + "/" + kStateFile;
+  try {
+    return Json::parse(read_input_file(file, kMaxStateBytes));
+  } catch (const Json::exception&) {
+    throw Error("{}: damaged or of another program (not the expected JSON)", file);
+  }
+}
+
+/// state.json, checked; config stays as it is.
+Checkpoint checked_state(const std::string& path, const Json& json) {
+  const std::string file = path + "/" + kStateFile;
+  const int64_t version =
+      whole_number(json, "format_version", 0, std::numeric_limits<int>::max(), file);
+  if (version < 1 || version > kStateVersion)
+    throw Error("{}: format version {}, this program reads 1 to {}", path, version, kStateVersion);
+  const uint32_t checksum = state_checksum(json);
+  const bool right = version == 1 ? !json.contains("crc32")
+                                  : json.contains("crc32") && json.at("crc32") == checksum;
+  if (!right) throw Error("{}: its checksum is not the one that was written; it is damaged", file);
+  // Not by one initializer list: g++ 12 destroys members twice where one of its values throws.
+  Checkpoint checkpoint;
+  checkpoint.path = path;
+  checkpoint.state = state_from_json(json, static_cast<int>(version), file);
+  checkpoint.id = checksum;
+  const auto named = step_of(split_path(path).second);
+  if (named && *named != checkpoint.state.step)
+    throw Error("{}: the folder's name says step {}, its {} step {}; rename it to {}", path, *named,
+                kStateFile, checkpoint.state.step, step_name(checkpoint.state.step));
+  return checkpoint;
+}
+
+Fingerprint expected_of(const Json& json, const std::string& path, const char* name) {
+  if (!json.contains("files") || !json.at("files").is_object() || !json.at("files").contains(name))
+    throw Error("{}/{}: no checksum of {}", path, kStateFile, name);
+  const std::string where = fmt::format("{}/{}: {}", path, kStateFile, name);
+  const Json& entry = json.at("files").at(name);
+  return {whole_number(entry, "bytes", 0, std::numeric_limits<int64_t>::max(), where),
+          static_cast<uint32_t>(
+              whole_number(entry, "crc32", 0, std::numeric_limits<uint32_t>::max(), where))};
+}
+
+void check_file(const std::string& file, const Fingerprint& expected, bool from_disk = false) {
+  check_kind(file, S_IFREG, "the file is missing");
+  const Fingerprint found = fingerprint(file, from_disk);
+  if (found.bytes != expected.bytes)
+    throw Error("{}: {} bytes, {} were written; it is truncated or changed", file, found.bytes,
+                expected.bytes);
+  if (found.crc != expected.crc)
+    throw Error("{}: its checksum is {:08x}, {:08x} was written; it is damaged", file, found.crc,
+                expected.crc);
+}
+
+/// All checks of open_checkpoint; messages name no way out.
+Checkpoint read_checkpoint(const std::string& path) {
+  check_kind(path + "/" + kStateFile, S_IFREG, "the file is missing");
+  const Json json = read_state(path);
+  Checkpoint checkpoint = checked_state(path, json);
+  for (const char* name : kCheckedFiles)
+    check_file(path + "/" + name, expected_of(json, path, name));
+  checkpoint.config = load_config(path + "/" + kConfigFile, {});
+  if (checkpoint.state.seed >= 0 && checkpoint.state.seed != checkpoint.config.train.seed)
+    throw Error("{}/{}: seed is {}, {} says {}; it is damaged", path, kStateFile,
+                checkpoint.state.seed, kConfigFile, checkpoint.config.train.seed);
+  return checkpoint;
+}
+
+/// Whole, finite, and of a sensible loss.
+bool is_good(const std::string& path) {
+  try {
+    const Checkpoint checkpoint = read_checkpoint(path);
+    if (!has_sensible_loss(checkpoint.state, checkpoint.config.model.vocab_size)) return false;
+    const SafetensorsFile model(path + "/" + kModelFile);
+    for (const auto& [name, entry] : model.entries())
+      for (int64_t begin = 0; begin < entry.elements(); begin += kPieceElements)
+        check_finite(name, begin,
+                     model.floats(name, begin, std::min(kPieceElements, entry.elements() - begin)));
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+/// "; go back with checkpoint.resume=..." for the newest good checkpoint before `path`.
+std::string way_out(const std::string& path) {
+  const auto [folder, name] = split_path(path);
+  const auto broken = step_of(name);
+  const auto good = broken ? last_good_checkpoint(folder, *broken) : std::nullopt;
+  return good ? fmt::format("; go back with checkpoint.resume={}", *good)
+              : "; there is no earlier good one: start anew with checkpoint.resume=none "
+                "run.overwrite=true, which sets this run aside";
+}
+
+/// Writes one file of the checkpoint; the checksum of what was written.
+Fingerprint write_tensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,
+                          const std::map<std::string, std::string>& metadata = {}) {
+  Fingerprint print;
+  write_safetensors(path, tensors, metadata,
+                    [&](const void* data, int64_t bytes) { print.add(data, bytes); });
+  return print;
+}
+
+Fingerprint write_text(const std::string& path, const std::string& text) {
+  write_output_file(path, text);
+  Fingerprint print;
+  print.add(text.data(), static_cast<int64_t>(text.size()));
+  return print;
+}
+
+Fingerprint write_optimizer(const std::string& path, const ParameterLayout& layout,
+                            const TrainingTensors& tensors) {
+  const auto fetch = [&](MomentPieces::Which which, const TensorView& flat) {
+    return tensors.moments != nullptr ? fetch_from(*tensors.moments, which)
+                                      : fetch_from(flat, tensors.context);
+  };
+  std::vector<SafetensorsTensor> moments =
+      named_tensors(layout, fetch(MomentPieces::kFirst, tensors.first_moment), "first_moment.");
+  for (SafetensorsTensor& tensor :
+       named_tensors(layout, fetch(MomentPieces::kSecond, tensors.second_moment), "second_moment."))
+    moments.push_back(std::move(tensor));
+  return write_tensors(path, moments);
+}
+
+/// Writes all files into `folder`, syncs and reads them back.
+void write_files(const std::string& folder, const Config& config, const ParameterLayout& layout,
+                 const TrainingTensors& tensors, const TrainingState& state) {
+  const std::string yaml = to_yaml(config);
+  const std::array<Fingerprint, kCheckedFiles.size()> written{
+      write_tensors(
+          folder + "/" + kModelFile,
+          named_tensors(layout, fetch_from(tensors.parameters, tensors.context), ""),
+          {{"format", "longnet"}, {"step", std::to_string(state.step)}, {"config", yaml}}),
+      write_optimizer(folder + "/" + kOptimizerFile, layout, tensors),
+      write_text(folder + "/" + kConfigFile, yaml)};
+  Json json = to_json(state);
+  json["format_version"] = kStateVersion;
+  json["seed"] = config.train.seed;
+  for (size_t i = 0; i < written.size(); ++i)
+    json["files"][kCheckedFiles[i]] = {{"bytes", written[i].bytes}, {"crc32", written[i].crc}};
+  json["crc32"] = state_checksum(json);
+  const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const Fingerprint state_written = write_text(folder + "/" + kStateFile, text);
+  sync_path(folder);
+  for (size_t i = 0; i < written.size(); ++i)
+    check_file(folder + "/" + kCheckedFiles[i], written[i], true);
+  check_file(folder + "/" + kStateFile, state_written, true);
+}
+
+/// Gives a finished folder its name. One of that name (a step that is saved again) goes only then.
+void put_in_place(const std::string& temporary, const std::string& path) {
+  const auto [folder, name] = split_path(path);
+  const std::string hidden = folder + "/.old-" + name;
+  std::error_code error, ignored;
+  const bool replaces = fs::exists(path, ignored);
+  if (replaces) fs::remove_all(hidden, ignored);
+  if (replaces) fs::rename(path, hidden, error);
+  if (!error) fs::rename(temporary, path, error);
+  if (error) {
+    const std::string cause = error.message();
+    if (replaces && !fs::exists(path, ignored)) fs::rename(hidden, path, ignored);
+    throw Error("checkpoint: {} cannot be renamed to {}: {}", temporary, name, cause);
+  }
+  if (replaces) fs::remove_all(hidden, ignored);  // what stays is a leftover of the next start
+}
+
+/// Removes what is older than `state` beyond keep_last, counting good and bad ones apart, so that
+/// no bad one takes a good one's place.
+void remove_older(const std::string& folder, const Config& config, const TrainingState& state,
+                  int64_t keep_last) {
+  const auto all = checkpoints_in(folder);
+  int64_t kept[2] = {0, 0};
+  for (auto at = all.rbegin(); at != all.rend(); ++at) {
+    // A run that went back keeps nothing from a future it left.
+    if (at->first > state.step) continue;
+    bool good = true;
+    try {
+      good = has_sensible_loss(peek_checkpoint(at->second).state, config.model.vocab_size);
+    } catch (const Error&) {
+      good = false;  // damaged: no place among the good ones
+    }
+    if (++kept[good ? 1 : 0] > keep_last) remove_checkpoint(at->second);
+  }
+}
+
 }  // namespace
 
 std::string save_checkpoint(const std::string& folder, const Config& config,
@@ -220,145 +392,63 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
   fs::create_directories(temporary, error);
   if (error)
     throw Error("checkpoint: {} cannot be made: {}; check run.folder", temporary, error.message());
-
-  const std::string yaml = to_yaml(config);
-  write_safetensors(
-      temporary + "/" + kModelFile, named_tensors(layout, tensors.parameters, tensors.context, ""),
-      {{"format", "longnet"}, {"step", std::to_string(state.step)}, {"config", yaml}});
-  const auto named_moments = [&](MomentPieces::Which which, const TensorView& flat,
-                                 const std::string& prefix) {
-    return tensors.moments != nullptr ? named_tensors(layout, *tensors.moments, which, prefix)
-                                      : named_tensors(layout, flat, tensors.context, prefix);
-  };
-  std::vector<SafetensorsTensor> moments =
-      named_moments(MomentPieces::kFirst, tensors.first_moment, "first_moment.");
-  for (SafetensorsTensor& tensor :
-       named_moments(MomentPieces::kSecond, tensors.second_moment, "second_moment."))
-    moments.push_back(std::move(tensor));
-  write_safetensors(temporary + "/" + kOptimizerFile, moments);
-  write_text(temporary + "/" + kConfigFile, yaml);
-
-  Json json{{"format_version", kFormatVersion},
-            {"step", state.step},
-            {"tokens_seen", state.tokens_seen},
-            {"epoch", state.data.epoch},
-            {"next_sample", state.data.next_sample}};
-  for (const char* name : kCheckedFiles) {
-    const Fingerprint print = fingerprint(temporary + "/" + name);
-    json["files"][name] = {{"bytes", print.bytes}, {"crc32", print.crc}};
+  try {
+    write_files(temporary, config, layout, tensors, state);
+    put_in_place(temporary, final_path);
+  } catch (...) {
+    fs::remove_all(temporary, error);
+    throw;
   }
-  json["crc32"] = state_checksum(json);
-  write_text(temporary + "/" + kStateFile, json.dump(2) + "\n");
-  sync_path(temporary);
-  if (fs::exists(final_path)) remove_checkpoint(final_path);
-  fs::rename(temporary, final_path, error);
-  if (error) throw Error("checkpoint: {} cannot be renamed: {}", temporary, error.message());
   sync_path(folder);
-
-  if (keep_last > 0) {
-    const auto all = checkpoints_in(folder);
-    // Only what is older than this one: a run that went back keeps nothing from a future it left.
-    std::vector<std::string> older;
-    for (const auto& [step, path] : all)
-      if (step <= state.step) older.push_back(path);
-    for (size_t i = 0; i + static_cast<size_t>(keep_last) < older.size(); ++i)
-      remove_checkpoint(older[i]);
-  }
+  if (keep_last > 0) remove_older(folder, config, state, keep_last);
   return final_path;
 }
 
-std::optional<std::string> latest_checkpoint(const std::string& folder) {
-  const auto all = checkpoints_in(folder);
-  if (all.empty()) return std::nullopt;
-  return all.back().second;
+Checkpoint peek_checkpoint(const std::string& path) {
+  check_kind(path + "/" + kStateFile, S_IFREG, "the file is missing");
+  return checked_state(path, read_state(path));
 }
 
-void remove_leftovers(const std::string& folder) {
-  std::error_code error;
-  std::vector<fs::path> leftovers;
-  for (const auto& entry : fs::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename().string();
-    if (name.rfind(".tmp-step-", 0) == 0 || name.rfind(".old-step-", 0) == 0)
-      leftovers.push_back(entry.path());
+std::optional<std::string> last_good_checkpoint(const std::string& folder, int64_t before_step) {
+  try {
+    const auto all = checkpoints_in(folder);
+    for (auto at = all.rbegin(); at != all.rend(); ++at)
+      if (at->first < before_step && is_good(at->second)) return at->second;
+  } catch (const Error&) {  // a folder that cannot be read has no way out
   }
-  for (const fs::path& path : leftovers) fs::remove_all(path, error);
+  return std::nullopt;
 }
 
 Checkpoint open_checkpoint(const std::string& path_in) {
   std::string path = path_in;
   while (path.size() > 1 && path.back() == '/') path.pop_back();
-  if (!fs::is_directory(path))
-    throw Error("{}: no such checkpoint; allowed: a folder step-NNNNNNNN inside a run's folder",
-                path);
-  if (!fs::exists(path + "/" + kStateFile)) {
-    const auto inside = latest_checkpoint(path);
-    if (inside)
+  check_kind(path, S_IFDIR,
+             "no such checkpoint; allowed: a folder step-NNNNNNNN inside a run's folder");
+  std::error_code ignored;
+  if (fs::exists(path, ignored) && !step_of(split_path(path).second) &&
+      !fs::exists(path + "/" + kStateFile, ignored)) {
+    if (const auto inside = latest_checkpoint(path))
       throw Error("{}: this is a run's folder, not a checkpoint; its latest one is {}", path,
                   *inside);
-    throw Error("{}: not a checkpoint: {} is missing{}", path, kStateFile, way_out(path));
+    throw Error("{}: not a checkpoint: {} is missing", path, kStateFile);
   }
-  Checkpoint checkpoint;
-  checkpoint.path = path;
   try {
-    Json json;
-    try {
-      json = Json::parse(read_text(path + "/" + kStateFile));
-      const int version = json.at("format_version");
-      if (version < 1 || version > kFormatVersion)
-        throw Error("{}: format version {}, this program reads 1 to {}", path, version,
-                    kFormatVersion);
-      if (version == 1 ? json.contains("crc32") : json.at("crc32") != state_checksum(json))
-        throw Error("{}/{}: its checksum is not the one that was written; it is damaged", path,
-                    kStateFile);
-      checkpoint.state.step = json.at("step");
-      checkpoint.state.tokens_seen = json.at("tokens_seen");
-      checkpoint.state.data.epoch = json.at("epoch");
-      checkpoint.state.data.next_sample = json.at("next_sample");
-    } catch (const Json::exception&) {
-      throw Error("{}/{}: damaged or of another program (not the expected JSON)", path, kStateFile);
-    }
-    for (const char* name : kCheckedFiles) {
-      const std::string file = path + "/" + name;
-      if (!fs::exists(file)) throw Error("{}: the file is missing", file);
-      Fingerprint expected;
-      try {
-        expected.bytes = json.at("files").at(name).at("bytes");
-        expected.crc = json.at("files").at(name).at("crc32");
-      } catch (const Json::exception&) {
-        throw Error("{}/{}: no checksum of {}", path, kStateFile, name);
-      }
-      const Fingerprint found = fingerprint(file);
-      if (found.bytes != expected.bytes)
-        throw Error("{}: {} bytes, {} were written; it is truncated or changed", file, found.bytes,
-                    expected.bytes);
-      if (found.crc != expected.crc)
-        throw Error("{}: its checksum is {:08x}, {:08x} was written; it is damaged", file,
-                    found.crc, expected.crc);
-    }
-    checkpoint.config = load_config(path + "/" + kConfigFile, {});
+    return read_checkpoint(path);
   } catch (const Error& error) {
     throw Error("checkpoint refused: {}{}", error.what(), way_out(path));
   }
-  return checkpoint;
 }
 
 void check_same_model(const Checkpoint& checkpoint, const ModelConfig& model) {
-  const auto yaml_of = [](const ModelConfig& m) {
-    Config config;
-    config.model = m;
-    return to_yaml(config);
-  };
-  std::istringstream theirs(yaml_of(checkpoint.config.model)), ours(yaml_of(model));
-  for (std::string a, b; std::getline(theirs, a) && std::getline(ours, b);) {
-    if (a == b) continue;
-    const auto trimmed = [](std::string line) {
-      line.erase(0, line.find_first_not_of(' '));
-      return line.substr(0, line.find("  #"));
-    };
-    throw Error(
-        "checkpoint refused: {} was made with model.{}, the configuration says {}; use the "
-        "same model, another run.folder or checkpoint.resume=none",
-        checkpoint.path, trimmed(a), trimmed(b));
+  Config ours;
+  ours.model = model;
+  for (const internal::Key& key : internal::keys()) {
+    const std::string was = key.print(checkpoint.config), is = key.print(ours);
+    if (key.section() == "model" && was != is)
+      throw Error(
+          "checkpoint refused: {} was made with {}: {}, the configuration says {}: {}; use the "
+          "same model, another run.folder or checkpoint.resume=none run.overwrite=true",
+          checkpoint.path, key.name, was, key.word(), is);
   }
 }
 

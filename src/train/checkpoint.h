@@ -4,12 +4,12 @@
 //   FOLDER/step-00000500/model.safetensors      parameters under the reference's names
 //                        optimizer.safetensors  first_moment.NAME, second_moment.NAME
 //                        config.yaml            the resolved configuration
-//                        state.json             step, data position, seed; sizes and CRC-32 of the
-//                        rest
-// Written under a temporary name, every file and folder synced, then renamed: a kill at any moment
-// leaves the previous checkpoint as it was. Random numbers need no state: they are keyed by (seed,
-// step). One process writes and reads (rank 0); broadcasting is the caller's. Tensors in a GPU's
-// memory go to and from files in pieces.
+//                        state.json             training_state.h; sizes and CRC-32 of the rest
+// Written under a temporary name, every file and folder synced and read back, then renamed: a kill
+// or an error at any moment leaves the previous checkpoint as it was. Random numbers need no state:
+// they are keyed by (seed, step). One process writes and reads (rank 0); broadcasting is the
+// caller's. Tensors in a GPU's memory go to and from files in pieces. Folders: run_folder.h; a save
+// that may fail: checkpoint_saver.h; which checkpoint a start takes: resume.h.
 #pragma once
 
 #include <cstdint>
@@ -19,19 +19,13 @@
 
 #include "core/config.h"
 #include "core/context.h"
+#include "core/error.h"
 #include "core/tensor.h"
-#include "data/dataset.h"
 #include "model/parameters.h"
+#include "train/run_folder.h"
+#include "train/training_state.h"
 
 namespace longnet {
-
-/// What changes from step to step beside the tensors.
-struct TrainingState {
-  int64_t step = 0;         // optimizer steps done
-  int64_t tokens_seen = 0;  // over all ranks
-  DataState data;
-  bool operator==(const TrainingState&) const = default;
-};
 
 /// The optimizer's moments where no process holds them as a whole (train/sharded_moments.h).
 class MomentPieces {
@@ -50,26 +44,38 @@ struct TrainingTensors {
   Context* context = nullptr;       // of the views' GPU; null: they are in host memory
 };
 
+/// A save that a second attempt cannot help: a value that is not finite, or one that cannot be
+/// fetched from a GPU or another rank.
+class UnsavableError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// Writes FOLDER/step-N and returns its path; then removes the oldest beyond keep_last (0: none).
-/// Throws Error with path and cause; what was there before stays usable.
+/// Throws Error with path and cause; what was there before stays usable. CRC-32 is taken from the
+/// bytes as they are written, and the files are read back before the folder gets its name, so that
+/// nothing older is removed for one that cannot be read. Weights whose loss is not sensible
+/// (largest_sensible_loss()) take no place among the keep_last.
 std::string save_checkpoint(const std::string& folder, const Config& config,
                             const ParameterLayout& layout, const TrainingTensors& tensors,
                             const TrainingState& state, int64_t keep_last);
-
-/// The checkpoint of the highest step in a run's folder, or nothing.
-std::optional<std::string> latest_checkpoint(const std::string& folder);
-/// Removes what killed writes have left behind.
-void remove_leftovers(const std::string& folder);
 
 /// A checkpoint that has been checked: files there, sizes and checksums right, format known.
 struct Checkpoint {
   std::string path;
   Config config;
   TrainingState state;
+  int64_t id = 0;  // checksum of the state and of all files
 };
-/// Throws Error saying which file is wrong and why, and names the previous checkpoint as the way
-/// out.
+/// Throws Error saying which file is wrong and why, and names the newest earlier checkpoint that is
+/// whole as the way out.
 Checkpoint open_checkpoint(const std::string& path);
+/// Looks at state.json only. Throws Error; no way out is looked for.
+Checkpoint peek_checkpoint(const std::string& path);
+
+/// The newest checkpoint of a run's folder below `before_step` that is whole, whose weights are
+/// finite and whose loss is sensible. Reads every candidate; throws nothing.
+std::optional<std::string> last_good_checkpoint(const std::string& folder, int64_t before_step);
 
 /// Throws Error naming the first key of model.* in which the two differ.
 void check_same_model(const Checkpoint& checkpoint, const ModelConfig& model);

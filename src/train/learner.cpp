@@ -258,7 +258,9 @@ void Learner::stop_if_not_finite(int64_t step, double loss, double norm) const {
       "step {}: loss {}, gradient norm {}: stopped before the weights changed; {}", step,
       shown(loss), shown(norm),
       last_checkpoint_.empty()
-          ? "there is no checkpoint yet: lower optimizer.learning_rate and start anew"
+          ? "there is no good checkpoint: lower optimizer.learning_rate and start anew, with "
+            "another "
+            "run.folder or with checkpoint.resume=none run.overwrite=true"
           : fmt::format("the last good checkpoint is {}: lower optimizer.learning_rate and resume",
                         last_checkpoint_));
 }

@@ -15,9 +15,11 @@
 #include "train/agreement.h"
 #include "train/backend.h"
 #include "train/checkpoint.h"
+#include "train/checkpoint_saver.h"
 #include "train/loss_watch.h"
 #include "train/metrics.h"
 #include "train/rank_context.h"
+#include "train/resume.h"
 #include "train/run_lock.h"
 #include "train/schedule.h"
 #include "train/signals.h"
@@ -117,14 +119,17 @@ struct Trainer::Impl {
   Impl(const Config& config, std::unique_ptr<Communicator> world);
   void run();
 
+  bool plan_start();
   void resume();
   void describe();
+  std::vector<int64_t> next_samples(DataState& place) const;
   std::vector<MicroBatch> read_step();
   void report(const StepResult& result, double seconds, const Work& before, const Traffic& traffic,
               int64_t gradient_bytes, int64_t parameter_bytes);
   void evaluate();
   void sample();
-  void save();
+  double loss_of_next();
+  void save(bool must);
   void save_and_end(int signal);
   void keep_folder();
   void end_together(const std::string& failure);
@@ -144,6 +149,8 @@ struct Trainer::Impl {
   std::unique_ptr<Dataset> train_data, validation_data;
   std::unique_ptr<Learner> learner;
   std::unique_ptr<MetricsLog> metrics;  // rank 0
+  ResumePlan start;                     // rank 0
+  std::unique_ptr<CheckpointSaver> saver;
   TrainingState state;
   PeakRate matmul_peak;  // of all ranks
   LossWatch watch{config.model.vocab_size};
@@ -167,6 +174,10 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   run_on_all(*mesh.world, [&] {
     init_log(mesh.world->rank(), config.run.folder, config.run.log_level, LogStart::kHeld);
   });
+  if (!plan_start()) {  // complete
+    write_held_log();
+    return;
+  }
   train_data = open_dataset(*mesh.world, config, Split::kTrain);
   if (config.train.evaluate_every > 0)
     validation_data = open_dataset(*mesh.world, config, Split::kValidation);
@@ -187,49 +198,37 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   signals.set_up_done();
 }
 
+bool Trainer::Impl::plan_start() {
+  int64_t complete = 0;
+  run_on_root(*mesh.world, [&] {
+    start = plan_resume(config);
+    complete = start.complete ? 1 : 0;
+    if (start.complete) spdlog::info("{}", complete_text(start, config));
+  });
+  mesh.world->broadcast(&complete, sizeof complete, 0);
+  return complete == 0;
+}
+
 void Trainer::Impl::resume() {
-  std::string path;
   learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
-    if (config.checkpoint.resume == "none") return;
-    if (config.checkpoint.resume != "auto")
-      path = config.checkpoint.resume;
-    else if (const auto latest = latest_checkpoint(config.run.folder))
-      path = *latest;
-    if (path.empty()) return;
-    const Checkpoint checkpoint = open_checkpoint(path);
-    check_same_model(checkpoint, config.model);
-    load_tensors(checkpoint, learner->layout(), tensors);
-    state = checkpoint.state;
-    if (state.step > config.train.steps)
-      throw Error(
-          "{} is at step {}, train.steps is {}; raise train.steps or set "
-          "checkpoint.resume=none",
-          path, state.step, config.train.steps);
-    const Config& old = checkpoint.config;
-    DataConfig old_data = old.data;  // all of it decides which tokens a sample holds, but these two
-    old_data.cache = config.data.cache;
-    old_data.bytes_per_token = config.data.bytes_per_token;
-    if (old.train.sequence_length != config.train.sequence_length ||
-        old.train.seed != config.train.seed || !(old_data == config.data)) {
-      spdlog::warn("the data or its order differ from the checkpoint's: the order starts anew");
-      state.data = {state.data.epoch + 1, 0};
-    }
-    // The data may have become shorter.
-    if (state.data.next_sample >= train_data->samples()) state.data = {state.data.epoch + 1, 0};
+    state = carry_out_resume(start, config, learner->layout(), tensors, *train_data);
   });
   std::array<int64_t, 5> numbers{state.step, state.tokens_seen, state.data.epoch,
-                                 state.data.next_sample, path.empty() ? 0 : 1};
+                                 state.data.next_sample, start.checkpoint ? 1 : 0};
   mesh.world->broadcast(numbers.data(), sizeof numbers, 0);
+  // Rank 0 keeps the rest of the state, which only checkpoints need.
+  state.step = numbers[0];
+  state.tokens_seen = numbers[1];
+  state.data = {numbers[2], numbers[3]};
   if (numbers[4] == 0) {
     learner->initialise();
-    return;
+  } else {
+    learner->broadcast_tensors();
+    learner->parameters_changed();
+    saved_step = state.step;
   }
-  state = {numbers[0], numbers[1], {numbers[2], numbers[3]}};
-  learner->broadcast_tensors();
-  learner->parameters_changed();
-  learner->set_last_checkpoint(path);
-  saved_step = state.step;
-  if (root()) spdlog::info("resumed from {} at step {}", path, state.step);
+  saver =
+      std::make_unique<CheckpointSaver>(config, *mesh.world, *learner, good_start(start, config));
 }
 
 void Trainer::Impl::describe() {
@@ -251,8 +250,7 @@ void Trainer::Impl::describe() {
   for (size_t k = 0; k < plan.branches().size(); ++k) {
     const int branch = static_cast<int>(k);
     const auto gathered = plan.gathered_segments(branch);
-    std::string text =
-        fmt::format("{} local segments on rank 0", plan.local_segment_count(branch));
+    std::string text = fmt::format("{} local segments on rank 0", plan.local_segment_count(branch));
     for (const GatheredSegment& g : gathered)
       text += fmt::format(", one gathered over ranks {}..{}", g.first_rank, g.last_rank);
     spdlog::info("branch {}:{}: {}", plan.branches()[k].segment_length, plan.branches()[k].dilation,
@@ -269,19 +267,23 @@ void Trainer::Impl::describe() {
                config.run.dtype, matmul_peak.gflops());
 }
 
+/// This rank's samples of the micro-step at `place`, which moves behind it.
+std::vector<int64_t> Trainer::Impl::next_samples(DataState& place) const {
+  const int64_t per_replica = config.train.batch_size;
+  std::vector<int64_t> mine;
+  for (int64_t i = 0; i < per_replica * mesh.replicas; ++i) {
+    if (i / per_replica == mesh.replica)
+      mine.push_back(train_data->sample_index(place, config.train.seed, config.data.order));
+    advance(place, train_data->samples());
+  }
+  return mine;
+}
+
 std::vector<MicroBatch> Trainer::Impl::read_step() {
   Range range(context, "data");
   std::vector<MicroBatch> batches;
-  const int64_t per_replica = config.train.batch_size;
-  for (int64_t micro = 0; micro < config.train.accumulation; ++micro) {
-    std::vector<int64_t> mine;
-    for (int64_t i = 0; i < per_replica * mesh.replicas; ++i) {
-      if (i / per_replica == mesh.replica)
-        mine.push_back(train_data->sample_index(state.data, config.train.seed, config.data.order));
-      advance(state.data, train_data->samples());
-    }
-    batches.push_back(read_micro_batch(*train_data, learner->plan(), mine));
-  }
+  for (int64_t micro = 0; micro < config.train.accumulation; ++micro)
+    batches.push_back(read_micro_batch(*train_data, learner->plan(), next_samples(state.data)));
   return batches;
 }
 
@@ -340,20 +342,22 @@ void Trainer::Impl::sample() {
   mesh.world->barrier();
 }
 
-void Trainer::Impl::save() {
+/// Mean loss of the weights as they are on the sequences of the next micro-step. Collective.
+double Trainer::Impl::loss_of_next() {
+  DataState place = state.data;
+  const std::vector<int64_t> mine = next_samples(place);
+  return learner->evaluate(read_micro_batch(*train_data, learner->plan(), mine)).mean();
+}
+
+void Trainer::Impl::save(bool must) {
   if (saved_step == state.step) return;
   Range range(context, "checkpoint");
-  std::string path;
-  learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
+  run_on_root(*mesh.world, [&] {
     keep_folder();
-    const double start = now();
-    path = save_checkpoint(config.run.folder, config, learner->layout(), tensors, state,
-                           config.checkpoint.keep_last);
     metrics->finish_line();
-    spdlog::info("step {}: saved {} in {:.2f} s", state.step, path, now() - start);
   });
-  saved_step = state.step;
-  learner->set_last_checkpoint(config.run.folder + fmt::format("/step-{:08}", state.step));
+  state.loss = loss_of_next();
+  if (saver->save(state, must)) saved_step = state.step;
 }
 
 /// " the last checkpoint is ...", for the end of a message.
@@ -378,7 +382,7 @@ void Trainer::Impl::keep_folder() {
     return spdlog::warn("{} was deleted while the run uses it; made anew", lock->path());
   init_log(0, config.run.folder, config.run.log_level);
   metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
-  learner->set_last_checkpoint("");
+  saver->forget();
   saved_step = -1;
   spdlog::warn(
       "step {}: run.folder {} was deleted while the run uses it: made anew; its log, metrics and "
@@ -456,7 +460,7 @@ bool Trainer::Impl::agreed_save() {
 }
 
 void Trainer::Impl::save_and_end(int signal) {
-  save();
+  save(true);
   if (!root()) return;
   metrics->finish_line();
   spdlog::info("step {}: ended by {}; the same command continues from here", state.step,
@@ -465,13 +469,14 @@ void Trainer::Impl::save_and_end(int signal) {
 
 void Trainer::Impl::run() {
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
-  while (state.step < config.train.steps) {
+  while (learner && state.step < config.train.steps) {  // none: complete from the start
     step();
     const bool last = state.step == config.train.steps;
     if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
     if (validation_data && (due(config.train.evaluate_every) || last)) evaluate();
     if (due(config.train.sample_every)) sample();
-    if (const bool wanted = agreed_save(); wanted || last || due(config.checkpoint.every)) save();
+    if (const bool wanted = agreed_save(); wanted || last || due(config.checkpoint.every))
+      save(last);
     if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
   }
 }

@@ -247,8 +247,8 @@ Config changed_config() {
                  0.1,
                  2.5};
   c.parallel = {3, 2, 5, 1, 0.5, true};
-  c.checkpoint = {0, 0, "runs/x/step=3"};
-  c.run = {"runs/ä", "cuda", "cudnn", "bf16", "debug", "off", 10};
+  c.checkpoint = {0, 0, "runs/x/step=3", "stop", true};
+  c.run = {"runs/ä", true, "cuda", "cudnn", "bf16", "debug", "off", 10};
   return c;
 }
 
@@ -261,9 +261,9 @@ TEST(Config, EveryMemberHasAKey) {
   [[maybe_unused]] auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11] = c.train;
   [[maybe_unused]] auto& [o1, o2, o3, o4, o5, o6, o7, o8, o9, o10, o11] = c.optimizer;
   [[maybe_unused]] auto& [p1, p2, p3, p4, p5, p6] = c.parallel;
-  [[maybe_unused]] auto& [c1, c2, c3] = c.checkpoint;
-  [[maybe_unused]] auto& [r1, r2, r3, r4, r5, r6, r7] = c.run;
-  EXPECT_EQ(config_keys().size(), 18u + 10 + 11 + 11 + 6 + 3 + 7);
+  [[maybe_unused]] auto& [c1, c2, c3, c4, c5] = c.checkpoint;
+  [[maybe_unused]] auto& [r1, r2, r3, r4, r5, r6, r7, r8] = c.run;
+  EXPECT_EQ(config_keys().size(), 18u + 10 + 11 + 11 + 6 + 5 + 8);
   std::set<std::string> names;
   for (const ConfigKey& key : config_keys()) names.insert(key.key);
   EXPECT_EQ(names.size(), config_keys().size());

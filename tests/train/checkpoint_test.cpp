@@ -2,13 +2,18 @@
 #include "train/checkpoint.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <zlib.h>
 
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "core/safetensors.h"
 #include "support/compare.h"
@@ -35,7 +40,13 @@ struct Saved {
   Config config = tiny_config();
   ParameterLayout layout{config.model};
   std::vector<float> parameters = values(1), first = values(2), second = values(3);
-  TrainingState state{.step = 7, .tokens_seen = 1234, .data = {2, 5}};
+  TrainingState state{.step = 7,
+                      .tokens_seen = 1234,
+                      .data = {2, 5},
+                      .seed = -1,
+                      .loss = 2.25,
+                      .training_data = {3, 70000, "0123456789abcdef"},
+                      .lineage = {{"step-00000003", 3, 4000000000}}};
   TemporaryFolder folder;
 
   std::vector<float> values(uint64_t seed) const {
@@ -54,11 +65,22 @@ struct Saved {
   }
 };
 
+/// Calls `work`, which must throw; the message.
+std::string message_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
 TEST(Checkpoint, RoundTripIsExact) {
   Saved saved;
   saved.parameters[3] = 1e-42f;  // a denormal number survives too
   const std::string path = saved.save();
   const Checkpoint checkpoint = open_checkpoint(path);
+  saved.state.seed = saved.config.train.seed;
   EXPECT_EQ(checkpoint.state, saved.state);
   EXPECT_EQ(checkpoint.config, saved.config);
   std::vector<float> p(saved.layout.elements(), 0.0f), m = p, v = p;
@@ -139,7 +161,7 @@ struct Damage {
 TEST(Checkpoint, DamagedOrForeignOnesAreRefusedWithTheReason) {
   const std::vector<Damage> damages{
       {"no state", [](const std::string& p) { fs::remove(p + "/state.json"); },
-       "state.json is missing"},
+       "state.json: the file is missing"},
       {"state is no JSON", [](const std::string& p) { write(p + "/state.json", "{"); },
        "damaged or of another program"},
       {"state of another program",
@@ -149,10 +171,61 @@ TEST(Checkpoint, DamagedOrForeignOnesAreRefusedWithTheReason) {
        "damaged or of another program"},
       {"step is a word",
        [](const std::string& p) { edit_state(p, [](auto& j) { j["step"] = "seven"; }); },
-       "damaged or of another program"},
+       "step is \"seven\", not a whole number"},
+      {"step below 0", [](const std::string& p) { edit_state(p, [](auto& j) { j["step"] = -1; }); },
+       "step is -1, not a whole number"},
+      {"step with a fraction",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["step"] = 40.7; }); },
+       "step is 40.7, not a whole number"},
+      {"epoch at the end of its type",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["epoch"] = INT64_MAX; }); },
+       "epoch is 9223372036854775807, not a whole number"},
+      {"next sample below 0",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["next_sample"] = -5; }); },
+       "next_sample is -5, not a whole number"},
+      {"tokens beyond their type",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["tokens_seen"] = UINT64_MAX; }); },
+       "tokens_seen is 18446744073709551615, not a whole number"},
+      {"another seed than the configuration's",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["seed"] = 99; }); },
+       "seed is 99, config.yaml says 1"},
+      {"loss is a word",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["loss"] = "low"; }); },
+       "loss is \"low\", not a finite number"},
+      {"lineage is a number",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["lineage"] = 3; }); },
+       "lineage is 3, not a list"},
+      {"an ancestor without step",
+       [](const std::string& p) {
+         edit_state(p, [](auto& j) { j["lineage"] = {{{"checkpoint", "step-1"}, {"id", 1}}}; });
+       },
+       "step is missing"},
+      {"data's hash is a number",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["training_data"]["hash"] = 1; }); },
+       "hash is 1, not a text"},
+      {"size of a file below 0",
+       [](const std::string& p) {
+         edit_state(p, [](auto& j) { j["files"]["config.yaml"]["bytes"] = -1; });
+       },
+       "bytes is -1, not a whole number"},
+      {"the state of another step",
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["step"] = 8; }); },
+       "the folder's name says step 7, its state.json step 8"},
+      {"a pipe",
+       [](const std::string& p) {
+         fs::remove(p + "/model.safetensors");
+         mkfifo((p + "/model.safetensors").c_str(), 0600);
+       },
+       "model.safetensors: is not a regular file"},
+      {"a device behind a link",
+       [](const std::string& p) {
+         fs::remove(p + "/state.json");
+         fs::create_symlink("/dev/zero", p + "/state.json");
+       },
+       "state.json: is not a regular file"},
       {"newer format",
-       [](const std::string& p) { edit_state(p, [](auto& j) { j["format_version"] = 3; }); },
-       "format version 3, this program reads 1 to 2"},
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["format_version"] = 4; }); },
+       "format version 4, this program reads 1 to 3"},
       {"no checksum",
        [](const std::string& p) {
          edit_state(p, [](auto& j) { j["files"].erase("config.yaml"); });
@@ -207,19 +280,10 @@ TEST(Checkpoint, DamagedOrForeignOnesAreRefusedWithTheReason) {
   }
 }
 
-/// Calls `work`, which must throw; the message.
-std::string message_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(Checkpoint, EveryChangedCharacterOfTheStateIsNoticed) {
   Saved saved;
-  saved.state = {7, 123456, {3, 41}};
+  saved.state.tokens_seen = 123456;
+  saved.state.data = {3, 41};
   const std::string path = saved.save(), file = path + "/state.json";
   const std::string good = read_whole_file(file);
   const auto content = [&](const std::string& text) {
@@ -242,6 +306,49 @@ TEST(Checkpoint, EveryChangedCharacterOfTheStateIsNoticed) {
   EXPECT_EQ(open_checkpoint(path).state.data.next_sample, 41);
 }
 
+/// Flips one bit of, cuts or lengthens one file after another. LN_TEST_LONG: many more times.
+TEST(Checkpoint, DamageOfAnyFileIsRefusedOrHarmless) {
+  Saved saved;
+  const std::string path = saved.save();
+  const int64_t rounds = std::getenv("LN_TEST_LONG") != nullptr ? 2000 : 25;
+  std::mt19937_64 random(7);
+  int64_t refused = 0, harmless = 0;
+  for (const char* name :
+       {"model.safetensors", "optimizer.safetensors", "config.yaml", "state.json"}) {
+    const std::string file = path + "/" + name, good = read_whole_file(file);
+    for (int64_t round = 0; round < rounds; ++round) {
+      std::string bad = good;
+      const size_t place = random() % good.size();
+      if (round % 3 == 0) bad.resize(place);
+      if (round % 3 == 1) bad[place] = static_cast<char>(bad[place] ^ (1 << random() % 8));
+      if (round % 3 == 2) bad.insert(place, 1 + random() % 9, static_cast<char>(random()));
+      write(file, bad);
+      std::vector<float> p(saved.layout.elements(), 0.0f), m = p, v = p;
+      const std::string text = message_of([&] {
+        const Checkpoint checkpoint = open_checkpoint(path);
+        EXPECT_EQ(checkpoint.config, saved.config);
+        EXPECT_EQ(checkpoint.state.step, saved.state.step);
+        EXPECT_EQ(checkpoint.state.lineage, saved.state.lineage);
+        load_tensors(checkpoint, saved.layout, {Saved::view(p), Saved::view(m), Saved::view(v)});
+      });
+      if (text == "no error") {
+        ++harmless;
+        EXPECT_EQ(p, saved.parameters);
+        EXPECT_EQ(v, saved.second);
+      } else {
+        ++refused;
+        EXPECT_NE(text.find("checkpoint refused: " + path), std::string::npos) << text;
+        EXPECT_EQ(text.find('\n'), std::string::npos) << text;
+      }
+    }
+    write(file, good);
+  }
+  std::printf("%lld refused, %lld harmless\n", static_cast<long long>(refused),
+              static_cast<long long>(harmless));
+  EXPECT_EQ(refused + harmless, 4 * rounds);
+  EXPECT_GT(refused, 3 * rounds);
+}
+
 TEST(Checkpoint, AStateWithoutChecksumOfTheFirstFormatIsRead) {
   Saved saved;
   const std::string path = saved.save();
@@ -252,6 +359,70 @@ TEST(Checkpoint, AStateWithoutChecksumOfTheFirstFormatIsRead) {
   json["format_version"] = 1;
   write(path + "/state.json", json.dump());
   EXPECT_EQ(open_checkpoint(path).state.step, saved.state.step);
+}
+
+TEST(Checkpoint, AStateOfTheSecondFormatIsRead) {
+  Saved saved;
+  const std::string path = saved.save();
+  edit_state(path, [](auto& j) {
+    for (const char* field : {"seed", "loss", "lineage", "training_data"}) j.erase(field);
+    j["format_version"] = 2;
+  });
+  const TrainingState state = open_checkpoint(path).state;
+  EXPECT_EQ(state.step, 7);
+  EXPECT_EQ(state.data, saved.state.data);
+  EXPECT_EQ(state.seed, -1);
+  EXPECT_FALSE(state.loss);
+  EXPECT_TRUE(state.lineage.empty());
+  EXPECT_TRUE(state.training_data.hash.empty());
+}
+
+TEST(Checkpoint, TheWayOutIsWholeFiniteAndSensible) {
+  Saved saved;
+  std::vector<std::string> paths;
+  for (int64_t step : {1, 2, 3, 4, 5}) {
+    saved.state.step = step;
+    saved.state.loss = step == 4 ? 7335.0 : 2.0;
+    paths.push_back(saved.save());
+  }
+  EXPECT_EQ(*last_good_checkpoint(saved.folder.path(), 5), paths[2]) << "step 4 has a loss of 7335";
+  std::string bytes = read_whole_file(paths[2] + "/optimizer.safetensors");
+  bytes[bytes.size() - 3] = static_cast<char>(bytes[bytes.size() - 3] ^ 4);
+  write(paths[2] + "/optimizer.safetensors", bytes);
+  fs::remove(paths[4] + "/config.yaml");
+  EXPECT_NE(message_of([&] { open_checkpoint(paths[4]); }).find("checkpoint.resume=" + paths[1]),
+            std::string::npos);
+  for (int i : {0, 1}) fs::remove(paths[i] + "/model.safetensors");
+  const std::string text = message_of([&] { open_checkpoint(paths[4]); });
+  EXPECT_NE(text.find("no earlier good one"), std::string::npos) << text;
+  EXPECT_EQ(text.find("checkpoint.resume=/"), std::string::npos) << text;
+}
+
+TEST(Checkpoint, NonFiniteValuesAreNotSaved) {
+  Saved saved;
+  saved.state.step = 3;
+  const std::string earlier = saved.save(1);
+  saved.state.step = 7;
+  for (std::vector<float>* values : {&saved.parameters, &saved.first, &saved.second}) {
+    const float before = (*values)[2];
+    (*values)[2] = NAN;
+    const std::string text = message_of([&] { saved.save(1); });
+    EXPECT_NE(text.find("holds nan at place 2"), std::string::npos) << text;
+    EXPECT_FALSE(fs::exists(saved.folder.file(".tmp-step-00000007")));
+    (*values)[2] = before;
+  }
+  EXPECT_EQ(*latest_checkpoint(saved.folder.path()), earlier);
+}
+
+TEST(Checkpoint, BadOnesTakeNoPlaceOfGoodOnes) {
+  Saved saved;
+  for (int64_t step : {1, 2, 3, 4, 5, 6}) {
+    saved.state.step = step;
+    saved.state.loss = step > 3 ? 500.0 : 2.0;
+    saved.save(2);
+  }
+  for (int64_t step : {2, 3, 5, 6}) EXPECT_TRUE(fs::exists(saved.folder.file(step_name(step))));
+  for (int64_t step : {1, 4}) EXPECT_FALSE(fs::exists(saved.folder.file(step_name(step))));
 }
 
 TEST(Checkpoint, PathsThatAreNoCheckpoint) {

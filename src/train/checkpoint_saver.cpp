@@ -1,0 +1,90 @@
+// See checkpoint_saver.h. Rank 0 alone writes, so it alone knows of a failure: one number tells the
+// others.
+#include "train/checkpoint_saver.h"
+
+#include <chrono>
+#include <cmath>
+#include <thread>
+
+#include "core/log.h"
+
+namespace longnet {
+namespace {
+
+constexpr int kAttempts = 2;
+constexpr std::chrono::milliseconds kPause{200};  // long enough for a hiccup of a file server
+
+}  // namespace
+
+CheckpointSaver::CheckpointSaver(const Config& config, Communicator& world, Learner& learner,
+                                 std::string good)
+    : config_(config), world_(world), learner_(learner), good_(std::move(good)) {
+  learner_.set_last_checkpoint(good_);
+}
+
+std::string CheckpointSaver::last_good_text() const {
+  return good_.empty() ? "there is no earlier checkpoint"
+                       : fmt::format("the last good checkpoint is {}", good_);
+}
+
+void CheckpointSaver::forget() {
+  good_.clear();
+  learner_.set_last_checkpoint("");
+}
+
+bool CheckpointSaver::save(const TrainingState& state, bool must) {
+  int64_t saved = 0;
+  learner_.with_tensors_on_root([&](const TrainingTensors& tensors) {
+    if (state.loss && !std::isfinite(*state.loss))
+      throw Error("step {}: not saved: these weights give a loss of {}; {}", state.step,
+                  std::abs(*state.loss), last_good_text());
+    saved = save_on_root(tensors, state, must) ? 1 : 0;
+  });
+  world_.broadcast(&saved, sizeof saved, 0);
+  if (saved == 0) return false;
+  if (has_sensible_loss(state, config_.model.vocab_size)) {
+    good_ = config_.run.folder + "/" + step_name(state.step);
+    learner_.set_last_checkpoint(good_);
+  } else if (world_.rank() == 0) {
+    spdlog::warn(
+        "step {}: these weights give a loss of {:.4g} nats, far above guessing ({:.3g} nats): the "
+        "checkpoint does not count as good; {}",
+        state.step, *state.loss, std::log(static_cast<double>(config_.model.vocab_size)),
+        last_good_text());
+  }
+  return true;
+}
+
+bool CheckpointSaver::save_on_root(const TrainingTensors& tensors, const TrainingState& state,
+                                   bool must) {
+  using Clock = std::chrono::steady_clock;
+  std::string cause;
+  for (int attempt = 1; attempt <= kAttempts; ++attempt) {
+    const Clock::time_point start = Clock::now();
+    try {
+      const std::string path = save_checkpoint(config_.run.folder, config_, learner_.layout(),
+                                               tensors, state, config_.checkpoint.keep_last);
+      spdlog::info("step {}: saved {} in {:.2f} s", state.step, path,
+                   std::chrono::duration<double>(Clock::now() - start).count());
+      return true;
+    } catch (const UnsavableError& error) {
+      throw Error("step {}: not saved: {}; {}", state.step, error.what(), last_good_text());
+    } catch (const std::exception& error) {
+      cause = error.what();
+      spdlog::warn("step {}: attempt {} of {} to save failed: {}", state.step, attempt, kAttempts,
+                   cause);
+    }
+    if (attempt < kAttempts) std::this_thread::sleep_for(kPause);
+  }
+  ++failures_;
+  if (must || config_.checkpoint.on_failure == "stop")
+    throw Error("step {}: the checkpoint cannot be saved: {}; {}", state.step, cause,
+                last_good_text());
+  spdlog::warn(
+      "step {}: no checkpoint saved ({} so far could not be); training continues, the next save is "
+      "tried when it is due; {}",
+      state.step, failures_, last_good_text());
+  return false;
+}
+
+}  // namespace longnet

@@ -1,0 +1,43 @@
+// CheckpointSaver: saves while training, on all ranks together, and deals with a save that fails:
+// one more attempt, then a counted warning and training continues until the next save is due
+// (checkpoint.on_failure: continue), or an error. It never leaves a half-written folder.
+#pragma once
+
+#include <string>
+
+#include "core/config.h"
+#include "dist/communicator.h"
+#include "train/checkpoint.h"
+#include "train/learner.h"
+
+namespace longnet {
+
+class CheckpointSaver {
+ public:
+  /// good: path of the checkpoint that the run starts from; empty: none. All must outlive this.
+  CheckpointSaver(const Config& config, Communicator& world, Learner& learner, std::string good);
+
+  /// Saves `state` and logs it; tells the learner which checkpoint to name from now on. must: the
+  /// run ends after this save, so a failure is an Error. Returns whether it is saved. Collective.
+  /// Throws Error on all ranks (train/agreement.h) where the weights or the loss of the state are
+  /// not finite, or as above; the message names the last good checkpoint.
+  bool save(const TrainingState& state, bool must);
+
+  /// The run's folder was deleted: there is no good checkpoint any more.
+  void forget();
+  /// The last one that was saved with a sensible loss; empty: none.
+  const std::string& last_good() const { return good_; }
+  int64_t failures() const { return failures_; }
+
+ private:
+  bool save_on_root(const TrainingTensors& tensors, const TrainingState& state, bool must);
+  std::string last_good_text() const;
+
+  const Config& config_;
+  Communicator& world_;
+  Learner& learner_;
+  std::string good_;
+  int64_t failures_ = 0;  // on rank 0
+};
+
+}  // namespace longnet
