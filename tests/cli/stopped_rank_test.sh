@@ -53,8 +53,9 @@ expect_end() {  # CODE PATTERN...
   wait $launcher; status=$?
   [ "$status" = "$code" ] || fail "$case: exit code $status instead of $code"
   for pattern in "$@"; do grep -qE "$pattern" log || fail "$case: no line like: $pattern"; done
-  [ "$(grep -c '^error' log)" -le 1 ] || fail "$case: more than one error line"
-  [ "$(grep -c 'has waited 1[0-9] s' log)" -le 1 ] || fail "$case: many ranks speak"
+  # Groups that wait for the same rank may each speak before the job ends.
+  [ "$(grep -c '^error' log)" -le 2 ] || fail "$case: many error lines"
+  [ "$(grep -c 'has waited 1[0-9] s' log)" -le 2 ] || fail "$case: many ranks speak"
   sleep 0.5
   [ -z "$(pgrep -f "^$program train config.yaml")" ] || fail "$case: a rank is left"
   echo "$case: as expected"
@@ -65,7 +66,7 @@ for rank in 1 0; do
   start 3 parallel.timeout_s=13 train.sequence_length=129
   for _ in $(seq 600); do grep -qs 'step 3/' log && break; sleep 0.1; done
   grep -q 'step 3/' log || fail "$case: no step"
-  for process in $(pgrep -P $launcher); do
+  for process in $(pgrep -f "^$program train config.yaml"); do
     ! tr '\0' '\n' < "/proc/$process/environ" | grep "^OMPI_COMM_WORLD_RANK=$rank$" > /dev/null || kill -STOP "$process"
   done
   expect_end 1 "has waited 1[0-9] s for rank $rank on .*; the job ends after 13 s \(parallel.timeout_s\)" \
