@@ -381,7 +381,7 @@ void register_bench(CLI::App& app, Action& action) {
   CLI::App* two =
       command->add_subcommand("step", "Training steps of a configuration, random tokens");
   two->add_option("CONFIG", step->config, "YAML file")->required()->transform(typed_path());
-  two->add_option("key=value", step->overrides, "Settings over the file's");
+  two->add_option("SETTING", step->overrides, "key=value: settings over the file's");
   two->add_option("--steps", step->steps)->check(whole_number(1, 100000))->capture_default_str();
   two->callback([step, &action] { action = [step] { return bench_step(*step); }; });
 

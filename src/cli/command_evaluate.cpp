@@ -94,8 +94,9 @@ void register_evaluate(CLI::App& app, Action& action) {
   command->add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
       ->required()
       ->transform(typed_path());
-  command->add_option("key=value", arguments->overrides,
-                      "Settings over the checkpoint's, such as train.sequence_length=32768");
+  command->add_option(
+      "SETTING", arguments->overrides,
+      "key=value: settings over the checkpoint's, such as train.sequence_length=32768");
   command->add_option("--split", arguments->split, "Part of the data (test: enwik8 only)")
       ->check(one_of({"validation", "train", "test"}))
       ->capture_default_str();

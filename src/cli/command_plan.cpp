@@ -139,7 +139,7 @@ void register_plan(CLI::App& app, Action& action) {
   command->add_option("CONFIG", arguments->config, "YAML file")
       ->required()
       ->transform(typed_path());
-  command->add_option("key=value", arguments->overrides, "Settings over the file's");
+  command->add_option("SETTING", arguments->overrides, "key=value: settings over the file's");
   command->add_option("--ranks", arguments->ranks, "Ranks of the job; several: 1,2,4")
       ->delimiter(',')
       ->allow_extra_args(false)

@@ -17,8 +17,8 @@ void register_train(CLI::App& app, Action& action) {
       ->add_option("CONFIG", arguments->config, "YAML file; keys it leaves out have the defaults")
       ->required()
       ->transform(typed_path());
-  command->add_option("key=value", arguments->overrides,
-                      "Settings over the file's, such as train.steps=100");
+  command->add_option("SETTING", arguments->overrides,
+                      "key=value: settings over the file's, such as train.steps=100");
   command->footer("Keys (configs/base.yaml lists them too):\n" + keys_help());
   command->callback([arguments, &action] {
     action = [arguments] {
