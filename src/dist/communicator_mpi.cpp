@@ -683,7 +683,9 @@ MpiSession::~MpiSession() {
 void MpiSession::wait_for_all() { meet(job(), "end of the job"); }
 
 void MpiSession::abort(int exit_code) {
-  if (initialised()) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  int ranks = 1;
+  if (initialised()) MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  if (ranks > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);  // prints a notice of its own
   std::_Exit(exit_code);
 }
 

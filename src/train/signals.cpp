@@ -1,6 +1,8 @@
 // See signals.h. The handler only sets flags, and calls what POSIX allows in one.
 #include "train/signals.h"
 
+#include <omp.h>
+#include <pthread.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,6 +17,9 @@ namespace {
 
 // `timeout`, a closing terminal and some launchers send a signal twice at once.
 constexpr double kSettleSeconds = 0.5;
+
+// The frame of a signal alone takes up to 11 KiB where registers of AMX are saved.
+constexpr size_t kStackBytes = 64 * 1024;
 
 volatile std::sig_atomic_t save_wanted = 0, stop_signal = 0, training = 0, speaking = 0;
 double stop_time = 0;  // of the first request to end
@@ -69,9 +74,14 @@ SignalGuard::SignalGuard() {
   for (volatile std::sig_atomic_t* flag : {&save_wanted, &stop_signal, &training, &speaking})
     *flag = 0;
   removed_at_end[0] = '\0';
+  stack_.resize(kStackBytes);
+  stack_t stack{};
+  stack.ss_sp = stack_.data();
+  stack.ss_size = stack_.size();
+  sigaltstack(&stack, &old_stack_);
   struct sigaction action {};
   action.sa_handler = on_signal;
-  action.sa_flags = SA_RESTART;
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
   for (const int signal : kCaught) sigaddset(&action.sa_mask, signal);
   for (size_t i = 0; i < kCaught.size(); ++i) {
     sigaction(kCaught[i], nullptr, &old_[i]);
@@ -83,6 +93,8 @@ SignalGuard::SignalGuard() {
 SignalGuard::~SignalGuard() {
   removed_at_end[0] = '\0';
   for (size_t i = 0; i < kCaught.size(); ++i) sigaction(kCaught[i], &old_[i], nullptr);
+  if (old_stack_.ss_sp == nullptr) old_stack_.ss_flags = SS_DISABLE;
+  sigaltstack(&old_stack_, nullptr);
 }
 
 void SignalGuard::speak() { speaking = 1; }
@@ -96,7 +108,14 @@ void SignalGuard::remove_at_end(const std::string& path) {
   removed_at_end[0] = path[0];
 }
 
-void SignalGuard::set_up_done() { training = 1; }
+void SignalGuard::set_up_done() {
+  sigset_t caught;
+  sigemptyset(&caught);
+  for (const int signal : kCaught) sigaddset(&caught, signal);
+#pragma omp parallel
+  if (omp_get_thread_num() != 0) pthread_sigmask(SIG_BLOCK, &caught, nullptr);
+  training = 1;
+}
 
 bool SignalGuard::take_save() {
   const bool wanted = save_wanted != 0;

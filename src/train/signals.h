@@ -11,11 +11,15 @@
 #include <array>
 #include <csignal>
 #include <string>
+#include <vector>
 
 namespace longnet {
 
 /// Catches the signals above while it lives; one at a time. A launcher may send one as soon as the
-/// job is there, so it is made before anything else of a training.
+/// job is there, so it is made before anything else of a training, on the thread that trains.
+///
+/// The handler has a stack of its own: products of oneDNN for AVX2 put the stack pointer into memory
+/// of the heap while they run, and a handler on that stack would write over the heap.
 class SignalGuard {
  public:
   SignalGuard();
@@ -27,7 +31,8 @@ class SignalGuard {
   void speak();
   /// A file that an end at once removes (the run's lock); empty: none. At most 4095 bytes.
   void remove_at_end(const std::string& path);
-  /// From now on a request to end waits for the end of a step.
+  /// From now on a request to end waits for the end of a step, and OpenMP's other threads, which have
+  /// no stack for the handler, take no signal.
   void set_up_done();
 
   /// Whether a checkpoint was asked for since the last call.
@@ -38,6 +43,8 @@ class SignalGuard {
  private:
   static constexpr std::array<int, 5> kCaught{SIGUSR1, SIGUSR2, SIGINT, SIGTERM, SIGHUP};
   std::array<struct sigaction, kCaught.size()> old_{};
+  std::vector<char> stack_;  // of the handler
+  stack_t old_stack_{};
 };
 
 /// "SIGTERM"

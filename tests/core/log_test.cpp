@@ -113,7 +113,7 @@ TEST_F(Log, BadArguments) {
   const TemporaryFolder folder;
   const std::string file = folder.write("file", "x");
   const std::string blocked = message(file + "/run", "info");
-  EXPECT_EQ(blocked.rfind(file + "/run/log.txt: the log cannot be written (", 0), 0u) << blocked;
+  EXPECT_EQ(blocked.rfind(file + "/run/log.txt: the log cannot be written: ", 0), 0u) << blocked;
   EXPECT_EQ(blocked.find('\n'), std::string::npos);
 }
 

@@ -169,8 +169,10 @@ TEST_P(ModelVariant, RecomputationChangesNoBit) {
   EXPECT_THROW(again.model.attended_inputs(0), Error);
 }
 
-// Feed-forward layers in parts of rows: the same forward, gradients that differ by the order of
-// float32 sums over rows (66 eps of the terms' magnitude, far within the tests' 1e-5 of G / 10).
+// Feed-forward layers in parts of rows: the same forward (to the bit where a row of oneDNN's
+// products does not depend on the number of rows, as with AVX-512), gradients that differ by the
+// order of float32 sums over rows (66 eps of the terms' magnitude, far within the tests' 1e-5 of G
+// / 10).
 TEST_P(ModelVariant, FeedForwardInPartsOfRows) {
   ModelConfig config = tiny_config();
   config.layers = 3;
@@ -191,16 +193,27 @@ TEST_P(ModelVariant, FeedForwardInPartsOfRows) {
                       {.recompute = true, .matrices = matrices});
     ModelOnRank parts(config, one_rank(config, n), batch, exchange, start,
                       {.recompute = true, .feed_forward_rows = 16, .matrices = matrices});
+    const bool same_rows = detect_isa() == Isa::kAvx512;
+    // Where rows differ in a last bit, that may carry values over to the next bf16, which are 2^-8
+    // apart.
+    const double tolerance = matrices.defined() && !same_rows ? 0x1p-7 : 1e-5;
     for (int pass = 0; pass < 2; ++pass) {
-      EXPECT_EQ(parts.run(tokens, targets, 1.0).loss_sum, whole.run(tokens, targets, 1.0).loss_sum);
-      EXPECT_EQ(parts.logits, whole.logits);
+      const double loss = parts.run(tokens, targets, 1.0).loss_sum,
+                   expected = whole.run(tokens, targets, 1.0).loss_sum;
+      if (same_rows) {
+        EXPECT_EQ(loss, expected);
+        EXPECT_EQ(parts.logits, whole.logits);
+      } else {
+        EXPECT_NEAR(loss, expected, tolerance / 10 * expected);
+        EXPECT_LE(error_ratio(difference(parts.logits, whole.logits), 0, tolerance), 1.0);
+      }
     }
     double largest = 0;
     for (float g : whole.gradients) largest = std::max(largest, std::abs(double(g)));
     for (const ParameterInfo& info : layout.parameters())
       EXPECT_LE(error_ratio(difference(parts.gradients.data() + info.offset,
                                        whole.gradients.data() + info.offset, info.elements),
-                            largest),
+                            largest, tolerance),
                 1.0)
           << info.name;
     EXPECT_LT(parts.activations.bytes(), whole.activations.bytes());
