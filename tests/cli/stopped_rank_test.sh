@@ -19,6 +19,7 @@ optimizer: {warmup_steps: 1}
 checkpoint: {every: 0}
 run: {folder: run, progress: "off", log_every: 1}
 Y
+# The path of the configuration tells these ranks from those of other tests that run at the same time.
 # What a rank does before the program: LATE ranks wait, others have a library that stops them.
 cat > rank.sh <<'R'
 #!/bin/sh
@@ -43,7 +44,7 @@ export LN_LATE_RANK="" LN_STOPPED_RANK="" LN_STOPPER="" OMP_NUM_THREADS=1
 start() {  # RANKS KEY=VALUE...
   local ranks=$1; shift
   rm -rf run
-  "$source_dir/scripts/mpirun_local.sh" "$ranks" ./rank.sh "$program" train config.yaml "$@" > log 2>&1 &
+  "$source_dir/scripts/mpirun_local.sh" "$ranks" ./rank.sh "$program" train "$work/config.yaml" "$@" > log 2>&1 &
   launcher=$!
 }
 expect_end() {  # CODE PATTERN...
@@ -57,8 +58,8 @@ expect_end() {  # CODE PATTERN...
   [ "$(grep -c '^error' log)" -le 2 ] || fail "$case: many error lines"
   [ "$(grep -c 'has waited 1[0-9] s' log)" -le 2 ] || fail "$case: many ranks speak"
   # mpirun may end a moment before the ranks that it has killed, on a busy machine some seconds.
-  for _ in $(seq 100); do pgrep -f "^$program train config.yaml" > /dev/null || break; sleep 0.1; done
-  [ -z "$(pgrep -f "^$program train config.yaml")" ] || fail "$case: a rank is left"
+  for _ in $(seq 100); do pgrep -f "^$program train $work/" > /dev/null || break; sleep 0.1; done
+  [ -z "$(pgrep -f "^$program train $work/")" ] || fail "$case: a rank is left"
   echo "$case: as expected"
 }
 
@@ -67,7 +68,7 @@ for rank in 1 0; do
   start 3 parallel.timeout_s=13 train.sequence_length=129
   for _ in $(seq 600); do grep -qs 'step 3/' log && break; sleep 0.1; done
   grep -q 'step 3/' log || fail "$case: no step"
-  for process in $(pgrep -f "^$program train config.yaml"); do
+  for process in $(pgrep -f "^$program train $work/"); do
     ! tr '\0' '\n' < "/proc/$process/environ" | grep "^OMPI_COMM_WORLD_RANK=$rank$" > /dev/null || kill -STOP "$process"
   done
   expect_end 1 "has waited 1[0-9] s for rank $rank on .*; the job ends after 13 s \(parallel.timeout_s\)" \

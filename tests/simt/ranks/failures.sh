@@ -11,6 +11,13 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 fail() { echo "FAILED: $*"; cat log; exit 1; }
 
+ranks_left() {  # of this test: those of other tests run in other folders
+  local process
+  for process in $(pgrep -f "^$program "); do
+    [ "$(readlink "/proc/$process/cwd")" != "$work" ] || return 0
+  done
+  return 1
+}
 job() {  # RANKS FAULT ARGUMENT...: its output in log, its exit code in status, its seconds in took
   local ranks=$1 fault=$2; shift 2
   local begin=$SECONDS
@@ -41,10 +48,8 @@ expect() {  # LARGEST_SECONDS PATTERN: every pattern in a line of the log
   for pattern in "$@"; do grep -qE "$pattern" log || fail "$case: no line like: $pattern"; done
   [ "$(grep -c '^error ' log)" -le 3 ] || fail "$case: too many lines"
   # Nothing of the job goes on.
-  if pgrep -f "^$program " > /dev/null; then
-    sleep 2
-    pgrep -f "^$program " > /dev/null && fail "$case: a rank goes on"
-  fi
+  for _ in $(seq 50); do ranks_left || break; sleep 0.1; done
+  ranks_left && fail "$case: a rank is left"
 }
 host=$(hostname)
 
