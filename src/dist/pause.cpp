@@ -6,10 +6,11 @@
 
 namespace longnet::internal {
 
-// Messages between ranks that are equally far come within the first bound. A sleep lasts at least
-// the kernel's timer slack of 50 us, a tenth of that bound. Figures: bench/results/waiting.txt.
+// In a step ranks wait milliseconds for each other; a core that slept in these took 10 % longer
+// over a step. A rank that waits longer sleeps a fiftieth of its wait. Figures:
+// bench/results/waiting.txt.
 double sleep_in_wait(double waited) {
-  constexpr double kPolls = 500e-6, kShare = 1.0 / 20, kLongest = 1e-3;
+  constexpr double kPolls = 10e-3, kShare = 1.0 / 50, kLongest = 1e-3;
   return waited < kPolls ? 0 : std::min(waited * kShare, kLongest);
 }
 

@@ -6,7 +6,7 @@
 namespace longnet::internal {
 
 /// Called in a loop that waits on the host; waited: seconds since the wait began. Returns at once
-/// in the first fraction of a millisecond, and later after a sleep that is short beside the wait.
+/// in the first ten milliseconds, and later after a sleep that is short beside the wait.
 void pause_in_wait(double waited);
 
 /// Seconds that pause_in_wait sleeps; 0: it only gives way.

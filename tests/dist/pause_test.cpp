@@ -17,10 +17,10 @@ double processor_seconds() {
 
 TEST(Pause, IsShortBesideTheWait) {
   EXPECT_EQ(sleep_in_wait(0), 0);
-  EXPECT_EQ(sleep_in_wait(100e-6), 0);
-  for (const double waited : {1e-3, 10e-3, 1.0, 1000.0}) {
+  EXPECT_EQ(sleep_in_wait(9e-3), 0);
+  for (const double waited : {10e-3, 100e-3, 1.0, 1000.0}) {
     EXPECT_GT(sleep_in_wait(waited), 0);
-    EXPECT_LE(sleep_in_wait(waited), waited / 20);
+    EXPECT_LE(sleep_in_wait(waited), waited / 50);
     EXPECT_LE(sleep_in_wait(waited), 1e-3);
   }
 }
@@ -31,7 +31,7 @@ TEST(Pause, LongWaitLeavesTheProcessorToOthers) {
   const auto waited = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
   const double before = processor_seconds();
   while (waited() < 0.3) pause_in_wait(waited());
-  EXPECT_LT(processor_seconds() - before, 0.1) << "of 0.3 s";
+  EXPECT_LT(processor_seconds() - before, 0.15) << "of 0.3 s";
 }
 
 }  // namespace
