@@ -1,5 +1,5 @@
-// AppendedFile: whole lines at the end of a file that may fail at any time (a full disk, a lost
-// server). A failed append is told to the caller and counted, never thrown.
+// AppendedFile: appends whole lines to a file that may fail at any time (a full disk, a lost
+// server). A failed append is reported to the caller and counted; it never throws.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +16,13 @@ class AppendedFile {
   AppendedFile& operator=(const AppendedFile&) = delete;
 
   const std::string& path() const { return path_; }
-  /// Makes the file, and its folder, if they are not there. False, with cause(): it cannot be
-  /// written, or is no regular file. Not needed before append().
+  /// Creates the file and its folder if they do not exist. Returns false, with cause(), if the file
+  /// cannot be written or is not a regular file. Calling it before append() is optional.
   bool open();
-  /// False, with cause(): not all of it is in the file. A line that was cut so is ended before the
-  /// next one that fits.
+  /// Returns false, with cause(), if not all of `lines` reached the file. The next successful
+  /// append first ends a line that was cut.
   bool append(std::string_view lines);
-  /// Appends that have failed since the last success before this moment.
+  /// Number of appends that have failed since the last success.
   int64_t failed() const { return failed_; }
   /// Why the last call failed.
   const std::string& cause() const { return cause_; }

@@ -1,10 +1,11 @@
-// Arena: memory of one purpose (parameters, activations, ...), handed out in 256-byte aligned
-// pieces.
+// Arena: memory of one purpose (parameters, activations, ...), handed out in pieces aligned to 256
+// bytes.
 //
-// All buffers of a step are taken once, when the model is built; a step allocates nothing. On a GPU
-// reserve() takes everything of a purpose in one block. A counting arena hands out addresses that
-// must not be dereferenced and only counts: `longnet plan` builds the real model on it. One arena
-// is not thread-safe, several are. The device's memory is the selected device's (device_runtime.h).
+// All buffers of a step are allocated once, when the model is built; a step allocates nothing. On a
+// GPU reserve() allocates the memory of a purpose as one block. A counting arena only counts and
+// returns addresses that must not be dereferenced: `longnet plan` builds the real model on it. An
+// arena is not thread-safe; different threads may use different arenas. Device memory comes from
+// the selected device (device_runtime.h).
 #pragma once
 
 #include <atomic>
@@ -20,22 +21,21 @@ namespace longnet {
 class Arena {
  public:
   /// purpose: the word shown in memory tables, e.g. "activations". counting: no real memory.
-  /// device: where the memory lies; with a GPU it must be the selected one.
+  /// device: where the memory lies; a GPU must be the selected one.
   explicit Arena(std::string purpose, bool counting = false, Device device = {});
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  /// Takes one block now, from which the next allocations are cut as long as they fit; what a
-  /// counting arena's bytes() says is exactly enough. For GPUs, where every block costs a call of
-  /// the driver.
+  /// Allocates one block now; later allocations are cut from it while they fit. bytes() of a
+  /// counting arena is exactly the size needed. For GPUs, where every block costs a driver call.
   void reserve(int64_t bytes);
 
-  /// Uninitialised memory, aligned to kAlignment, valid until the arena dies.
-  /// Throws Error naming the purpose, the bytes wanted, what all arenas hold and, on a GPU, what is
-  /// free if there is no memory.
+  /// Uninitialised memory, aligned to kAlignment, valid until the arena is destroyed. Throws Error
+  /// if there is no memory; the message gives the purpose, the bytes requested, what all arenas
+  /// hold and, on a GPU, the free memory.
   TensorView allocate(DType dtype, std::initializer_list<int64_t> shape);
-  /// The same, filled with zero bytes; waits for it.
+  /// As allocate(), filled with zero bytes; returns when the memory is filled.
   TensorView allocate_zeroed(DType dtype, std::initializer_list<int64_t> shape);
   void* allocate_bytes(int64_t bytes);
 
@@ -51,7 +51,7 @@ class Arena {
   Device device_;
   std::atomic<int64_t> bytes_ = 0;  // read by other arenas' messages
   std::vector<void*> blocks_;
-  char* reserved_ = nullptr;  // the rest of what reserve() took
+  char* reserved_ = nullptr;  // the unused rest of reserve()
   int64_t reserved_bytes_ = 0;
 };
 

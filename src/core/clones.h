@@ -10,7 +10,7 @@
 #else
 #define LN_CLONES
 #endif
-// Kernel files may call what is marked so, too.
+// Functions marked LN_INLINE can also be called from kernel files.
 #if defined(__CUDACC__)
 #define LN_INLINE __host__ __device__ inline __attribute__((always_inline))
 #else

@@ -1,8 +1,9 @@
-// Config: every setting of the trainer, typed, from base defaults, a YAML file and key=value words.
+// Config: every setting of the trainer, typed, from defaults, a YAML file and key=value words.
 //
-// One table in config_keys.cpp (name, type, unit, default, range, help) is the only list of keys:
-// configs/base.yaml and `longnet train --help` are printed from it. Messages name the file, line,
-// key, what is allowed and the nearest remedy; an unknown key names the nearest real one.
+// One table in config_keys.cpp (name, type, unit, range, help) is the only list of keys; the
+// defaults are the initialisers below. configs/base.yaml and `longnet train --help` are printed
+// from the two. Messages give file, line, key, allowed values and the nearest remedy; for an
+// unknown key they suggest the nearest known one.
 #pragma once
 
 #include <cstdint>
@@ -85,7 +86,7 @@ struct OptimizerConfig {
 struct ParallelConfig {
   int64_t sequence_ranks = 0;  // 0: all ranks / data_ranks
   int64_t data_ranks = 1;
-  int64_t threads = 0;           // OpenMP threads per rank; 0: as OpenMP finds
+  int64_t threads = 0;           // OpenMP threads per rank; 0: OpenMP's default
   int64_t bucket_mib = 16;       // gradients are summed in buckets of this size
   double timeout_s = 600;        // waits for other ranks end after this, seconds; 0: never
   bool shard_optimizer = false;  // each rank holds and updates its range only (ZeRO stage 1)
@@ -124,24 +125,25 @@ struct Config {
   bool operator==(const Config&) const = default;
 };
 
-/// One row of the table; key is "section.name".
+/// One row of the table of keys, as text; key is "section.name".
 struct ConfigKey {
   std::string key, type, unit, default_value, allowed, help;
 };
 std::vector<ConfigKey> config_keys();
 
-/// Defaults, then the YAML file (path may be empty), then "section.key=value" words, then checks of
-/// every rule that needs no data or rank count. Throws Error: one line with file:line or the word.
+/// Defaults, then the YAML file (path may be empty), then "section.key=value" words, then all
+/// checks that need neither data nor a rank count. Throws Error: one line with file:line or the
+/// word.
 Config load_config(const std::string& path, const std::vector<std::string>& overrides);
-/// The same from YAML text; name stands in messages where the path would.
+/// load_config() from YAML text; messages show `name` in place of the path.
 Config parse_config(const std::string& yaml_text, const std::string& name,
                     const std::vector<std::string>& overrides);
 /// Applies "section.key=value" words to an existing config and checks it again.
 void apply_overrides(Config& config, const std::vector<std::string>& overrides);
-/// All rules; called by the functions above. Names the keys involved and the remedy.
+/// Checks all rules; the functions above call it. Messages name the keys involved and the remedy.
 void check_config(const Config& config);
-/// Throws Error for a model that sees the tokens it is to predict: called where a next-token loss
-/// is trained on or reported.
+/// Throws Error for a model that sees the tokens it predicts. Called wherever a next-token loss is
+/// trained on or reported.
 void check_next_token_loss(const Config& config);
 /// YAML with every key, which load_config reads back to an equal Config.
 std::string to_yaml(const Config& config);

@@ -1,7 +1,8 @@
 // The table of configuration keys: the only list of them, from which everything else is printed.
 //
-// config_keys.cpp holds the table and prints it, config_parse.cpp fills a Config from YAML and
-// words, config_check.cpp holds the rules between keys. Not for use outside src/core/config*.cpp.
+// config_keys.cpp holds and prints the table, config_parse.cpp fills a Config from YAML and
+// key=value words, config_check.cpp holds the rules between keys. Only src/core/config*.cpp use
+// this header.
 #pragma once
 
 #include <limits>
@@ -18,7 +19,7 @@ namespace longnet::internal {
 using Slot = std::variant<int64_t*, double*, bool*, std::string*, std::vector<std::string>*,
                           std::vector<Branch>*>;
 
-/// What a number may be; limits belong to the range unless the flag says "above" or "below".
+/// Allowed values of a number; both limits are allowed unless `above` or `below` is set.
 struct Limits {
   double low = -std::numeric_limits<double>::infinity();
   double high = std::numeric_limits<double>::infinity();
@@ -47,18 +48,19 @@ const std::vector<Key>& keys();
 const Key* find_key(const std::string& name);  // null: no such key
 std::vector<std::string> section_names();      // in the order of the table
 
-/// What is wrong with one key's value on its own, without the key's name; nothing if it is fine.
+/// What is wrong with one key's value by itself, without the key's name; nothing if it is valid.
 std::optional<std::string> value_problem(const Key& key, const Config& config);
 
-/// A broken rule between keys. text names every key involved; keys: those whose place may be shown.
+/// A violated rule between keys. text names every key involved; keys: those whose place may be
+/// shown.
 struct Problem {
   std::vector<std::string> keys;
   std::string text;
 };
 std::optional<Problem> find_problem(const Config& config);
 
-/// "not offered" for names that people bring from other trainers (model.dropout, kv_heads, ...);
-/// the reason and the way out, or nothing if the name is merely unknown.
+/// For names known from other trainers (model.dropout, kv_heads, ...): "not offered", the reason
+/// and the alternative. Nothing for any other unknown name.
 std::optional<std::string> refusal(const std::string& name);
 
 }  // namespace longnet::internal

@@ -20,19 +20,19 @@ namespace longnet {
 
 /// Instruction sets a CPU kernel may be compiled for, in rising order.
 enum class Isa { kGeneric, kAvx2, kAvx512 };
-/// Best one of this machine; LONGNET_ISA=generic|avx2|avx512 lowers it (tests run every one).
+/// The best one of this machine; LONGNET_ISA=generic|avx2|avx512 lowers it (tests run each).
 Isa detect_isa();
 const char* isa_name(Isa isa);
 
-/// Which implementation of attention a GPU takes (run.attention): the first of the three that takes
-/// the call at hand, or one of them only.
+/// Implementation of attention on a GPU (run.attention): kAuto takes, for each call, the first of
+/// the three that supports it; the other values force one.
 enum class AttentionChoice { kAuto, kCudnn, kNative, kPlain };
 /// The choice of "auto", "cudnn", "native" or "plain"; throws Error for another word.
 AttentionChoice attention_choice(const std::string& name);
 const char* attention_choice_name(AttentionChoice choice);
 
-/// Floating point operations done so far (multiply and add count two). A share of the machine's
-/// peak is taken of the first two only: what is computed a second time is no progress.
+/// Floating-point operations done so far (a multiply-add counts two). The share of the machine's
+/// peak counts the first two only: recomputation is not progress.
 struct Work {
   double matmul_flops = 0;      // linear layers and the output projection
   double attention_flops = 0;   // of pairs that the mask keeps: 4 D forward, 8 D backward each
@@ -41,7 +41,7 @@ struct Work {
 
 struct ContextOptions {
   Device device;
-  int threads = 0;  // 0: what OpenMP offers
+  int threads = 0;  // 0: OpenMP's default
   bool counting = false;
 };
 
@@ -58,27 +58,27 @@ class Context {
   Isa isa() const { return isa_; }
   void set_isa(Isa isa) { isa_ = isa; }
 
-  /// Called by long kernels between pieces of work, on the thread that called the kernel only: MPI
-  /// moves no data by itself. The callback must not throw and not start kernels.
+  /// Long kernels call this between pieces of work, only on the thread that called the kernel,
+  /// because MPI moves no data by itself. The callback must neither throw nor start kernels.
   void progress() const {
     if (progress_) progress_();
   }
   void set_progress(std::function<void()> progress) { progress_ = std::move(progress); }
-  /// To be called between pieces of work of a few dozen kernels. progress(), and on a GPU it keeps
-  /// the host from running far ahead: a stream has room for about a thousand pieces of work, and in
-  /// a call that waits for room nobody would notice a collective that hangs.
+  /// Call it between pieces of work of a few dozen kernels. Calls progress() and, on a GPU, keeps
+  /// the host from running far ahead: a stream holds about a thousand pieces of work, and a call
+  /// that blocks for room would hide a collective that hangs.
   void keep_pace();
 
-  /// Where kernels are ordered; null on the CPU and in a counting Context.
+  /// The stream that orders kernels; null on the CPU and in a counting Context.
   device_runtime::Stream stream() const { return stream_.get(); }
   /// Returns when everything started on this Context has finished; calls progress() meanwhile.
-  /// Throws Error with what the work failed with.
+  /// Throws Error with the cause if the work failed.
   void wait() const;
-  /// The same for what the event stands for.
+  /// Returns when the work before the event has finished; otherwise as wait() above.
   void wait(device_runtime::Event event) const;
 
-  /// Scratch that library calls on the GPU may use, [bytes] on this device, the caller's; whatever
-  /// is ordered on stream() may share it. Undefined: libraries choose methods that need none.
+  /// Scratch for library calls on the GPU: [bytes] on this device, owned by the caller. Work
+  /// ordered on stream() may share it. If it is not set, libraries choose methods that need none.
   void set_library_workspace(void* data, int64_t bytes) {
     library_workspace_ = data;
     library_workspace_bytes_ = bytes;
@@ -86,11 +86,11 @@ class Context {
   void* library_workspace() const { return library_workspace_; }
   int64_t library_workspace_bytes() const { return library_workspace_bytes_; }
 
-  /// Implementation of attention on a GPU. To be set before workspaces are sized.
+  /// Implementation of attention on a GPU. Set it before workspaces are sized.
   AttentionChoice attention() const { return attention_; }
   void set_attention(AttentionChoice choice) { attention_ = choice; }
 
-  /// The T that belongs to this context, made when first asked for: handles and plans of a library,
+  /// The T that belongs to this context, created on first use: handles and plans of a library,
   /// which live as long as the stream they work on.
   template <typename T>
   T& kept() {
@@ -121,14 +121,14 @@ class Context {
   std::map<std::string, double> seconds_;
 };
 
-/// Throws Error unless the tensor lies on the context's device (undefined tensors pass). name: what
-/// the message calls it.
+/// Throws Error unless the tensor lies on the context's device (undefined tensors pass). name: the
+/// tensor's name in the message.
 void check_on_device(const Context& context, const TensorView& view, const char* name);
 
 /// Profiler range: adds the time until its end to Context::seconds()[name]. The names are the words
-/// of a step: data, embed, norm, qkv, gather, attention, out, feed_forward, loss, optimizer, ...
-/// In a build with CUDA it is also an NVTX range. It waits for nothing: with a GPU the seconds are
-/// those that the host took to start the work.
+/// of a step: data, embed, norm, qkv, gather, attention, out, feed_forward, loss, optimizer, ... A
+/// build with CUDA also emits an NVTX range. It does not wait: on a GPU the seconds are the host's
+/// time to start the work.
 class Range {
  public:
   Range(Context& context, const char* name)
@@ -149,7 +149,8 @@ class Range {
   std::chrono::steady_clock::time_point start_;
 };
 
-/// What ranges lie in: step, forward, backward. An NVTX range only; its seconds are its ranges'.
+/// A phase that contains ranges: step, forward, backward. It is an NVTX range only; its seconds are
+/// those of its ranges.
 class Phase {
  public:
   explicit Phase(const char* name) { device_runtime::range_push(name); }

@@ -1,9 +1,10 @@
-// The seam to the GPU runtime: memory, copies, streams, events, profiler ranges.
+// Interface to the GPU runtime: memory, copies, streams, events, profiler ranges.
 //
-// Everything outside of CUDA sources touches a GPU through these functions only. Twins:
+// All code outside CUDA sources uses a GPU through these functions only. Twins:
 // device_runtime_cuda.cpp over the CUDA runtime; device_runtime_cuda_stub.cpp, where every function
-// that needs a GPU throws one line (those marked "any build" do not). It owns no memory, hides no
-// wait, and starts no kernels. Errors of the runtime are Error with statement, device and host.
+// that needs a GPU throws a one-line Error (those marked "any build" do not). It owns no memory,
+// does not wait implicitly and starts no kernels. Runtime errors become Error with statement,
+// device and host.
 #pragma once
 
 #include <cstdint>
@@ -26,17 +27,17 @@ struct VisibleDevice {
   std::string name;          // as NVIDIA calls it
   int major = 0, minor = 0;  // compute capability
 };
-/// What this process can see. Any build.
+/// The GPUs that this process can see. Any build.
 struct Availability {
   std::vector<VisibleDevice> devices;  // in index order; may be empty
   std::string reason;                  // why there is none; empty if there is one
 };
 /// True in a build with CUDA; says nothing about drivers or GPUs. Any build.
 bool built_with_cuda();
-/// Asks the driver; what it fails with is the reason. Any build.
+/// Asks the driver; on failure `reason` says why. Any build.
 Availability availability();
 
-/// Makes `device` the calling thread's device: everything below acts on it.
+/// Makes `device` the calling thread's device; all functions below act on it.
 void select(Device device);
 
 /// Free and whole memory of the selected device, bytes.
@@ -44,7 +45,7 @@ struct MemoryInfo {
   int64_t free = 0, total = 0;
 };
 MemoryInfo memory_info();
-/// Most shared memory that a block may ask for on the selected device, bytes.
+/// Largest shared memory of a block on the selected device, bytes.
 int64_t shared_memory_per_block();
 
 /// `bytes` > 0 of uninitialised device memory, aligned to kAlignment; null if there is not enough.
@@ -55,27 +56,28 @@ void free(void* data) noexcept;
 void* allocate_host(int64_t bytes);
 void free_host(void* data) noexcept;
 
-/// Copies and fills are ordered on the stream and return early; memory must stay until the stream
-/// has reached them. From or to pageable host memory CUDA may wait for the copy.
+/// Copies and fills are ordered on the stream and return early; both memories must stay valid until
+/// the stream has executed them. For pageable host memory CUDA may wait for the copy.
 void copy_to_device(void* device_data, const void* host_data, int64_t bytes, Stream stream);
 void copy_to_host(void* host_data, const void* device_data, int64_t bytes, Stream stream);
 void copy_on_device(void* out, const void* in, int64_t bytes, Stream stream);
 void fill_bytes(void* device_data, uint8_t value, int64_t bytes, Stream stream);
 
-/// Streams never wait for the legacy default stream. urgent: its kernels are placed before others'.
+/// Streams never wait for the legacy default stream. urgent: high priority; its kernels are
+/// scheduled before others.
 Stream make_stream(bool urgent = false);
 void destroy_stream(Stream stream) noexcept;
-/// True when everything started on the stream has finished. Throws what its work failed with.
+/// True when everything started on the stream has finished. Throws if the work failed.
 bool finished(Stream stream);
-/// Blocks the host until then.
+/// Blocks the host until everything started on the stream has finished.
 void wait(Stream stream);
 
-/// Events carry order, not times.
+/// Events order work; they measure no time.
 Event make_event();
 void destroy_event(Event event) noexcept;
-/// The event now stands for all work started on the stream so far.
+/// The event now marks all work started on the stream so far.
 void record(Event event, Stream stream);
-/// Later work of the stream runs after the event; the host goes on.
+/// Later work of the stream runs after the event; the host does not wait.
 void wait_for(Stream stream, Event event);
 bool finished(Event event);
 void wait(Event event);

@@ -1,7 +1,7 @@
 // One exception type and the checks that throw it.
 //
-// Everything that can go wrong throws longnet::Error with one line of text: what, where, what is
-// allowed, nearest remedy. Only the program's main() catches it. The library never exits or prints.
+// Every failure throws longnet::Error with one line of text: what, where, allowed values, nearest
+// remedy. Only the program's main() catches it. The library never exits or prints.
 #pragma once
 
 #if defined(__CUDACC__) && !defined(FMT_USE_CONSTEXPR)

@@ -1,9 +1,10 @@
-// KeyValueExchange: the one narrow interface between model (single-rank mathematics) and dist.
+// KeyValueExchange: the only interface between model (single-rank mathematics) and dist.
 //
-// For each gathered segment (SequencePlan::gathered_segments) the model owns one buffer laid out as
-// GatherLayout says. Forward: it fills its own chunk and gathers the others'. Backward: it holds
-// the gradient of *every* chunk, and the exchange returns each chunk's sum to its owner. `branch`
-// is the index of the branch, `which` the index in gathered_segments(branch), 0 or 1.
+// For each gathered segment (SequencePlan::gathered_segments) the model owns one buffer with the
+// layout of GatherLayout. Forward: the model fills its own chunk; the exchange gathers the others.
+// Backward: the model holds the gradient of *every* chunk; the exchange returns each chunk's sum to
+// its owner. `branch` is the index of the branch, `which` the index in gathered_segments(branch), 0
+// or 1.
 #pragma once
 
 #include "core/sequence_plan.h"
@@ -11,7 +12,7 @@
 
 namespace longnet {
 
-/// What left this rank, in bytes, since the start.
+/// Bytes that this rank has sent since the start.
 struct Traffic {
   int64_t forward_bytes = 0;         // gathered rows, as an all-gather moves them
   int64_t forward_needed_bytes = 0;  // of these, what a causal query somewhere uses
@@ -25,17 +26,17 @@ class KeyValueExchange {
 
   /// Starts the all-gather of `buffer` (f32 or bf16, GatherLayout::elements() long), whose own
   /// chunk is filled. Returns at once; the buffer must stay untouched until wait_gather. On a GPU
-  /// "filled" and "until" are the order of kernels: the host waits for nothing.
+  /// "filled" and "until" refer to the order of kernels; the host does not wait.
   virtual void start_gather(int branch, int which, const TensorView& buffer) = 0;
   virtual void wait_gather(int branch, int which) = 0;
 
-  /// Starts the reduce-scatter of `buffer` (always f32): every rank holds gradients of all chunks;
-  /// after wait_reduce the own chunk is their sum, added in rank order. Returns at once; the other
-  /// chunks are undefined after.
+  /// Starts the reduce-scatter of `buffer` (always f32). Every rank holds gradients of all chunks;
+  /// after wait_reduce the own chunk is their sum, added in rank order, and the other chunks are
+  /// undefined. Returns at once.
   virtual void start_reduce(int branch, int which, const TensorView& buffer) = 0;
   virtual void wait_reduce(int branch, int which) = 0;
 
-  /// Moves pending transfers on (MPI_Test); cheap; called between pieces of computation.
+  /// Advances pending transfers (MPI_Test); cheap; called between pieces of computation.
   virtual void progress() = 0;
 };
 

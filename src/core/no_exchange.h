@@ -1,5 +1,5 @@
-// The exchange of a sequence that lies on one rank: no segment straddles, so nothing may be asked
-// of it.
+// The exchange of a sequence that lies on one rank: no segment straddles ranks, so any call is an
+// error.
 #pragma once
 
 #include "core/key_value_exchange.h"

@@ -1,7 +1,8 @@
 // Reading and writing .safetensors files: u64 header length, JSON header, little-endian data.
 //
-// The reader checks everything a damaged or hostile file can get wrong (lengths, overlaps, ranges,
-// types, duplicate names, sizes) before any data is used, and says which file and what.
+// The reader checks everything that can be wrong in a damaged or hostile file (lengths, overlaps,
+// ranges, types, duplicate names, sizes) before it uses any data; its errors name the file and the
+// fault.
 #pragma once
 
 #include <functional>
@@ -21,7 +22,7 @@ struct SafetensorsEntry {
   int64_t elements() const;
 };
 
-/// A file, open as long as the object lives; tensors are read from it when they are asked for.
+/// An open file; tensors are read when they are requested.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::string& path);
@@ -30,13 +31,13 @@ class SafetensorsFile {
   const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   bool contains(const std::string& name) const { return entries_.count(name) != 0; }
-  /// Throws Error naming file and tensor if it is missing.
+  /// Throws Error naming file and tensor if the tensor is missing.
   const SafetensorsEntry& entry(const std::string& name) const;
   /// Copies raw bytes [begin, begin + bytes) of a tensor.
   void read(const std::string& name, int64_t begin, void* to, int64_t bytes) const;
   /// Converted copies: F32, F64, BF16, F16 -> float; I64, I32, U16, U8 -> int64.
   std::vector<float> floats(const std::string& name) const;
-  /// Elements [begin, begin + count) of them.
+  /// As floats(name), elements [begin, begin + count) only.
   std::vector<float> floats(const std::string& name, int64_t begin, int64_t count) const;
   std::vector<int64_t> integers(const std::string& name) const;
 
@@ -53,8 +54,8 @@ struct SafetensorsTensor {
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
   const void* data = nullptr;
-  /// In place of data, for a tensor that does not lie in memory as a whole: puts bytes [begin,
-  /// begin + bytes) of it at `to`. Called in rising order, in pieces of at most 16 MiB.
+  /// Used in place of data for a tensor that does not lie in memory as a whole: copies its bytes
+  /// [begin, begin + bytes) to `to`. Called in rising order, in pieces of at most 16 MiB.
   std::function<void(int64_t begin, void* to, int64_t bytes)> read = {};
 };
 /// Writes the file under a temporary name, syncs and renames it (output_file.h); throws Error with

@@ -37,7 +37,7 @@ struct Segment {
   bool operator==(const Segment&) const = default;
 };
 
-/// Segments that are alike but for their place: `first` and those that follow it, `count` in all.
+/// `count` consecutive segments of equal length, beginning with `first`.
 struct SegmentClass {
   Segment first;
   int64_t count = 0;
@@ -88,10 +88,10 @@ class SequencePlan {
   std::vector<int64_t> head_offsets(int branch) const;
   /// Segments wholly inside this rank, in order.
   std::vector<Segment> local_segments(int branch) const;
-  /// The same ones without a list of them: the full ones, and the sequence's last one where it is
-  /// short. None, one or two classes, in order.
+  /// local_segments() without the list: the full segments, and the last segment of the sequence if
+  /// it is short. None, one or two classes, in order.
   std::vector<SegmentClass> local_classes(int branch) const;
-  /// How many they are.
+  /// Number of local_segments().
   int64_t local_segment_count(int branch) const;
   /// Segments this rank shares with others, in order: none, one or two.
   std::vector<GatheredSegment> gathered_segments(int branch) const;

@@ -1,4 +1,4 @@
-// TensorView: a typed, strided window on memory that somebody else (an Arena) owns.
+// TensorView: a typed, strided view of memory that another object (an Arena) owns.
 //
 // Legend of shapes, used in the whole tree: B sequences in a batch, N tokens of a whole sequence, L
 // tokens of it on one rank, T = B L, H heads, D head dimension, C = H D, F feed-forward width,
@@ -58,7 +58,7 @@ inline constexpr int64_t kAlignment = 256;
 struct TensorView {
   static constexpr int kMaxRank = 4;
 
-  void* data = nullptr;  // null: "not given" where an argument is optional
+  void* data = nullptr;  // null: not set, where an argument is optional
   DType dtype = DType::kF32;
   Device device;
   int rank = 0;
@@ -83,7 +83,7 @@ struct TensorView {
     return static_cast<T*>(data);
   }
   float* f32() const { return as<float>(); }
-  /// The same for memory of a GPU: an address for kernels and the device runtime, not for the host.
+  /// As as(), for GPU memory: an address for kernels and the device runtime, not for the host.
   template <typename T>
   T* on_gpu() const {
     LN_CHECK(dtype == dtype_of<T>::value, "tensor is {}, wanted {}", dtype_name(dtype),

@@ -1,32 +1,32 @@
-// Threads of this process: how many there may be, which cores they run on, and the team that a
-// library gets for its parallel regions.
+// Threads of this process: their number, the cores they may run on, and the team that a library
+// gets for its parallel regions.
 //
-// OpenMP may give a region fewer threads than it asks for: OMP_DYNAMIC, OMP_THREAD_LIMIT, a region
-// inside another one. Our kernels divide their work by the team they find; a library may prepare
-// its work for one count and do it with another. LibraryTeam keeps the two equal.
+// OpenMP may give a region fewer threads than requested (OMP_DYNAMIC, OMP_THREAD_LIMIT, nested
+// regions). Our kernels divide their work by the size of the actual team; a library may prepare
+// work for one size and run it with another. LibraryTeam makes the two equal.
 #pragma once
 
 #include <vector>
 
 namespace longnet {
 
-/// Most threads of one process: beyond, OpenMP's own tables no longer fit on its stack.
+/// Most threads of one process; above this number OpenMP's own tables no longer fit on its stack.
 inline constexpr int kMostThreads = 4096;
 
-/// Numbers of the cores that this process may run on, rising. Empty where the system does not say.
+/// Numbers of the cores that this process may run on, rising. Empty if the system does not say.
 std::vector<int> allowed_cores();
-/// The cores' worth of time that the process' control group may use (cpu.max), rounded up; 0: as
-/// much as there is.
+/// CPU quota of the process's control group (cpu.max) in cores, rounded up; 0: no limit.
 int core_quota();
 
-/// Threads of a context that asks for `wanted` (0: what OpenMP offers, but not more than the quota
-/// where OMP_NUM_THREADS is not set). Never more than OMP_THREAD_LIMIT. Throws Error above
-/// kMostThreads, naming where the number comes from.
+/// Threads of a context that asks for `wanted` (0: OpenMP's default, limited by the quota if
+/// OMP_NUM_THREADS is not set). Never more than OMP_THREAD_LIMIT. Throws Error above kMostThreads;
+/// the message says where the number comes from.
 int thread_count(int wanted);
 
-/// While it lives, a parallel region that a library opens on this thread with the number of threads
-/// OpenMP reports gets exactly that many: size(), the most this thread can have of `wanted`. Inside
-/// another parallel region that is one. The settings before return with its end.
+/// While it exists, a parallel region that a library opens on this thread with the thread count
+/// that OpenMP reports gets exactly that many threads: size(), the most that this thread can have
+/// of `wanted`. Inside another parallel region that is one. The destructor restores the previous
+/// settings.
 class LibraryTeam {
  public:
   explicit LibraryTeam(int wanted);

@@ -1,10 +1,10 @@
 // UploadRing: copies from host to GPU memory that the host does not wait for.
 //
-// Bytes are first put into a place in page-locked memory, so the caller may reuse his at once and
-// the copy runs beside the host. A place is free again when the event behind its copy has passed;
-// only where no place is free and the limit is reached does the host wait, and then for the oldest
-// copy's event, not for the stream. Kept with the Context: Context::kept<UploadRing>(), or
-// upload(). It copies nothing back.
+// Bytes are first copied into a slot of page-locked memory, so the caller may reuse its own memory
+// at once and the copy to the GPU runs beside the host. A slot is free again when the event after
+// its copy has passed. The host waits only if no slot is free and the limit is reached, and then
+// for the event of the oldest copy, not for the stream. Kept with the Context:
+// Context::kept<UploadRing>(), or upload(). Copies in one direction only.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,9 @@ class UploadRing {
   UploadRing(const UploadRing&) = delete;
   UploadRing& operator=(const UploadRing&) = delete;
 
-  /// Orders the copy of `bytes` on the context's stream; from is free on return. More than a
-  /// quarter of the limit travels in several pieces. Throws Error if there is no page-locked
+  /// Orders the copy of `bytes` on the context's stream; `host_data` may be reused on return. More
+  /// than a quarter of the limit travels in several pieces. Throws Error if there is no page-locked
+  /// memory.
   /// memory.
   void copy(const Context& context, void* device_data, const void* host_data, int64_t bytes);
 
@@ -48,7 +49,7 @@ class UploadRing {
     std::deque<Upload> uploads;  // oldest first
   };
 
-  /// A free place of `bytes` in a block; it waits where it must.
+  /// A free slot of `bytes` in a block; waits if necessary.
   std::pair<Block*, int64_t> take(const Context& context, int64_t bytes);
   int64_t free_place(Block& block, int64_t bytes);
   void release_oldest(Block& block);
@@ -57,11 +58,12 @@ class UploadRing {
 
   int64_t limit_bytes_;
   int64_t held_bytes_ = 0, waits_ = 0;
-  std::deque<Block> blocks_;  // each twice as large as the one before, or more
+  std::deque<Block> blocks_;  // each at least twice as large as the one before
   std::vector<device_runtime::OwnedEvent> events_;
 };
 
-/// Orders a copy of host memory to the context's GPU on its stream; from is free on return.
+/// Orders a copy of host memory to the context's GPU on its stream; `host_data` may be reused on
+/// return.
 void upload(Context& context, void* device_data, const void* host_data, int64_t bytes);
 
 }  // namespace longnet

@@ -1,5 +1,5 @@
-// A cheap hash of contents, for telling data apart (no defence against intent), and the places that
-// are looked at where looking at everything would take too long.
+// A cheap content hash that tells data apart (not secure against intent), and the positions it
+// samples where hashing everything would take too long.
 #pragma once
 
 #include <fmt/format.h>
@@ -32,9 +32,9 @@ class ContentHash {
 constexpr int64_t kHashedBytes = int64_t{64} << 20;  // half a second from a disk, 30 ms from memory
 constexpr int64_t kSamplePieces = 256;               // seeks on a slow disk: 2.5 s
 
-/// Calls use(first, count) for pieces of [0, total) in rising order: all of it where total <=
-/// budget, else kSamplePieces pieces of budget / kSamplePieces each, evenly spread, the first and
-/// the last piece of the whole among them.
+/// Calls use(first, count) for pieces of [0, total) in rising order. If total <= budget, the pieces
+/// cover everything; otherwise there are kSamplePieces pieces of budget / kSamplePieces each,
+/// evenly spread, including the first and the last.
 template <typename Use>
 void sample_places(int64_t total, int64_t budget, Use use) {
   const int64_t piece = std::max<int64_t>(1, budget / kSamplePieces);

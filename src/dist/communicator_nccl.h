@@ -2,14 +2,14 @@
 // communicator_nccl_stub.cpp in a build without CUDA.
 //
 // Everything small and in host memory (barrier, broadcast, sums of doubles, strings,
-// all_gather_host) goes over the communicator that it was made from, with the same time limit. All
-// NCCL communicators of a process share one stream: an operation runs after all work that the
-// compute stream had when it started, and after the operations started before it; wait() makes later
+// all_gather_host) uses the communicator that this one was created from, with the same time limit.
+// All NCCL communicators of a process share one stream: an operation runs after all work that the
+// compute stream had when the operation started, and after earlier operations; wait() makes later
 // work of the compute stream run after it. So wait() does not block the host, and the host may read
-// the result only after Context::wait(). Sums: equal chunks, all-reduce and chunks of which a few
-// are most of the whole are added in NCCL's order, so their bits need not equal the mpi transport's;
-// other ragged chunks are added in rank order in float32. tests/simt/ranks runs it over a stand-in
-// of NCCL; it has not been run on a GPU.
+// the result only after Context::wait(). Sums: all-reduce, equal chunks, and chunks of which a few
+// hold most of the data are added in NCCL's order, so their bits may differ from the mpi
+// transport's; other ragged chunks are added in rank order in float32. tests/simt/ranks runs this
+// source over an emulation of NCCL; it has not run on a GPU.
 #pragma once
 
 #include <memory>
@@ -25,11 +25,11 @@ struct NcclOptions {
   double timeout_seconds = 600;              // parallel.timeout_s; 0: never
 };
 
-/// The same group as `host`, which it takes over, with the selected device of each rank.
-/// Collective; gives up after the timeout, as every operation does: then all NCCL communicators of
-/// this process are aborted, so that nothing on the GPU waits any more, and the next call throws
-/// one line with rank, host and operation. Errors that NCCL finds by itself (a lost peer) end the
-/// same way. Communicators must be destroyed before the MpiSession.
+/// A communicator of the ranks of `host`, which it takes over, on the selected device of each rank.
+/// Operations give up after the timeout, creation included: all NCCL communicators of this process
+/// are aborted, so that nothing on the GPU keeps waiting, and the next call throws one line with
+/// rank, host and operation. Errors that NCCL itself detects (a lost peer) end the same way.
+/// Destroy communicators before the MpiSession. Collective.
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host,
                                                      const NcclOptions& options);
 

@@ -1,11 +1,12 @@
-// Internal to src/dist: waits of the host for other ranks. Each has a time limit, says for whom it
-// waits when it takes long, and ends the job with one line when the limit passes.
+// Internal to src/dist: waits of the host for other ranks. Each has a time limit, names the missing
+// ranks when it takes long, and ends the job with one line at the limit.
 //
-// Two kinds. A HostWait is a loop that polls: it knows whose messages are missing and throws. A
-// BlockingCall is a call of MPI that comes back only when all ranks have called it (connecting,
-// splitting, finalising): a thread watches it, which calls nothing of MPI and ends the process, and
-// with it the launcher's job. Only the time in which this process runs counts: one that is stopped
-// and continued (SIGSTOP, a job that the scheduler suspends) finds no limit passed.
+// There are two kinds. A HostWait is a polling loop: it knows whose messages are missing, and
+// throws. A BlockingCall is an MPI call that returns only when all ranks have called it
+// (connecting, splitting, finalising): a separate thread, which calls no MPI function, watches it
+// and ends the process, and with it the launcher's job. Only time in which this process runs
+// counts: a process that is stopped and continued (SIGSTOP, a job that the scheduler suspends) does
+// not exceed the limit.
 #pragma once
 
 #include <cstdint>
@@ -15,37 +16,38 @@
 
 namespace longnet::internal {
 
-/// Seconds after which a wait says for whom.
+/// Seconds after which a wait names the missing ranks.
 constexpr double kFirstWord = 10;
 
 /// "rank 3 on n1", for messages.
 std::string rank_and_host();
-/// What rank_and_host() says from now on, and the hosts of all ranks of the job, where known.
+/// Sets the text of rank_and_host(), and the hosts of all ranks of the job if known.
 void set_identity(int rank, std::vector<std::string> hosts);
 
-/// Whom a group of ranks waits for.
+/// The ranks that a group waits for.
 struct Missing {
   std::vector<int> ranks;  // of the job, rising; empty: unknown
-  /// Lower ranks of the group that may be waiting for the same: they speak first, and of a thousand
-  /// ranks that wait for one, few say so.
+  /// Number of lower ranks of the group that may wait for the same: they report first, so that of a
+  /// thousand ranks that wait for one, few report.
   int speakers_before = 0;
 };
-/// "rank 3 on n1, rank 5 on n2"; "another rank of the group" for none; 4 at most by name.
+/// "rank 3 on n1, rank 5 on n2", at most 4 by name; "another rank of the group" if empty.
 std::string rank_names(const std::vector<int>& ranks);
 
-/// When a wait says for whom, and when it ends. Of time and numbers only; for the two below.
+/// Decides when a wait reports and when it ends. Works on times and numbers only; both kinds use
+/// it.
 class Patience {
  public:
-  /// now: seconds on any one clock.
+  /// now: seconds of any one clock.
   explicit Patience(double now) : begin_(now), last_(now) {}
-  /// To be called often; returns the seconds waited, without those in which nobody called.
+  /// Call it often; returns the seconds waited, excluding times in which nobody called it.
   double seconds(double now);
-  /// The first word is due: after kFirstWord seconds, later with speakers_before (of Missing) and
-  /// after many words of this process, which its log then has. False once said() was called.
+  /// Whether the first report is due: after kFirstWord seconds, later with speakers_before (of
+  /// Missing) and after many reports of this process (they are in its log). False after said().
   bool word_due(double seconds, int speakers_before, int words_before) const;
   void said() { said_ = true; }
   bool has_said() const { return said_; }
-  /// limit 0: never. Lower ranks come first here, too.
+  /// limit 0: never. Lower ranks come first here too.
   static bool over(double seconds, double limit, int speakers_before);
 
  private:
@@ -53,18 +55,18 @@ class Patience {
   bool said_ = false;
 };
 
-/// One wait of the host for other ranks; ask again() in its loop. name, size: the operation and its
-/// group, for messages. missing: asked when the wait is long.
+/// One wait of the host for other ranks; call again() in its loop. name, size: the operation and
+/// its group, for messages. missing: called when the wait is long.
 class HostWait {
  public:
   using Asked = std::function<Missing()>;
   HostWait(const char* name, int size, Asked missing = {});
-  /// Tells the end of a wait that was spoken of.
+  /// Reports the end of a wait that was reported.
   ~HostWait();
   HostWait(const HostWait&) = delete;
   HostWait& operator=(const HostWait&) = delete;
-  /// Lets others run, calls the hook, says for whom it waits after ten seconds, and throws when the
-  /// wait is longer than set_host_timeout().
+  /// Yields to other threads, calls the hook, reports the missing ranks after ten seconds, and
+  /// throws when the wait exceeds set_host_timeout().
   void again();
 
  private:
@@ -74,14 +76,15 @@ class HostWait {
   int64_t key_;
   Patience patience_;
 };
-/// Called by every HostWait, may throw; null: nothing. The nccl transport looks for its own errors.
+/// Every HostWait calls the hook, which may throw; null: none. The nccl transport checks for its
+/// own errors there.
 void set_wait_hook(void (*hook)());
-/// Says once what is waited for if the process has been told to end (note_termination) and still
-/// waits for the same thing a third of a second later. key: tells one wait from another.
+/// Prints once what the process waits for, if it was asked to end (note_termination) and still
+/// waits for the same thing a third of a second later. key: distinguishes waits.
 void say_if_told_to_end(int64_t key, const char* name, int size);
 
-/// Watches a blocking call of MPI while it lives. name: what the ranks do; rank: this one's place
-/// in the group, where lower ones speak first. One at a time.
+/// Watches a blocking MPI call while it exists. name: what the ranks do; rank: this rank's index in
+/// the group, in which lower ranks report first. One at a time.
 class BlockingCall {
  public:
   BlockingCall(const char* name, int rank, int size);

@@ -1,7 +1,7 @@
 // LN_NCCL: turns a failed NCCL call into longnet::Error. Only communicator_nccl.cpp includes this.
 //
-// Calls on a non-blocking communicator may come back before they are done (ncclInProgress): that is
-// no failure here; what becomes of them is polled.
+// Calls on a non-blocking communicator may return before they are done (ncclInProgress). That is
+// not a failure here; the caller polls for the result.
 #pragma once
 
 #include <nccl.h>

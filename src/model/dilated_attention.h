@@ -1,11 +1,12 @@
-// DilatedAttention: a drop-in for standard multi-head self-attention, projections included.
+// DilatedAttention: a drop-in replacement for multi-head self-attention, projections included.
 //
-//   longnet::DilatedAttention attention({.dim = 512, .heads = 8, .branches = {{64, 2}}, .qk_norm =
-//   true}); std::vector<float> y = attention.forward(x, 32, 8192);        // x, y: [32, 8192, 512]
-//   std::vector<float> grad_x = attention.backward(grad_y);       // and attention.gradients()
+//   longnet::DilatedAttention attention(
+//       {.dim = 512, .heads = 8, .branches = {{64, 2}}, .qk_norm = true});
+//   std::vector<float> y = attention.forward(x, 32, 8192);   // x, y: [32, 8192, 512]
+//   std::vector<float> grad_x = attention.backward(grad_y);  // and attention.gradients()
 //
-// y = out_proj(sub-norm(dilated attention(q_proj(x), k_proj(x), v_proj(x)))). Same weights and
-// kernels as a block of LongNet. By default the whole sequence is on this rank; set_sequence()
+// y = out_proj(sub-norm(dilated attention(q_proj(x), k_proj(x), v_proj(x)))). Weights and kernels
+// are those of a LongNet block. By default the whole sequence is on this rank; set_sequence()
 // splits it over ranks.
 #pragma once
 
@@ -36,29 +37,28 @@ struct DilatedAttentionConfig {
   bool bias = true;
   double layer_norm_eps = 1e-5;
   uint64_t seed = 1;  // of the initial weights
-  int threads = 0;    // 0: what OpenMP offers
+  int threads = 0;    // 0: OpenMP's default
 };
 
 class DilatedAttention {
  public:
-  /// Throws Error for settings that check_config() refuses (head dimension, xpos without mask,
+  /// Throws Error for settings that check_config() refuses (head dimension, xPos without a mask,
   /// ...).
   explicit DilatedAttention(const DilatedAttentionConfig& config);
   ~DilatedAttention();
   DilatedAttention(DilatedAttention&&) noexcept;
   DilatedAttention& operator=(DilatedAttention&&) noexcept;
 
-  /// Splits sequences over ranks from the next forward on: the plan (its heads and branches must be
-  /// the config's) says which tokens are local; exchange must outlive this. batch: B of the
-  /// exchange.
+  /// Splits sequences over ranks from the next forward on. plan: which tokens are local; its heads
+  /// and branches must be the config's. batch: B of the exchange. exchange must outlive this.
   void set_sequence(const SequencePlan& plan, KeyValueExchange& exchange);
 
-  /// x [B, L, C] -> y [B, L, C]; L is N without set_sequence. Keeps what backward needs; memory is
-  /// taken again only when B or L change.
+  /// x [B, L, C] -> y [B, L, C]; L is N without set_sequence. Keeps what backward needs;
+  /// reallocates memory only when B or L change.
   void forward(std::span<float> y, std::span<const float> x, int64_t batch, int64_t tokens);
   std::vector<float> forward(std::span<const float> x, int64_t batch, int64_t tokens);
-  /// Gradient of the last forward: grad_y [B, L, C] -> grad_x; weight gradients are added to
-  /// gradients(). Each needs a forward of its own, or throws Error.
+  /// Gradient of the last forward: grad_y [B, L, C] -> grad_x; adds weight gradients to
+  /// gradients(). Each call needs its own forward; otherwise it throws Error.
   void backward(std::span<float> grad_x, std::span<const float> grad_y);
   std::vector<float> backward(std::span<const float> grad_y);
 

@@ -1,12 +1,12 @@
 // The distributed dilated-attention operator on q, k, v: all branches, merged, forward and
 // backward.
 //
-// It is what the model's layers, the DilatedAttention module and `longnet attend` share. Segments
-// inside this rank are computed from the local rows; for segments over several ranks it packs this
-// rank's kept rows, has the KeyValueExchange gather the others', computes the local segments
-// meanwhile, then attends to the gathered rows. The backward mirrors that: gathered segments first,
-// their gradients on the way to their owners while the local segments are computed. It has no
-// parameters and does no projections.
+// The model's layers, the DilatedAttention module and `longnet attend` share it. Segments inside
+// this rank are computed from the local rows. For segments that straddle ranks, it packs this
+// rank's kept rows, starts the KeyValueExchange's gather of the others, computes the local segments
+// meanwhile, then attends to the gathered rows. The backward mirrors this: gathered segments first;
+// their gradients travel to their owners while the local segments are computed. It has no
+// parameters and no projections.
 #pragma once
 
 #include <vector>
@@ -28,19 +28,19 @@ struct DilatedAttentionSettings {
   DType dtype = DType::kF32;  // of queries, keys and values, f32 or bf16; their gradients are f32
 };
 
-/// q, k, v (f32 or bf16) or their gradients (f32): [B, L, H, D] each, rows may be strided (views
-/// into a fused buffer).
+/// q, k, v (f32 or bf16) or their gradients (f32): [B, L, H, D] each; rows may be strided (views of
+/// a fused buffer).
 struct QueryKeyValue {
   TensorView query, key, value;
 };
 
-/// Optional visibility of local query tokens, [B, L] i64 global token numbers; see
+/// Optional visibility limits of local query tokens, [B, L] i64 global token numbers; see
 /// AttentionOptions.
 struct Visibility {
   TensorView first_visible, last_visible;
 };
 
-/// What a block needs of an attention: the operator below, or generation's cached one.
+/// The attention that a block calls: the operator below, or generation's cached one.
 class AttentionOperator {
  public:
   /// What one layer keeps between calls.
@@ -55,10 +55,11 @@ class AttentionOperator {
   /// out [B, L, H, D] f32 and lse [B, H, L] f32 (nats; -inf where no branch keeps the query).
   virtual void forward(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                        Saved& saved, const Visibility& visibility) = 0;
-  /// The forward once more, same bits, without communication: saved holds every rank's rows.
+  /// Repeats the forward with the same bits and without communication: saved holds every rank's
+  /// rows.
   virtual void recompute(const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                          const Saved& saved, const Visibility& visibility) = 0;
-  /// Writes the gradients. grad_out: f32 or bf16. out, lse, inputs, saved: of the forward.
+  /// Writes the gradients. grad_out: f32 or bf16. out, lse, inputs, saved: those of the forward.
   virtual void backward(const QueryKeyValue& gradients, const TensorView& grad_out,
                         const TensorView& out, const TensorView& lse, const QueryKeyValue& inputs,
                         Saved& saved, const Visibility& visibility) = 0;
@@ -66,7 +67,7 @@ class AttentionOperator {
 
 class DilatedAttentionOperator final : public AttentionOperator {
  public:
-  /// batch: B. workspace: scratch is taken from it once. context, exchange: must outlive this.
+  /// batch: B. workspace: scratch is allocated from it once. context, exchange: must outlive this.
   DilatedAttentionOperator(Context& context, const SequencePlan& plan, int64_t batch,
                            const DilatedAttentionSettings& settings, KeyValueExchange& exchange,
                            Arena& workspace);

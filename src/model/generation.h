@@ -1,8 +1,8 @@
-// Incremental generation: one token at a time, with just the keys and values that dilated attention
-// can still see: per layer, branch and head the kept rows of the current segment.
+// Incremental generation: one token at a time, with only the keys and values that dilated attention
+// can still see: per layer, branch and head, the kept rows of the current segment.
 //
-// The prompt is run through the parallel forward once (prefill) and its keys and values are
-// harvested. One sequence, one rank; causal models only.
+// The prompt runs through the parallel forward once (prefill), and its keys and values fill the
+// cache. One sequence, one rank; causal models only.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,8 @@ class Generator {
             const TensorView& parameters);
   ~Generator();
 
-  /// Forgets everything and reads the prompt (at least one token, each in [0, V)); returns the
-  /// logits [V] of the token after it.
+  /// Resets the state and reads the prompt (at least one token, each in [0, V)); returns the logits
+  /// [V] of the token after it.
   std::vector<float> prefill(std::span<const int64_t> prompt);
   /// Appends one token; returns the logits [V] of the next.
   std::vector<float> step(int64_t token);

@@ -3,12 +3,12 @@
 // FeedForwardLayer (fc1 [and gate], activation + sub-norm, fc2).
 //
 // T = B L rows. A layer owns no weights (it views the flat parameter and gradient buffers) and no
-// activations: the caller gives it a place for them, its own or one that layers share, of which
-// each backward then begins with recompute(). A backward overwrites activations that it no longer
-// needs, so each needs a forward or recompute() of its own. The norm before a layer and the
-// residual after it are the caller's. With bf16 matrices the operands of every product are bf16;
-// the merged attention, statistics, sums of gradients and what a layer adds to the residual stream
-// are f32.
+// activations: the caller provides memory for them, either per layer or shared by layers, whose
+// backwards then begin with recompute(). A backward overwrites activations that it no longer needs,
+// so each backward needs its own forward or recompute(). The caller applies the norm before a layer
+// and the residual addition after it. With bf16 matrices the operands of every product are bf16;
+// the merged attention, statistics, sums of gradients and the layer's addition to the residual
+// stream are f32.
 #pragma once
 
 #include <string>
@@ -32,7 +32,7 @@ struct FlatBuffers {
   TensorView gradients;  // f32; not defined: no backward
 };
 
-/// Scratch shared by all layers of a model, big enough for the widest.
+/// Scratch shared by all layers of a model, large enough for the widest.
 struct LayerScratch {
   TensorView grad_hidden;     // [R, F or 2 F] feed-forward; not defined without training
   TensorView grad_activated;  // [R, F]
@@ -40,13 +40,13 @@ struct LayerScratch {
                               // AttentionLayer::backward runs
   TensorView grad_attended;   // [T, C]; only where AttentionActivations::out_input is not defined
   void* reduction = nullptr;  // weight gradients of norms
-  /// Takes it from `workspace`; rows: T; feed_forward_rows: R, see FeedForwardActivations; dtype:
-  /// of activations; training: with the backward's part.
+  /// Allocates from `workspace`. rows: T; feed_forward_rows: R, see FeedForwardActivations; dtype:
+  /// of activations; training: include the backward's part.
   LayerScratch(Context& context, const ModelConfig& config, int64_t rows, int64_t feed_forward_rows,
                DType dtype, bool training, const TensorView& grad_qkv, Arena& workspace);
 };
 
-/// While it lives, FLOPs count as recomputed ones (Work::recomputed_flops).
+/// While it exists, FLOPs count as recomputed (Work::recomputed_flops).
 class CountsAsRecomputed {
  public:
   explicit CountsAsRecomputed(Context& context) : context_(context), before_(context.work()) {}
@@ -59,9 +59,9 @@ class CountsAsRecomputed {
   Work before_;
 };
 
-/// What an AttentionLayer's forward leaves for its backward, besides the gathered rows. Of the type
-/// that is given, but for the f32 statistics and merged attention. The backward puts the gradient
-/// of attended in the place of out_input, and with bf16 the rounded one of qkv in the place of qkv.
+/// What an AttentionLayer's forward keeps for its backward, besides the gathered rows. Statistics
+/// and merged attention are f32, the others have the given type. The backward writes the gradient
+/// of attended over out_input, and with bf16 the rounded gradient of qkv over qkv.
 struct AttentionActivations {
   TensorView qkv;                           // [T, 3 C]
   TensorView query_mean, query_rstd;        // [T, H] f32, with qk_norm
@@ -76,9 +76,9 @@ struct AttentionActivations {
                        Arena& activations);
 };
 
-/// What a FeedForwardLayer's forward leaves for its backward. R: rows that the layer works on at a
-/// time. With R < T it goes over the rows in parts, of which the last one's activations remain, and
-/// the backward computes each part's anew.
+/// What a FeedForwardLayer's forward keeps for its backward. R: rows that the layer processes at a
+/// time. With R < T it processes the rows in parts and keeps only the last part's activations; the
+/// backward recomputes each part.
 struct FeedForwardActivations {
   TensorView hidden;      // [R, F] or [R, 2 F]: fc1 (and gate) outputs
   TensorView activated;   // [R, F]
@@ -88,8 +88,8 @@ struct FeedForwardActivations {
 
 class AttentionLayer {
  public:
-  /// prefix: "layers.0.self_attn.". activations: of B L rows. gathered_rows: what the operator
-  /// keeps for the backward is taken from it.
+  /// prefix: "layers.0.self_attn.". activations: of B L rows. gathered_rows: arena for what the
+  /// operator keeps for the backward.
   AttentionLayer(const ModelConfig& config, const ParameterLayout& layout,
                  const std::string& prefix, const FlatBuffers& buffers,
                  AttentionOperator& attention, int64_t batch, int64_t local_tokens,
@@ -98,17 +98,16 @@ class AttentionLayer {
   /// out [T, C] = attention part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
                const Visibility& visibility);
-  /// Fills the activations as the last forward of this layer did, from the same x, without
-  /// communication; and out [T, C], if it is defined, as forward without accumulate.
+  /// Restores the activations of this layer's last forward from the same x, without communication.
+  /// If out [T, C] is defined, also writes it as forward does without accumulate.
   void recompute(Context& context, const TensorView& out, const TensorView& x,
                  const Visibility& visibility);
-  /// grad_x [T, C] = gradient (+ grad_x if accumulate); weight gradients are added to. x as
-  /// forward's.
+  /// grad_x [T, C] = gradient (+ grad_x if accumulate); adds to weight gradients. x: as in forward.
   void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
                 const TensorView& x, bool accumulate, const Visibility& visibility,
                 LayerScratch& scratch);
 
-  /// Queries, keys, values as attention saw them in the last forward (before positions).
+  /// Queries, keys and values of the last forward, before positions.
   QueryKeyValue attended_inputs() const;
 
  private:
@@ -142,11 +141,10 @@ class FeedForwardLayer {
   /// out [T, C] = feed-forward part of x [T, C] (+ out if accumulate).
   void forward(Context& context, const TensorView& out, const TensorView& x, bool accumulate,
                LayerScratch& scratch);
-  /// Fills the activations as the last forward of this layer did, from the same x. Nothing where
-  /// the layer works in parts: there backward() does it.
+  /// Restores the activations of this layer's last forward from the same x. Does nothing if the
+  /// layer works in parts; backward() restores them then.
   void recompute(Context& context, const TensorView& x, LayerScratch& scratch);
-  /// grad_x [T, C] = gradient (+ grad_x if accumulate); weight gradients are added to, part by
-  /// part.
+  /// grad_x [T, C] = gradient (+ grad_x if accumulate); adds to weight gradients, part by part.
   void backward(Context& context, const TensorView& grad_x, const TensorView& grad_out,
                 const TensorView& x, bool accumulate, LayerScratch& scratch);
 

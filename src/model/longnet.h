@@ -1,10 +1,10 @@
 // LongNet on one rank's tokens: embedding, blocks, final norm, loss; forward and exact backward.
 //
-// Single-rank mathematics: what other ranks hold comes in only through the KeyValueExchange. T = B
-// L local tokens. Parameters and gradients are flat float32 buffers (ParameterLayout); with a bf16
-// copy of the parameters the matrix products and activations are bf16, the residual stream, logits
-// and every sum stay float32. All memory is taken at construction; a call allocates nothing. Built
-// with a counting Context and counting arenas it computes nothing and measures memory, FLOPs and
+// Single-rank mathematics: data of other ranks enters only through the KeyValueExchange. T = B L
+// local tokens. Parameters and gradients are flat float32 buffers (ParameterLayout). With a bf16
+// copy of the parameters, the matrix products and activations are bf16; the residual stream, logits
+// and all sums stay float32. All memory is allocated at construction; a call allocates nothing.
+// With a counting Context and counting arenas it computes nothing and measures memory, FLOPs and
 // traffic (`longnet plan`).
 #pragma once
 
@@ -23,7 +23,7 @@
 
 namespace longnet {
 
-/// The arenas a model takes memory from, by purpose.
+/// The arenas that a model allocates from, by purpose.
 struct ModelArenas {
   Arena& activations;  // what the forward keeps for the backward, which may write over it
   Arena& workspace;    // scratch, gradients of activations, gathered gradients, logits of a chunk:
@@ -31,28 +31,29 @@ struct ModelArenas {
 };
 
 struct LongNetOptions {
-  /// Used by all layers in place of an operator of its own (generation); must outlive the model.
+  /// All layers use it instead of an operator of the model's own (generation); must outlive the
+  /// model.
   AttentionOperator* attention = nullptr;
-  /// Keeps only each block's input and the gathered rows; the backward runs each block's forward
-  /// again, without communication. Same bits. Nothing without gradients.
+  /// Keeps only each block's input and the gathered rows; the backward repeats each block's
+  /// forward, without communication. Same bits. Has no effect without gradients.
   bool recompute = false;
-  /// With recompute: feed-forward layers of more rows than this work in parts of at most so many,
-  /// and their activations and gradients exist for one part at a time. The forward's bits stay;
-  /// weight gradients are summed part by part, equal to rounding.
+  /// With recompute: feed-forward layers with more rows than this work in parts of at most this
+  /// size, and their activations and gradients exist for one part at a time. The forward keeps its
+  /// bits; weight gradients are summed part by part, equal up to rounding.
   int64_t feed_forward_rows = 65536;
-  /// bf16 copy of the parameters, which the caller keeps up to date: linear layers and the
-  /// embedding read it, and activations are bf16. Not defined: the parameters themselves, all f32.
+  /// bf16 copy of the parameters, kept up to date by the caller: linear layers and the embedding
+  /// read it, and activations are bf16. Undefined: they read the parameters themselves, all f32.
   TensorView matrices{};
 };
 
 class LongNet {
  public:
-  /// Told after each part of the backward: elements [begin, end) of the gradient buffer are final
-  /// on this rank. Ranges come front to back.
+  /// Called after each part of the backward: elements [begin, end) of the gradient buffer are final
+  /// on this rank. Ranges come in order, front to back.
   using GradientsReady = std::function<void(const ParameterRange&)>;
 
-  /// parameters: [layout.elements()] f32. gradients: likewise, or not defined (no backward).
-  /// batch: B. The plan says which tokens are local. exchange, context, arenas: must outlive this.
+  /// parameters: [layout.elements()] f32. gradients: the same, or undefined (no backward). batch:
+  /// B. plan: which tokens are local. exchange, context, arenas: must outlive this.
   LongNet(Context& context, const ModelConfig& config, const SequencePlan& plan, int64_t batch,
           const ParameterLayout& layout, const TensorView& parameters, const TensorView& gradients,
           KeyValueExchange& exchange, const ModelArenas& arenas,
@@ -62,35 +63,35 @@ class LongNet {
 
   /// Everything up to the final norm. tokens: [B, L] i64, each in [0, V).
   void forward(const TensorView& tokens, const Visibility& visibility = {});
-  /// The same from vectors [B, L, C] f32 in place of embedded tokens.
+  /// forward() from vectors [B, L, C] f32 instead of embedded tokens.
   void forward_vectors(const TensorView& vectors, const Visibility& visibility = {});
 
   /// After forward: summed loss of this rank's targets [B, L] i64 (-1: ignored), nats.
   CrossEntropyResult loss(const TensorView& targets);
-  /// After forward: loss, and the whole backward of loss * scale. Gradients are added to the flat
-  /// buffer. Waits at the end, for the loss. Overwrites what the forward left: until the next
+  /// After forward: the loss, and the whole backward of loss * scale. Adds gradients to the flat
+  /// buffer. Waits at the end, for the loss. Overwrites what the forward kept: until the next
   /// forward, another loss, backward, logits or hidden throws Error. scale: usually 1 / (targets of
-  /// all ranks and micro-steps). grad_vectors: [B, L, C], written, only after forward_vectors (else
-  /// not defined).
+  /// all ranks and micro-steps). grad_vectors: [B, L, C], written; only after forward_vectors,
+  /// otherwise undefined.
   CrossEntropyResult loss_and_backward(const TensorView& targets, double scale,
                                        const GradientsReady& ready = {},
                                        const TensorView& grad_vectors = {});
-  /// The backward from a given gradient of hidden() [T, C] f32, for other losses.
+  /// The backward from the gradient of hidden(), [T, C] f32, for other losses.
   void backward_hidden(const TensorView& grad_hidden, const GradientsReady& ready = {},
                        const TensorView& grad_vectors = {});
 
-  /// [T, C] output of the final norm after forward, of the activations' type.
+  /// [T, C] output of the final norm after forward, in the activations' type.
   const TensorView& hidden() const;
   /// logits [c, V] of hidden rows [begin, begin + c).
   void logits(const TensorView& out, int64_t begin);
-  /// Queries, keys, values of a layer after forward, before positions: [B, L, H, D]. Not of a model
-  /// that recomputes.
+  /// Queries, keys, values of a layer after forward, before positions: [B, L, H, D]. Not available
+  /// if the model recomputes.
   QueryKeyValue attended_inputs(int64_t layer) const;
 
   int64_t rows() const { return rows_; }
 
  private:
-  /// What a block's forward leaves for its backward besides its input; shared by all blocks of a
+  /// What a block's forward keeps for its backward besides its input; shared by all blocks of a
   /// model that recomputes.
   struct BlockActivations {
     TensorView input_mean, input_rstd, normed_input;     // [T], [T], [T, C]
@@ -98,7 +99,7 @@ class LongNet {
     TensorView middle_mean, middle_rstd, normed_middle;  // [T], [T], [T, C] (sequential)
     AttentionActivations attention;
     FeedForwardActivations feed_forward;
-    /// middle, normed_middle: theirs if they are defined.
+    /// middle, normed_middle: memory to use for them, if defined.
     BlockActivations(const ModelConfig& config, int64_t batch, int64_t local_tokens,
                      int64_t feed_forward_rows, DType dtype, const TensorView& middle,
                      const TensorView& normed_middle, Arena& activations);
@@ -142,7 +143,7 @@ class LongNet {
   TensorView embedding_, grad_embedding_;          // [V, C]
   TensorView output_weight_, grad_output_weight_;  // [V, C]; the embedding when tied
   TensorView final_weight_, final_bias_, grad_final_weight_, grad_final_bias_;
-  // f32, but hidden_ and those that say so.
+  // f32, except hidden_ and those that say otherwise.
   TensorView embedded_;    // [T, C] the stream's start: the first block's input
   TensorView branch_out_;  // [T, C] what a half adds to the stream
   TensorView final_sum_, final_mean_, final_rstd_;  // [T, C], [T], [T]

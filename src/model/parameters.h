@@ -1,10 +1,9 @@
-// Parameters of a LongNet: names, shapes and places in one flat float32 buffer; initialisation.
+// Parameters of a LongNet: names, shapes and positions in one flat float32 buffer; initialisation.
 //
-// The buffer is in backward order (the output projection first, the embedding last), so that ranges
-// of the gradient buffer, which has the same layout, become final from its front to its back.
-// Tensors that one matrix product uses together (q, k, v; fc1, gate) lie next to each other without
-// padding; each such group begins on a 256-byte boundary. Names and shapes are the reference's
-// parameter_shapes().
+// The buffer is in backward order (the output projection first, the embedding last), so ranges of
+// the gradient buffer, which has the same layout, become final from front to back. Tensors that one
+// matrix product uses together (q, k, v; fc1, gate) are adjacent without padding; each such group
+// begins on a 256-byte boundary. Names and shapes are those of the reference's parameter_shapes().
 #pragma once
 
 #include <cstdint>
@@ -46,15 +45,15 @@ class ParameterLayout {
   int64_t parameter_count() const { return parameter_count_; }
   /// In buffer order.
   const std::vector<ParameterInfo>& parameters() const { return parameters_; }
-  /// Throws Error naming the parameter if there is none of this name.
+  /// Throws Error naming the parameter if it does not exist.
   const ParameterInfo& find(const std::string& name) const;
   bool contains(const std::string& name) const { return index_.count(name) != 0; }
 
-  /// View of one parameter in a flat buffer with this layout, f32 or a bf16 copy; not defined if
-  /// there is none (an absent bias).
+  /// View of one parameter in a flat buffer with this layout, f32 or a bf16 copy; undefined if the
+  /// model has no such parameter (an absent bias).
   TensorView view(const TensorView& flat, const std::string& name) const;
-  /// View of `count` adjoining tensors of equal width as one matrix (or vector), from the first's
-  /// name.
+  /// View of `count` adjacent tensors of equal width as one matrix (or vector), starting at
+  /// first_name.
   TensorView fused_view(const TensorView& flat, const std::string& first_name, int64_t count) const;
 
   /// The buffer's parts in the order in which the backward finishes them: head, layers from the
@@ -74,9 +73,9 @@ class ParameterLayout {
   int64_t parameter_count_ = 0;
 };
 
-/// Magneto's initialisation (arXiv 2210.06423): Xavier-uniform matrices, with sub_ln v_proj,
-/// out_proj, fc1, gate, fc2 times sqrt(log(2 layers)); zero biases, unit norms, embedding N(0,
-/// 1/C). Each element depends on (seed, name, index) alone. Padding becomes zero.
+/// Magneto's initialisation (arXiv 2210.06423): Xavier-uniform matrices; with sub_ln, v_proj,
+/// out_proj, fc1, gate and fc2 are scaled by sqrt(log(2 layers)); zero biases, unit norms,
+/// embedding N(0, 1/C). Each element depends on (seed, name, index) alone. Padding becomes zero.
 void initialise_parameters(Context& context, const ParameterLayout& layout, const TensorView& flat,
                            uint64_t seed);
 

@@ -1,5 +1,5 @@
-// run.backend: which device a rank computes on, agreed on and refused before anything large is
-// taken.
+// run.backend: the device that a rank computes on. All ranks agree on it, or refuse it, before any
+// large allocation.
 #pragma once
 
 #include <memory>
@@ -14,7 +14,7 @@
 
 namespace longnet {
 
-/// What one rank knows of its node's GPUs.
+/// What one rank knows about the GPUs of its node.
 struct VisibleGpus {
   std::string host;              // for messages
   int local_size = 1;            // ranks of the job on this node
@@ -22,23 +22,23 @@ struct VisibleGpus {
   std::string reason;            // why there is none
 };
 
-/// The GPU of `rank`, as its own index: the first one it sees that no lower rank has. Where the
-/// ranks of a node see the same GPUs that is its place on the node; where a launcher shows each
-/// rank its own, index 0. Nothing if none is left.
+/// Index of the GPU for `rank`, in the rank's own numbering: the first visible GPU that no lower
+/// rank has. If the ranks of a node see the same GPUs, it is the local rank; if a launcher shows
+/// each rank its own GPU, it is 0. Nothing if none is left.
 std::optional<int> gpu_of_rank(const std::vector<VisibleGpus>& ranks, int rank);
-/// One line for a rank without a GPU: host, why, what to do.
+/// One line for a rank without a GPU: host, reason, remedy.
 std::string no_gpu_message(const VisibleGpus& gpus, int local_rank);
-/// One line for a GPU that is too old for the kernels; empty if it is not.
+/// One line for a GPU that is too old for the kernels; empty for any other.
 std::string old_gpu_message(const std::string& host, const device_runtime::VisibleDevice& gpu);
 
-/// The device of this rank for run.backend: "cpu", or "cuda" with a GPU of its own. Collective.
-/// Throws AgreedError on all ranks if any rank has none: built without CUDA, no driver or an old
-/// one, too few GPUs for the ranks of a node, a GPU of compute capability below 8.0. Takes no GPU
-/// memory.
+/// The device of this rank for run.backend: "cpu", or "cuda" with a GPU of its own. Throws
+/// AgreedError on all ranks if any rank has none: built without CUDA, no driver or an old one, too
+/// few GPUs for the ranks of a node, compute capability below 8.0. Allocates no GPU memory.
+/// Collective.
 Device device_of_rank(Communicator& world, const std::string& backend);
 
-/// The communicator for memory of the context's device: `world` itself on the CPU, NCCL made from
-/// it on a GPU. Collective. parallel: the time limit of all waits for other ranks from now on.
+/// The communicator for memory of the context's device: `world` itself on the CPU; on a GPU, NCCL
+/// created from it. parallel: sets the time limit of all later waits for other ranks. Collective.
 std::unique_ptr<Communicator> transport_of(const Context& context,
                                            std::unique_ptr<Communicator> world,
                                            const ParallelConfig& parallel);

@@ -1,6 +1,6 @@
-// CheckpointSaver: saves while training, on all ranks together, and deals with a save that fails:
-// one more attempt, then a counted warning and training continues until the next save is due
-// (checkpoint.on_failure: continue), or an error. It never leaves a half-written folder.
+// CheckpointSaver: saves during training, on all ranks together, and handles a failed save: one
+// more attempt, then either a counted warning (checkpoint.on_failure: continue; training continues
+// until the next save is due) or an error. It never leaves a half-written folder.
 #pragma once
 
 #include <string>
@@ -14,18 +14,19 @@ namespace longnet {
 
 class CheckpointSaver {
  public:
-  /// good: path of the checkpoint that the run starts from; empty: none. All must outlive this.
+  /// good: path of the checkpoint that the run starts from; empty: none. All arguments must outlive
+  /// this.
   CheckpointSaver(const Config& config, Communicator& world, Learner& learner, std::string good);
 
   /// Saves `state` and logs it; tells the learner which checkpoint to name from now on. must: the
-  /// run ends after this save, so a failure is an Error. Returns whether it is saved. Collective.
-  /// Throws Error on all ranks (train/agreement.h) where the weights or the loss of the state are
-  /// not finite, or as above; the message names the last good checkpoint.
+  /// run ends after this save, so a failure is an Error. Returns whether the state is saved. Throws
+  /// Error on all ranks (train/agreement.h) if the weights or the loss of the state are not finite,
+  /// or as above; the message names the last good checkpoint. Collective.
   bool save(const TrainingState& state, bool must);
 
-  /// The run's folder was deleted: there is no good checkpoint any more.
+  /// The run's folder was deleted: there is no good checkpoint any longer.
   void forget();
-  /// The last one that was saved with a sensible loss; empty: none.
+  /// The last checkpoint saved with a sensible loss; empty: none.
   const std::string& last_good() const { return good_; }
   int64_t failures() const { return failures_; }
 

@@ -1,5 +1,5 @@
-// Learner: one rank's model in training, and the step itself. It takes tokens and gives numbers;
-// files, logs and decisions about when to evaluate or save are the Trainer's.
+// Learner: one rank's model in training, and the step itself. It takes tokens and returns numbers;
+// files, logs and the decisions when to evaluate or save are the Trainer's.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +31,15 @@ struct StepResult {
   double learning_rate = 0;
 };
 
-/// Summed loss and the number of targets, over the ranks that took part.
+/// Summed loss and number of targets over all participating ranks.
 struct LossSum {
   double nats = 0;
   int64_t targets = 0;
   double mean() const { return targets > 0 ? nats / static_cast<double>(targets) : 0; }
 };
 
-/// What must be said when numbers are no longer finite: the step, and where to go back to.
+/// The loss or the gradient is not finite; the message gives the step and the checkpoint to return
+/// to.
 class NonFiniteError : public Error {
  public:
   using Error::Error;
@@ -46,52 +47,52 @@ class NonFiniteError : public Error {
 
 class Learner {
  public:
-  /// mesh: all ranks; must outlive this, as must context. With a counting context and mesh nothing
-  /// is computed (`longnet plan`). Collective.
+  /// mesh: all ranks; it and context must outlive this. With a counting context and mesh nothing is
+  /// computed (`longnet plan`). Collective.
   Learner(Context& context, const Config& config, Mesh& mesh);
   ~Learner();
 
-  /// One optimizer step (1, 2, ...) from config.train.accumulation micro-batches. Collective.
-  /// Throws NonFiniteError on every rank before any weight changes.
+  /// One optimizer step (1, 2, ...) from config.train.accumulation micro-batches. Throws
+  /// NonFiniteError on every rank before any weight changes. Collective.
   StepResult train_step(std::span<const MicroBatch> batches, int64_t step);
   /// Loss of a micro-batch, summed over all ranks; no gradients. Collective.
   LossSum evaluate(const MicroBatch& batch);
-  /// Parameters from the seed.
+  /// Initialises the parameters from the seed.
   void initialise();
-  /// To be called after parameters() were written from outside (a checkpoint): renews their bf16
-  /// copy, if there is one.
+  /// Call this after writing parameters() from outside (a checkpoint): it renews their bf16 copy,
+  /// if any.
   void parameters_changed();
-  /// Named in NonFiniteError; empty: none yet.
+  /// The checkpoint named by NonFiniteError; empty: none yet.
   void set_last_checkpoint(const std::string& path) { last_checkpoint_ = path; }
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
   const ParameterLayout& layout() const { return layout_; }
   const SequencePlan& plan() const { return plan_; }
-  /// Rank 0 runs `work` with the tensors that save_checkpoint and load_tensors take, and the other
-  /// ranks lend it their share of the moments if the optimizer is sharded. `work` may call no
+  /// Rank 0 runs `work` with the tensors that save_checkpoint and load_tensors take; the other
+  /// ranks provide their share of the moments if the optimizer is sharded. `work` must not call a
   /// collective. Errors end all ranks (train/agreement.h). Collective.
   void with_tensors_on_root(const std::function<void(const TrainingTensors&)>& work);
-  /// Gives what rank 0 has loaded to all ranks: all of it, or the parameters only. Collective.
+  /// Sends what rank 0 has loaded to all ranks: all tensors, or only the parameters. Collective.
   void broadcast_tensors();
   void broadcast_parameters();
-  /// Waits for the parameters that other ranks have updated, as the next forward would.
+  /// Waits for parameters that other ranks have updated, as the next forward would.
   const TensorView& parameters() const;
-  /// After a step: sums over all ranks; with parallel.shard_optimizer in optimizer().range() only.
+  /// After a step: sums over all ranks; with parallel.shard_optimizer only in optimizer().range().
   const TensorView& gradients() const { return gradients_; }
   const Optimizer& optimizer() const { return *optimizer_; }
   const Traffic& traffic() const { return exchange_->traffic(); }
   int64_t gradient_bytes_sent() const { return gradient_sum_->bytes_sent(); }
-  /// Of updated parameters; 0 without parallel.shard_optimizer.
+  /// Bytes of updated parameters that this rank has sent; 0 without parallel.shard_optimizer.
   int64_t parameter_bytes_sent() const;
-  /// (purpose, bytes on this rank), arenas first, then what the transports hold.
+  /// (purpose, bytes on this rank): first the arenas, then the memory of the transports.
   std::vector<std::pair<std::string, int64_t>> memory() const;
   /// Local tokens of one micro-batch: B L.
   int64_t local_rows() const { return config_.train.batch_size * plan_.local_tokens(); }
 
  private:
-  /// Waits for the parameters of the last step and renews their bf16 copy where it is old.
+  /// Waits for the parameters of the last step and renews their bf16 copy if it is out of date.
   void prepare_forward();
-  /// One block of GPU memory per purpose, as large as a counting twin of this learner finds.
+  /// Reserves one block of GPU memory per purpose, sized by a counting twin of this learner.
   void reserve_memory();
   void check_room(const Learner& twin) const;
   int64_t count_targets(std::span<const MicroBatch> batches);
@@ -99,7 +100,7 @@ class Learner {
   LossSum sum_over_ranks(LossSum local);
   void stop_if_not_finite(int64_t step, double loss, double norm) const;
   double clip_scale(double norm) const;
-  /// [B, L] on the context's device; place: where values go on a GPU.
+  /// [B, L] on the context's device; place: the destination on a GPU.
   TensorView on_device(const std::vector<int64_t>& values, const TensorView& place);
   TensorView tokens_of(const MicroBatch& batch);
   TensorView targets_of(const MicroBatch& batch);

@@ -9,8 +9,8 @@ namespace longnet {
 
 class LossWatch {
  public:
-  static constexpr size_t kWindow = 64;  // steps that are looked back on
-  static constexpr size_t kEnough = 8;   // steps from which their spread says something
+  static constexpr size_t kWindow = 64;  // number of earlier steps considered
+  static constexpr size_t kEnough = 8;   // fewer give no meaningful spread
 
   explicit LossWatch(int64_t vocab_size);
 

@@ -1,5 +1,4 @@
-// What a step is reported as: a log line or a progress display for people, a JSON line for
-// programs.
+// Reports of a step: a log line or a progress display for people, a JSON line for programs.
 #pragma once
 
 #include <cstdint>
@@ -35,20 +34,20 @@ double bits_per_byte(double nats, double bytes_per_token);
 std::string bytes_text(int64_t bytes);
 /// Resident memory of this process, bytes.
 int64_t resident_bytes();
-/// Memory that a rank works in: on the CPU resident memory of this process, on a GPU what of the
-/// GPU's memory is taken, by this process and others; bytes.
+/// Memory used by a rank, bytes: on the CPU the resident memory of this process; on a GPU the
+/// memory in use on that GPU, by this process and others.
 int64_t memory_in_use(const Context& context);
 /// Largest resident memory of this process so far, bytes.
 int64_t peak_resident_bytes();
 
-/// Rank 0's reporter. On a terminal one line is rewritten per step, otherwise lines are logged;
-/// log.txt has the step's line either way. Lines of metrics.jsonl that cannot be written (a full
-/// disk) are counted, with one warning, and end nothing.
+/// Rank 0's reporter. On a terminal it rewrites one line per step, otherwise it logs lines; log.txt
+/// has the step's line in both cases. Lines of metrics.jsonl that cannot be written (a full disk)
+/// are counted, with one warning, and do not stop training.
 class MetricsLog {
  public:
-  /// FOLDER/metrics.jsonl is opened for appending; lines of steps after first_step - 1 (left by a
-  /// run that went further than its checkpoint) are dropped. Throws Error, and leaves the file as
-  /// it is, if it cannot be read or written.
+  /// Opens FOLDER/metrics.jsonl for appending and drops lines of steps after first_step - 1 (left
+  /// by a run that had progressed beyond its checkpoint). If the file cannot be read or written,
+  /// throws Error and leaves it as it is.
   MetricsLog(const RunConfig& run, int64_t first_step);
   ~MetricsLog();
 
@@ -56,11 +55,11 @@ class MetricsLog {
   void evaluation(int64_t step, const std::string& split, double loss, double bits_per_byte,
                   int64_t tokens);
   void sample(int64_t step, const std::string& text);
-  /// Ends the rewritten line, so that what is logged next stands by itself.
+  /// Ends the rewritten line, so that the next log line stands alone.
   void finish_line();
 
  private:
-  /// One line: the object with the time of day.
+  /// Writes one line: the object with the time of day.
   void write(nlohmann::ordered_json json);
   void show(const std::string& line, int64_t step, int64_t steps);
 

@@ -1,8 +1,8 @@
 // Optimizer: AdamW or StableAdamW over a model's flat buffers. Decay applies to matrices only.
 //
-// It owns the two moments (flat), of the whole layout or, sharded over ranks (ZeRO stage 1,
-// arXiv 1910.02054), of this rank's range only. What a range's update does is kernels/optimizer;
-// which ranges there are is decided here. It does not move gradients or parameters between ranks.
+// It owns the two moments (flat): those of the whole layout or, sharded over ranks (ZeRO stage 1,
+// arXiv 1910.02054), those of this rank's range. The update of a range is kernels/optimizer; this
+// file decides on the ranges. It moves no gradients or parameters between ranks.
 #pragma once
 
 #include <cstdint>
@@ -20,32 +20,32 @@ namespace longnet {
 
 /// How the flat buffers are divided among ranks.
 struct OptimizerShards {
-  Communicator* world = nullptr;  // null: not divided; must outlive the optimizer
+  Communicator* world = nullptr;  // null: not sharded; must outlive the optimizer
   std::vector<int64_t> begin;     // [ranks + 1] elements, as shard_limits gives
-  int64_t piece_elements = 0;     // updates are reported after so many (ParameterGather)
+  int64_t piece_elements = 0;     // updates are reported at this interval (ParameterGather)
 };
 
 class Optimizer {
  public:
-  /// Elements before `end` of the flat buffer, where they are this rank's, are updated.
+  /// Reports that all elements of this rank before `end` of the flat buffer are updated.
   using Updated = std::function<void(int64_t end)>;
 
-  /// arena: the moments are taken from it, zero. parameters, gradients: flat, must outlive this.
+  /// arena: the moments are allocated from it, zero. parameters, gradients: flat, must outlive
+  /// this.
   Optimizer(Context& context, const OptimizerConfig& config, const ParameterLayout& layout,
             const TensorView& parameters, const TensorView& gradients, Arena& arena,
             const OptimizerShards& shards = {});
 
-  /// Sum of squares of the whole gradient; the same bits on every rank and whether divided or not.
-  /// Divided: needs the sums in this rank's range only; collective.
+  /// Sum of squares of the whole gradient; the same bits on every rank, sharded or not. Sharded:
+  /// needs the sums in this rank's range only; collective.
   double gradient_sum_of_squares();
-  /// One update of this rank's range with the gradients as they are times gradient_scale. step:
-  /// from
-  /// 1. The same bits whether divided or not. Divided: collective for StableAdamW, whose tensors
-  /// may lie on several ranks. updated is called with rising ends, at last with the range's.
+  /// One update of this rank's range with gradients times gradient_scale. step: from 1. The same
+  /// bits, sharded or not. Sharded: collective for StableAdamW, whose tensors may lie on several
+  /// ranks. `updated` is called with rising ends, the last one being the range's end.
   void update(int64_t step, double learning_rate, double gradient_scale,
               const Updated& updated = {});
 
-  /// This rank's range of the flat buffer, and the moments of it.
+  /// This rank's range of the flat buffer, and its moments.
   ParameterRange range() const { return range_; }
   const TensorView& first_moment() const { return first_moment_; }
   const TensorView& second_moment() const { return second_moment_; }

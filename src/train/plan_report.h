@@ -1,5 +1,5 @@
-// What a configuration costs on P ranks, found without running it: the training step's own code on
-// a counting Context, counting arenas and the counting transport.
+// The cost of a configuration on P ranks, found without running it: the code of the training step
+// on a counting Context, counting arenas and the counting transport.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace longnet {
 
 struct BranchPlan {
   int64_t segment_length = 0, dilation = 0;
-  int64_t local_segments = 0;           // wholly on the rank looked at
-  std::vector<int64_t> gathered_ranks;  // ranks of each gathered segment that it takes part in
+  int64_t local_segments = 0;           // entirely on this rank
+  std::vector<int64_t> gathered_ranks;  // ranks of each of its gathered segments
   std::vector<int64_t> gathered_rows;   // rows of that segment, all heads
 };
 
@@ -33,9 +33,10 @@ struct PlanReport {
   double matmul_flops = 0, attention_flops = 0, recomputed_flops = 0, flops_per_token = 0;
 };
 
-/// ranks: of the whole job; parallel.data_ranks of config is kept. rank: of the sequence group, -1:
+/// ranks: of the whole job; parallel.data_ranks of config is kept. rank: of the sequence group; -1:
 /// the middle one (which has neighbours on both sides). With run.backend cuda, memory is that of a
-/// GPU; a build without CUDA counts the CPU's scratch of kernels. Throws Error as training would.
+/// GPU; a build without CUDA counts the CPU kernels' scratch instead. Throws the same Errors as
+/// training.
 PlanReport plan_run(const Config& config, int ranks, int rank = -1);
 
 }  // namespace longnet

@@ -1,5 +1,5 @@
-// The context of a rank: its device and threads, agreed on by all ranks, and a word where threads
-// have to share cores.
+// The context of a rank: its device and threads, agreed on by all ranks, and a warning if threads
+// share cores.
 #pragma once
 
 #include <string>
@@ -10,11 +10,11 @@
 
 namespace longnet {
 
-/// backend: run.backend; threads: parallel.threads, 0: as OpenMP finds. Collective. Throws on all
-/// ranks, with one line in all, if a rank has no such device or more threads than there may be.
+/// backend: run.backend; threads: parallel.threads, 0: OpenMP's default. Throws on all ranks, with
+/// one message in total, if a rank lacks the device or asks for too many threads. Collective.
 Context make_context(Communicator& world, const std::string& backend, int threads);
 
-/// What one rank knows of its threads.
+/// What one rank knows about its threads.
 struct RankThreads {
   std::string host;
   int threads = 1;
@@ -22,11 +22,11 @@ struct RankThreads {
   int quota = 0;           // cores' worth of time for all ranks of its control group; 0: no limit
 };
 
-/// One line if the ranks of a host have more threads than cores, with what to set; empty if none
-/// has. Several hosts: the first.
+/// One line, with the remedy, if the ranks of a host have more threads than cores; empty otherwise.
+/// With several such hosts: the first.
 std::string crowded_message(const std::vector<RankThreads>& ranks);
 
-/// Rank 0 logs that line as a warning. On a GPU nothing: its threads do little. Collective.
+/// Rank 0 logs that line as a warning; not on a GPU, where the threads do little. Collective.
 void warn_if_crowded(Communicator& world, const Context& context);
 
 }  // namespace longnet

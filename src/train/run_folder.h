@@ -1,5 +1,5 @@
-// What stands in a run's folder: its checkpoints by step, what killed writes left, and what is set
-// aside when a run goes back. Names and moves only; what a checkpoint holds is checkpoint.h's.
+// The content of a run's folder: checkpoints by step, leftovers of killed writes, and what is set
+// aside when a run goes back. Names and moves only; checkpoint.h reads and writes checkpoints.
 #pragma once
 
 #include <cstdint>
@@ -17,23 +17,23 @@ std::optional<int64_t> step_of(const std::string& name);
 /// Folder and name of a path, which may end in slashes: {"runs/x", "step-00000500"}.
 std::pair<std::string, std::string> split_path(const std::string& path);
 
-/// (step, path) of every checkpoint in a run's folder, steps rising. A folder that is not there has
-/// none; one that cannot be read is an Error with its cause.
+/// (step, path) of every checkpoint in a run's folder, steps rising. A missing folder has none; an
+/// unreadable folder is an Error with its cause.
 std::vector<std::pair<int64_t, std::string>> checkpoints_in(const std::string& folder);
 /// The checkpoint of the highest step, or nothing. Throws Error as checkpoints_in does.
 std::optional<std::string> latest_checkpoint(const std::string& folder);
 /// True if a folder holds checkpoints or metrics.
 bool holds_run(const std::string& folder);
 
-/// Removes what killed writes have left behind. The caller holds the run's lock.
+/// Removes the leftovers of killed writes. The caller holds the run's lock.
 void remove_leftovers(const std::string& folder);
-/// Removes a checkpoint; out of sight first, so that a kill leaves no half of one. A failure is a
-/// warning in the log: training does not depend on it, but the disk fills.
+/// Removes a checkpoint; renames it first, so that a kill leaves no partial checkpoint. A failure
+/// is only a warning in the log: training does not depend on it, but the disk fills.
 void remove_checkpoint(const std::string& path);
 
 /// Moves the checkpoints of steps above `last_step` and the metrics of these steps into a new
 /// folder FOLDER/set-aside-N; with last_step < 0 all checkpoints and all metrics. Returns one
-/// sentence that says what lies where; empty: there was no such checkpoint. Throws Error.
+/// sentence that says where things are; empty: there was nothing to move. Throws Error.
 std::string set_aside(const std::string& folder, int64_t last_step);
 
 }  // namespace longnet

@@ -7,8 +7,8 @@
 
 namespace longnet {
 
-/// Steps of warm-up in a run of `steps`: warmup_steps, or a tenth of the run (at least one step)
-/// where that is shorter than warmup_steps, so that the run reaches its peak and decays.
+/// Warm-up steps in a run of `steps`: warmup_steps or, if the run is shorter than that, a tenth of
+/// the run (at least one step), so that the run reaches its peak and decays.
 int64_t warmup_steps_of(const OptimizerConfig& config, int64_t steps);
 
 /// step: 1 .. steps. With W = warmup_steps_of(config, steps), peak = learning_rate, f = final_ratio and

@@ -1,8 +1,8 @@
-// ShardedMoments: the moments of an optimizer that is divided over ranks, as rank 0's checkpoint
-// code wants them: piece after piece, under their place in the flat buffer.
+// ShardedMoments: gives rank 0's checkpoint code access to the moments of a sharded optimizer,
+// piece by piece, addressed by their position in the flat buffer.
 //
-// Rank 0 works and asks; the others serve until it says that it is done. No rank holds more of
-// another's moments than one piece of 16 MiB, which spans as many tensors as fit, so that small
+// Rank 0 works and sends requests; the others serve them until it is done. No rank holds more of
+// another's moments than one piece of 16 MiB. A piece spans as many tensors as fit, so that small
 // tensors do not cost a transfer each. It reads and writes no file.
 #pragma once
 
@@ -18,15 +18,15 @@ namespace longnet {
 class ShardedMoments final : public MomentPieces {
  public:
   /// begin: [ranks + 1] limits of the ranks' ranges. world and optimizer must outlive this.
-  /// context: of the moments' device.
+  /// context: the context of the moments' device.
   ShardedMoments(Context& context, Communicator& world, const Optimizer& optimizer,
                  std::vector<int64_t> begin);
 
-  /// Rank 0 runs `work`, which may call get() and set() and no collective; the others serve it. An
+  /// Rank 0 runs `work`, which may call get() and set() but no collective; the others serve it. An
   /// error ends all ranks as run_on_root does (train/agreement.h). Collective.
   void run_on_root(const std::function<void()>& work);
 
-  /// Inside of work only. Fast where places rise from call to call. What set() was given has
+  /// Only inside `work`. Fast if positions rise from call to call. Values passed to set() have
   /// arrived when run_on_root() returns.
   void get(Which which, int64_t begin, std::span<float> values) override;
   void set(Which which, int64_t begin, std::span<const float> values) override;

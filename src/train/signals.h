@@ -1,11 +1,11 @@
-// Signals to a training: what each asks for, and when it is heard.
+// Signals to a training: the meaning of each, and when it takes effect.
 //
 //   SIGUSR1                  a checkpoint after this step; training continues
 //   SIGINT, SIGTERM, SIGHUP  a checkpoint after this step, then the end (SIGHUP that was ignored at
 //                            the start, as under nohup, stays ignored)
 //   SIGUSR2                  the same; sent by the launchers, which may repeat it
-// During set-up there is nothing to save: all but SIGUSR1 end the process at once. So does a second
-// SIGINT or SIGTERM half a second or more after the first request to end.
+// During set-up there is nothing to save: every signal but SIGUSR1 ends the process at once. So
+// does a second SIGINT or SIGTERM half a second or more after the first request to end.
 #pragma once
 
 #include <array>
@@ -15,11 +15,12 @@
 
 namespace longnet {
 
-/// Catches the signals above while it lives; one at a time. A launcher may send one as soon as the
-/// job is there, so it is made before anything else of a training, on the thread that trains.
+/// Catches the signals above while it exists; at most one exists at a time. A launcher may send a
+/// signal as soon as the job exists, so construct it before everything else of a training, on the
+/// thread that trains.
 ///
-/// The handler has a stack of its own: products of oneDNN for AVX2 put the stack pointer into memory
-/// of the heap while they run, and a handler on that stack would write over the heap.
+/// The handler has its own stack: oneDNN's AVX2 products point the stack pointer into heap memory
+/// while they run, and a handler on that stack would overwrite the heap.
 class SignalGuard {
  public:
   SignalGuard();
@@ -27,17 +28,18 @@ class SignalGuard {
   SignalGuard(const SignalGuard&) = delete;
   SignalGuard& operator=(const SignalGuard&) = delete;
 
-  /// From now on what is caught is said on standard error; for rank 0.
+  /// From now on prints caught signals to standard error; for rank 0.
   void speak();
-  /// A file that an end at once removes (the run's lock); empty: none. At most 4095 bytes.
+  /// File (the run's lock) to remove when a signal ends the process at once; empty: none. At most
+  /// 4095 bytes.
   void remove_at_end(const std::string& path);
-  /// From now on a request to end waits for the end of a step, and OpenMP's other threads, which have
-  /// no stack for the handler, take no signal.
+  /// From now on a request to end takes effect at the end of a step, and OpenMP's other threads,
+  /// which have no stack for the handler, block all signals.
   void set_up_done();
 
-  /// Whether a checkpoint was asked for since the last call.
+  /// Whether a checkpoint was requested since the last call.
   bool take_save();
-  /// The first signal that asked for the end; 0: none.
+  /// The first signal that requested the end; 0: none.
   int stop() const;
 
  private:

@@ -2,8 +2,9 @@
 //
 //   a = gelu(h) (exact, erf)  or  a = silu(gate) h
 //   y = a, or with a norm (weight defined): y = LayerNorm(a)
+//
 // The backward recomputes a from h (and gate), so only h, gate, mean and rstd are kept. Each [T, F]
-// tensor is f32 or bf16 by its view; weight, bias, mean and rstd are f32, as is the arithmetic.
+// tensor is f32 or bf16, as its view says; weight, bias, mean, rstd and all arithmetic are f32.
 #pragma once
 
 #include "core/context.h"

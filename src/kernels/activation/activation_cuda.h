@@ -1,7 +1,7 @@
-// What activation.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already and
-// lie in the GPU's memory. Meaning, shapes and types as in activation.h. Not public.
+// Functions that activation.cpp (the dispatcher) calls with a CUDA Context. Arguments are checked
+// already and lie in GPU memory; meaning, shapes and types as in activation.h. Not public.
 //
-// Every function throws Error in a build without CUDA. Sums have a fixed order: same bits every
+// Every function throws Error in a build without CUDA. Sums have a fixed order: the same bits every
 // time.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Float exp, normal distribution function and logistic function that compilers vectorise.
+// Float exp, normal distribution function and logistic function in a form that compilers vectorise.
 //
 // Errors against double: exp 2 eps; normal_cdf 4 eps of the larger of the value and its complement.
 #pragma once

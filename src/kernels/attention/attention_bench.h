@@ -19,15 +19,16 @@ struct AttentionBenchOptions {
   bool causal = true;
   DType dtype = DType::kF32;  // of query, key, value and the incoming gradient
   Position position = Position::kNone;
-  int repetitions = 9;  // timed ones, after one for warming up
-  /// attention_bench_limit() of before, for several runs; 0: no shares. Not given: measured before
-  /// and after the run, and the larger one counts.
+  int repetitions = 9;  // timed ones, after one to warm up
+  /// An earlier attention_bench_limit(), shared by several runs; 0: no shares. Without a value the
+  /// limit is measured before and after the run, and the larger result counts.
   std::optional<double> limit_gflops;
 };
 
 /// Seconds of one call over all branches, and what follows from them.
 struct AttentionBenchTiming {
-  /// Of the pairs that the mask keeps: 4 D forward, 10 D backward each, q k^T done again included.
+  /// FLOPs of the pairs that the mask keeps: 4 D forward, 10 D backward each, including the
+  /// recomputed q k^T.
   double executed_flops = 0;
   double median_seconds = 0, fastest_seconds = 0, slowest_seconds = 0;
   double executed_gflops = 0;   // at the median
@@ -38,8 +39,8 @@ struct AttentionBenchTiming {
   double share_of_sdpa = 0;     // sdpa_seconds / median_seconds
   double unmerged_seconds = 0;  // with cuDNN: median of whole calls whose results are neither
                                 // merged nor added; 0: else
-  /// GPU: medians of what the host spends on one call of the three above. Hidden where it is the
-  /// smaller time; about as large as the seconds above where the host is what limits.
+  /// GPU: median host time of one call of the three above. It is hidden where it is smaller than
+  /// the seconds above; where it is about as large, the host is the limit.
   double host_seconds = 0, sdpa_host_seconds = 0, unmerged_host_seconds = 0;
   double largest_error =
       0;  // against the reference on a few queries, relative to the largest value
@@ -54,8 +55,8 @@ struct AttentionBenchResult {
   AttentionBenchTiming forward, backward;
 };
 
-/// The tensors [B, N, H, D] that runs of one shape and type read, drawn once: normal numbers that
-/// repeat after about a million, so that no two rows are equal.
+/// The tensors [B, N, H, D] that runs of one shape and type read, drawn once: normal numbers with a
+/// period of about a million, so that no two rows are equal.
 class AttentionBenchInputs {
  public:
   AttentionBenchInputs(Context& context, const AttentionBenchOptions& options);
@@ -71,16 +72,16 @@ class AttentionBenchInputs {
   Arena arena_, host_arena_;
 };
 
-/// What shares are of: the multiply-adds of the threads in use, on a GPU its matrix products of
-/// this type; GFLOP/s.
+/// The limit that shares refer to, in GFLOP/s: the multiply-adds of the threads in use; on a GPU
+/// its matrix products of this type.
 double attention_bench_limit(Context& context, DType dtype);
 
-/// Runs on the context's device, with its attention(). Throws Error if a result differs from the
-/// reference by more than rounding (one branch only: merged rows differ by branch, tests cover
-/// them).
+/// Runs on the context's device with its attention(). Throws Error if a result differs from the
+/// reference by more than rounding (checked with one branch only: merged rows differ by branch, and
+/// tests cover them).
 AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptions& options,
                                      const AttentionBenchInputs& inputs);
-/// The same with inputs of its own.
+/// bench_attention() with inputs that it draws itself.
 AttentionBenchResult bench_attention(Context& context, const AttentionBenchOptions& options);
 
 }  // namespace longnet

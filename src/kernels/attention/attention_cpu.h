@@ -1,4 +1,5 @@
-// What attention.cpp (the dispatcher) calls on the CPU; arguments are checked already. Not public.
+// Functions that attention.cpp (the dispatcher) calls on the CPU. Arguments are checked already.
+// Not public.
 #pragma once
 
 #include "kernels/attention/attention.h"

@@ -1,8 +1,8 @@
-// What attention.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already and
-// lie in the GPU's memory. Meaning, shapes and errors as in attention.h. Not public.
+// Functions that attention.cpp (the dispatcher) calls with a CUDA Context. Arguments are checked
+// already and lie in GPU memory; meaning, shapes and errors as in attention.h. Not public.
 //
-// Every function throws Error in a build without CUDA. No function waits; the descriptions of
-// segments are copied into `workspace` on the Context's stream. Results do not depend on timing: no
+// Every function throws Error in a build without CUDA. No function waits; descriptions of segments
+// are copied into `workspace` on the Context's stream. Results do not depend on timing: no
 // floating-point atomics, fixed orders of summation.
 #pragma once
 

@@ -1,15 +1,17 @@
 // One SDPA problem through cuDNN 9 (graph API, NVIDIA's header-only cudnn-frontend): plain
-// attention of bf16 rows with log-sum-exp, and its backward. For attention_sdpa.cpp, and as what
-// attention_bench.cpp measures against.
+// attention of bf16 rows with log-sum-exp, and its backward. attention_sdpa.cpp uses it;
+// attention_bench.cpp measures it for comparison.
 //
 //   forward   out_i = sum_j p_ij v_j, p_ij = exp(s_ij - lse_i), s_ij = scale <q_i, k_j>, lse_i in
-//   nats backward  the same p_ij from the *given* lse, delta_i = <grad_out_i, out_i> from the
-//   *given* out
-//             (bf16), so that merged out and lse give one branch's share of the mixture's gradient
+//             nats
+//   backward  the same p_ij from the *given* lse, delta_i = <grad_out_i, out_i> from the *given*
+//             out (bf16), so that merged out and lse give one branch's share of the mixture's
+//             gradient
+//
 // A graph is built once per shape and kept as long as the Context. cuDNN adds grad_query of
-// different key tiles with atomics: gradients may differ in the last float32 bits from run to run,
-// before they are rounded to bf16. Twins: attention_cudnn_stub.cpp in builds without cuDNN; the
-// emulator's tests/simt/sdpa_emulated.cpp.
+// different key tiles with atomics, so gradients may differ in the last float32 bits from run to
+// run, before they are rounded to bf16. Twins: attention_cudnn_stub.cpp in builds without cuDNN;
+// the emulator's tests/simt/sdpa_emulated.cpp.
 #pragma once
 
 #include <string>
@@ -19,26 +21,26 @@
 
 namespace longnet::cudnn {
 
-/// Why there is no cuDNN here: not in this build, or older than 9.6.0 when the program runs. Empty:
-/// there is. Any build.
+/// Why cuDNN is not available: not in this build, or older than 9.6.0 at run time. Empty if it is.
+/// Any build.
 std::string unavailable();
 
-/// Why cuDNN cannot take problems of this shape on the context's GPU, or must not
-/// (sdpa::known_defect), or cannot start there at all; empty if it can. Builds the graph the first
-/// time it is asked.
+/// Why cuDNN cannot solve problems of this shape on the context's GPU, must not
+/// (sdpa::known_defect), or cannot start there at all; empty if it can. The first call builds the
+/// graph.
 std::string refusal(Context& context, const sdpa::Shape& shape);
 
-/// A GPU that need not be here. json: cuDNN's own description
+/// A GPU that need not be present. json: cuDNN's own description
 /// (CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION); sm: 90 for compute capability 9.0.
 struct DescribedGpu {
   std::string json;
   int sm = 0;
 };
-/// The same question for such a GPU: algorithms are chosen and held against the limits as for a
-/// real one, but not compiled. For tests; needs cuDNN 9.8, and no driver.
+/// refusal() for such a GPU: algorithms are chosen and checked against the limits as for a real
+/// one, but not compiled. For tests; needs cuDNN 9.8 and no driver.
 std::string refusal(const DescribedGpu& gpu, const sdpa::Shape& shape);
 
-/// Device memory; packed operands as sdpa::Shape says, the others by its strides.
+/// Device memory. Operands that sdpa::Shape calls packed are packed; the others have its strides.
 struct Operands {
   const void *query = nullptr, *key = nullptr, *value = nullptr;  // bf16
   void* out = nullptr;             // bf16 packed; written by the forward, read by the backward

@@ -4,7 +4,8 @@
 // compile the same attention_tile.inc for one instruction set each, and nothing here may become
 // shared inline code. Layouts: "rows" is [row, Dp], "lanes" is [Dp, 64] (the transposed tile), Dp =
 // D padded with zeros to one of kPaddedDims. All pointers are 64-byte aligned. Scores are in units
-// of log 2: queries come multiplied by scale log2(e). No positions, no strides, no threads here.
+// of log 2: queries are multiplied by scale log2(e) beforehand. No positions, strides or threads
+// here.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ constexpr int kTileKeys = 48;     // keys of a block: scores of 64 x 48 take 12 
 constexpr int kTileRows = 6;      // rows of a register tile, 6 x 4; key rows are padded to this
 constexpr int kPaddedDims[] = {16, 32, 48, 64, 80, 96, 128, 192, 256};
 
-/// Which keys of a packed chunk the queries of a tile see: query i sees rows first[i] .. last[i].
+/// The keys of a packed chunk that the queries of a tile see: query i sees rows first[i] ..
+/// last[i].
 struct TileMask {
   const int32_t* first;  // [64]; lanes without a query repeat the last query's
   const int32_t* last;   // [64]
@@ -26,8 +28,8 @@ struct TileMask {
   int32_t full_end;
 };
 
-/// Rows that the next tile will read: asked for between key blocks, a few at a time, so that their
-/// way from memory hides behind the arithmetic.
+/// Rows that the next tile will read: prefetched between key blocks, a few at a time, so that their
+/// latency hides behind the arithmetic.
 struct AheadRows {
   const char* first[2];  // first row of the queries and of the outputs
   int64_t step[2];       // bytes from row to row
@@ -71,7 +73,8 @@ struct TileFunctions {
   void (*transpose)(float* out, const float* in, int rows, int columns);
 };
 
-/// padded_dim: one of kPaddedDims. The latter two must only be called on machines that have them.
+/// padded_dim: one of kPaddedDims. Call the latter two only on machines with their instruction
+/// sets.
 TileFunctions tile_functions_generic(int padded_dim);
 TileFunctions tile_functions_avx2(int padded_dim);
 TileFunctions tile_functions_avx512(int padded_dim);

@@ -1,8 +1,8 @@
-// Builds the SegmentTask lists of a SequencePlan: what attention_forward / _backward take per
-// branch.
+// Builds the SegmentTask lists of a SequencePlan, the input of attention_forward / _backward for
+// each branch.
 //
 // Positions of every task are measured from the middle of a full segment, segment.begin + min(w, N)
-// / 2, which is the same on every rank. The functions only compute integers and views: they read no
+// / 2, which is the same on every rank. The functions only compute integers and views and read no
 // memory, so counting arenas and undefined tensors are allowed (bind task.keys[i].* later).
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace longnet {
 
-/// Global token from which positions of a segment are measured; equal on every rank.
+/// Global token from which the positions of a segment are measured; equal on every rank.
 int64_t segment_origin(const SequencePlan& plan, int branch, const Segment& segment);
 
 /// The rows of a segment that lie on the plan's rank, as rows of a [B, L, H, D] tensor.

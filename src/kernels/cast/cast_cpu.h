@@ -18,7 +18,8 @@ inline const float* read_row(const TensorView& view, int64_t offset, int64_t n, 
   widen_row(buffer, static_cast<const bf16*>(view.data) + offset, n);
   return buffer;
 }
-/// Where to write them: in place, or into buffer, which write_row then rounds into the view.
+/// Where to write such elements: in place, or into buffer, which write_row then rounds into the
+/// view.
 inline float* place_of_row(const TensorView& view, int64_t offset, float* buffer) {
   return view.dtype == DType::kF32 ? static_cast<float*>(view.data) + offset : buffer;
 }

@@ -1,5 +1,5 @@
-// What cast.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already. Not
-// public; throws Error in a build without CUDA.
+// Function that cast.cpp (the dispatcher) calls with a CUDA Context. Arguments are checked already.
+// Not public; throws Error in a build without CUDA.
 #pragma once
 
 #include "core/context.h"

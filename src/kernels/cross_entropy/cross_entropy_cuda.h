@@ -1,6 +1,6 @@
-// What cross_entropy.cpp (the dispatcher) calls with a CUDA Context; shapes are checked already,
-// targets are not. Meaning as in cross_entropy.h. Not public; every function throws Error in a
-// build without CUDA.
+// Functions that cross_entropy.cpp (the dispatcher) calls with a CUDA Context. Shapes are checked
+// already, targets are not. Meaning as in cross_entropy.h. Not public; every function throws Error
+// in a build without CUDA.
 #pragma once
 
 #include "kernels/cross_entropy/cross_entropy.h"

@@ -1,6 +1,6 @@
-// What embedding.cpp (the dispatcher) calls with a CUDA Context; shapes are checked already, tokens
-// are not. Meaning as in embedding.h. Not public; every function throws Error in a build without
-// CUDA.
+// Functions that embedding.cpp (the dispatcher) calls with a CUDA Context. Shapes are checked
+// already, tokens are not. Meaning as in embedding.h. Not public; every function throws Error in a
+// build without CUDA.
 #pragma once
 
 #include "core/context.h"

@@ -1,11 +1,12 @@
 // LayerNorm over the last axis, optionally fused with the residual addition before it.
 //
 //   s = x (+ residual);  y = (s - mean) rstd weight + bias,  rstd = 1 / sqrt(var + eps)
-// Rows are the first two axes of a [T, G, W] view (G = 1 for whole rows; G = H, W = D for the
-// per-head norm of queries and keys, whose rows lie strided in the fused QKV buffer). The last axis
-// is contiguous. Each [T, G, W] tensor is f32 or bf16 by its view; weight, bias, mean and rstd
-// [T, G] are f32. Sums and arithmetic are float32 or better. Where s is stored as bf16, the norm is
-// of what is stored.
+//
+// Rows are the first two axes of a [T, G, W] view: G = 1 for whole rows; G = H, W = D for the
+// per-head norm of queries and keys, whose rows are strided in the fused QKV buffer. The last axis
+// is contiguous. Each [T, G, W] tensor is f32 or bf16, as its view says; weight, bias, mean and
+// rstd [T, G] are f32. Sums and arithmetic are float32 or better. If s is stored as bf16, the norm
+// uses the stored values.
 #pragma once
 
 #include "core/context.h"
@@ -39,7 +40,7 @@ struct LayerNormBackward {
 
 int64_t layer_norm_backward_workspace_bytes(const Context& context, int64_t width);
 void layer_norm_forward(Context& context, const LayerNormForward& args);
-/// Weight gradients are summed in a fixed order (fixed number of threads: same bits every time).
+/// Weight gradients are summed in a fixed order (the same bits for the same number of threads).
 void layer_norm_backward(Context& context, const LayerNormBackward& args, void* workspace);
 
 namespace reference {

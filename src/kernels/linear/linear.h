@@ -1,11 +1,11 @@
-// Linear layers: y = x W^T + b and their gradients; the matrix products are oneDNN's on the CPU
-// (_onednn twin) and cuBLASLt's on a GPU (_cublaslt twin), by context.device().
+// Linear layers: y = x W^T + b, and their gradients. The matrix products are oneDNN's on the CPU
+// (_onednn twin) and cuBLASLt's on a GPU (_cublaslt twin), chosen by context.device().
 //
 // W is [O, I] row-major (PyTorch). Rows of x and y may be strided (last axis contiguous). The two
-// operands of a product are both f32 or both bf16 (a forward's bias likewise), its result is f32 or
-// bf16 whatever they are; sums are float32. Adds 2 T O I FLOPs to Context::work() per product. What
-// a library prepares for a shape is kept and used again; scratch is the library's (on a GPU the
-// caller's: Context::set_library_workspace).
+// operands of a product are both f32 or both bf16 (and a forward's bias with them); the result may
+// be f32 or bf16 in either case; sums are float32. Adds 2 T O I FLOPs to Context::work() per
+// product. What a library prepares for a shape is kept and reused. Scratch: the library's own on
+// the CPU, the caller's on a GPU (Context::set_library_workspace).
 #pragma once
 
 #include "core/context.h"

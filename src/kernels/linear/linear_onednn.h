@@ -1,4 +1,5 @@
-// The oneDNN twin of linear.h, for the dispatcher only. Same arguments, checked there; T >= 1.
+// The oneDNN twin of linear.h, for the dispatcher only. Arguments are the same and checked already;
+// T >= 1.
 #pragma once
 
 #include "core/context.h"

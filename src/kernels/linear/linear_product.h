@@ -14,7 +14,7 @@
 namespace longnet::internal {
 
 /// D [m, n] = op(A) [m, k] op(B) [k, n] (+ bias [m], the same for every column) (+ D if
-/// accumulate). Everything that the choice of an algorithm depends on; leading dimensions in
+/// accumulate). Holds everything that the choice of an algorithm depends on; leading dimensions in
 /// elements.
 struct ProductShape {
   int64_t m = 0, n = 0, k = 0;
@@ -38,13 +38,13 @@ struct Product {
   void* d = nullptr;
 };
 
-/// Largest power of two, at most 256, that divides the address and the distance between rows, and
-/// so the address of every row.
+/// Largest power of two, at most 256, that divides the address and the row pitch, and therefore the
+/// address of every row.
 int alignment_of(const void* data, int64_t row_bytes);
 
-/// out [T, O] = x [T, I] weight^T (+ bias [O]) (+ out): D = out^T [O, T].
-/// Throws Error for types that no library offers: x and weight must be alike, f32 or bf16; out the
-/// same or f32; the bias as out.
+/// out [T, O] = x [T, I] weight^T (+ bias [O]) (+ out): D = out^T [O, T]. Throws Error for types
+/// that no library supports: x and weight must have one type, f32 or bf16; out that type or f32;
+/// the bias the type of out.
 Product forward_product(const TensorView& out, const TensorView& x, const TensorView& weight,
                         const TensorView& bias, bool accumulate);
 /// grad_x [T, I] = grad_out [T, O] weight (+ grad_x): D = grad_x^T [I, T].
@@ -54,13 +54,13 @@ Product backward_input_product(const TensorView& grad_x, const TensorView& grad_
 Product backward_weight_product(const TensorView& grad_weight, const TensorView& grad_out,
                                 const TensorView& x);
 
-/// Columns of an output [T, O], or of its gradient, that one product takes: all, or those of a
-/// large O up to a multiple of 8, and another product the rest.
+/// Columns of an output [T, O], or of its gradient, that one product computes: all, or those of a
+/// large O up to a multiple of 8; a second product computes the rest.
 int64_t whole_columns(const TensorView& outputs);
 
-/// In how many runs of rows the column sums of a [rows, columns] matrix are added first, each by a
-/// block of its own; depends on the shape and the scratch only, so results are the same every time.
-/// workspace_bytes: room for [splits, columns] floats if there is more than one.
+/// Number of row ranges into which the column sums of a [rows, columns] matrix are split, one block
+/// each. Depends on the shape and the scratch only, so results are the same every time.
+/// workspace_bytes: must hold [splits, columns] floats if splits > 1.
 int64_t column_sum_splits(int64_t rows, int64_t columns, int64_t workspace_bytes);
 
 }  // namespace longnet::internal

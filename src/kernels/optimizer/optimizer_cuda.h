@@ -1,6 +1,6 @@
-// What optimizer.cpp (the dispatcher) calls with a CUDA Context; arguments are checked already and
-// lie in the GPU's memory, terms in the host's. Not public; every function throws Error in a build
-// without CUDA.
+// Functions that optimizer.cpp (the dispatcher) calls with a CUDA Context. Arguments are checked
+// already and lie in GPU memory, terms in host memory. Not public; every function throws Error in a
+// build without CUDA.
 #pragma once
 
 #include "kernels/optimizer/optimizer_terms.h"
@@ -9,7 +9,7 @@ namespace longnet::cuda {
 
 void adamw_update(Context& context, float* weight, float* first_moment, float* second_moment,
                   const float* gradient, int64_t n, const AdamWFactors& factors);
-/// Both wait for the terms. workspace: room for them in device memory.
+/// Both functions wait for the terms. workspace: device memory for them.
 void stable_terms(Context& context, double* terms, float* second_moment, const float* gradient,
                   const AdamWFactors& factors, const SumRange& whole, const SumRange& part,
                   void* workspace);

@@ -1,5 +1,5 @@
-// What the twins of optimizer.h share with the dispatcher: the numbers of one update, and which of
-// a block's terms a part of a sum has. Not public.
+// Shared by the dispatcher and the twins of optimizer.h: the constants of one update, and which
+// terms of a block belong to a part of a sum. Not public.
 #pragma once
 
 #include <cstdint>

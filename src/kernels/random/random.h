@@ -1,7 +1,6 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11), keyed by (seed, name, index).
 //
-// Element i of a named tensor depends on nothing but (seed, name, i): not on ranks, threads or
-// order.
+// Element i of a named tensor depends on (seed, name, i) alone, not on ranks, threads or order.
 #pragma once
 
 #include <array>
@@ -16,7 +15,7 @@ namespace longnet {
 /// Four 32-bit words for (key, counter): Philox4x32 with 10 rounds, as in Random123.
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
 
-/// A stream of one purpose.
+/// A stream of random numbers for one purpose.
 class RandomStream {
  public:
   RandomStream(uint64_t seed, std::string_view name);

@@ -1,12 +1,12 @@
 // Rotary positions (RoPE, arXiv 2104.09864) and xPos (arXiv 2212.10554), applied row by row while
 // rows are packed for attention or for the gather.
 //
-// Adjacent pairs (2i, 2i+1) of a row of D elements at position p are turned by the angle
-// p base^(-2i/D); with xPos a query's pair is also multiplied by z_i^(p/s), a key's by z_i^(-p/s),
+// Adjacent pairs (2i, 2i+1) of a row of D elements at position p are rotated by the angle p
+// base^(-2i/D). With xPos a query's pair is also multiplied by z_i^(p/s), a key's by z_i^(-p/s),
 // z_i = (2i + 0.4 D) / (1.4 D). Only position differences matter, so positions are measured from
-// the middle of each segment: angles stay exact at any distance from the sequence's start and xPos
-// factors inside float32 (see docs). Angles are combined in double from p = 4096 a + b.
-// It does not know about segments: the caller subtracts the origin.
+// the middle of each segment: angles stay exact at any distance from the start of the sequence, and
+// xPos factors stay within float32 (see docs). Angles are combined in double from p = 4096 a + b.
+// This file knows nothing of segments: the caller subtracts the origin.
 #pragma once
 
 #include <cstdint>
@@ -32,9 +32,9 @@ class RotaryTable {
   int64_t head_dim() const { return head_dim_; }
   const RotaryOptions& options() const { return options_; }
 
-  /// Writes cosine[D/2], sine[D/2] of one position, multiplied by the xPos factor of a query (key =
-  /// false) or a key (key = true). position: tokens from the segment's middle, any sign.
-  /// A `Cursor` remembers the coarse part of the angle between calls; one per thread.
+  /// Writes cosine[D/2] and sine[D/2] of one position, multiplied by the xPos factor of a query
+  /// (key = false) or a key (key = true). position: tokens from the segment's middle, any sign. A
+  /// `Cursor` remembers the coarse part of the angle between calls; use one per thread.
   struct Cursor {
     int64_t coarse = INT64_MIN;        // 4096 a
     std::vector<double> cosine, sine;  // [D/2] of 4096 a
