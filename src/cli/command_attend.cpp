@@ -1,7 +1,7 @@
-// longnet attend IN OUT --branch W:R ...: the dilated-attention operator on tensors of a file, so
-// that anyone can hold it against another framework. Runs under mpirun too: ranks split the
-// sequence, each reads its own tokens from the file, and rank 0 writes. It has no
-// projections and no model; positions enter by differences alone, so there is no offset to set.
+// longnet attend IN OUT --branch W:R ...: the dilated-attention operator on tensors of a file, for
+// comparison with other frameworks. Runs under mpirun too: ranks split the sequence, each reads its
+// own tokens from the file, and rank 0 writes. It has no projections and no model; positions enter
+// only by differences, so there is no offset to set.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -36,7 +36,7 @@ struct Arguments {
   double rope_base = 10000, xpos_scale_base = 512, scale = 0;
 };
 
-/// What the file holds, checked: shapes and the tensors that are there.
+/// The checked content of the input file: shapes, and which tensors it has.
 struct Problem {
   int64_t batch = 0, tokens = 0, heads = 0, head_dim = 0;
   std::vector<Branch> branches;
@@ -167,7 +167,7 @@ std::vector<float> read_shard(const SafetensorsFile& file, const std::string& na
   return values;
 }
 
-/// The same of an I64 [B, N] tensor.
+/// This rank's values of an I64 [B, N] tensor.
 std::vector<int64_t> read_limits(const SafetensorsFile& file, const std::string& name,
                                  const Problem& p, const SequencePlan& plan) {
   std::vector<int64_t> values;

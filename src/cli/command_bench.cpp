@@ -1,5 +1,5 @@
-// longnet bench attention|step|collectives: measurements as JSON, each beside a limit of the same
-// run.
+// longnet bench attention|step|collectives: measurements as JSON, each beside a limit measured in
+// the same run.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -39,7 +39,7 @@ std::string processor() {
   return "unknown";
 }
 
-/// What every report says first.
+/// First fields of every report.
 Json header(const std::string& name, int ranks) {
   return {{"benchmark", name},
           {"command", command_line()},
@@ -127,7 +127,7 @@ Json timing(const AttentionBenchTiming& t, bool gpu) {
   return json;
 }
 
-/// What the report of a case says whether it could be measured or not.
+/// Fields of a case's report, whether or not it could be measured.
 Json case_header(const AttentionArguments& arguments, const AttentionCase& c, Context& context,
                  const AttentionBenchOptions& o) {
   Json json = header("attention", 1);

@@ -46,7 +46,7 @@ nlohmann::ordered_json to_json(const PlanReport& r) {
   return json;
 }
 
-/// "953 local, 2 over 2 ranks": a branch's segments as the rank looked at has them.
+/// "953 local, 2 over 2 ranks": the segments of a branch on the reported rank.
 std::string segments_text(const BranchPlan& branch) {
   std::vector<std::string> parts;
   if (branch.local_segments > 0) parts.push_back(fmt::format("{} local", branch.local_segments));

@@ -40,7 +40,7 @@ void print_error(int rank, int ranks, std::string message) {
   std::fflush(stderr);
 }
 
-/// --help and --version: results like others, so a failure to write them is one as well.
+/// Prints --help or --version; failing to write them is an error, as for other results.
 int print_help(const CLI::App& app, const CLI::ParseError& error) {
   std::ostringstream text, nothing;
   app.exit(error, text, nothing);

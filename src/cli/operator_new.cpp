@@ -1,5 +1,5 @@
-// operator new of the program: the standard one, but a failure leaves word of how much was wanted.
-// The other forms of the standard library ([], nothrow) call this one; delete is free().
+// operator new of the program: the standard one, but a failure records the size of the request. The
+// other forms of the standard library ([], nothrow) call this one; delete is free().
 #include <cstdlib>
 #include <new>
 

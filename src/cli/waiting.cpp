@@ -35,8 +35,8 @@ std::string file_of_code() {
   return "";
 }
 
-/// The program's own file; empty if it cannot be told, is no longer there, or is not what runs: a
-/// program may be started by a loader (ld.so PROGRAM) or inside a tool.
+/// The program's own file. Empty if it is unknown, no longer exists, or is not what runs: a loader
+/// (ld.so PROGRAM) or a tool may have started the program.
 std::string own_file() {
   char path[PATH_MAX];
   const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);

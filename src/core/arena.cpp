@@ -92,7 +92,7 @@ void Arena::reserve(int64_t bytes) {
 
 void* Arena::allocate_bytes(int64_t bytes) {
   LN_CHECK(bytes >= 0, "arena {}: {} bytes", purpose_, bytes);
-  // An empty tensor still gets an address: null means "not given".
+  // An empty tensor still gets an address, because null means "not set".
   const int64_t padded = (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
   void* block = nullptr;
   if (counting_) {

@@ -1,6 +1,5 @@
-// What a Config may hold: one key's value on its own, and the rules between keys. Every rule that
-// needs neither the data nor the number of ranks stands here; none depends on where a value came
-// from.
+// Rules of a Config: of each key's value by itself, and between keys. All rules that need neither
+// the data nor the number of ranks are here; none depends on where a value came from.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -30,7 +29,7 @@ std::optional<std::string> number_problem(const Key& key, double value, const st
   return fmt::format("{} is out of range; allowed: {}", shown, key.allowed());
 }
 
-/// Words that are asked for and not there, with the reason.
+/// Why a word is refused that users ask for and that is not supported.
 std::optional<std::string> word_refusal(const Key& key, const std::string& word) {
   const auto is = [&](std::initializer_list<const char*> names) {
     return std::any_of(names.begin(), names.end(),
@@ -105,7 +104,7 @@ std::optional<std::string> text_problem(const Key& key, const std::string& text)
                      near.empty() ? "" : fmt::format("; did you mean {}?", near));
 }
 
-/// The heads nearest to `wanted` that divide dim into head dimensions the kernels take.
+/// The numbers of heads nearest to `wanted` that divide dim into supported head dimensions.
 std::vector<int64_t> working_heads(int64_t dim, int64_t wanted, bool even) {
   std::vector<int64_t> found;
   for (int64_t head_dim = kMinHeadDim; head_dim <= kMaxHeadDim; ++head_dim)
@@ -118,7 +117,7 @@ std::vector<int64_t> working_heads(int64_t dim, int64_t wanted, bool even) {
   return found;
 }
 
-/// The dims nearest to `wanted`, below and above, that `heads` divides so.
+/// The dims nearest to `wanted`, below and above, that `heads` divides into such dimensions.
 std::vector<int64_t> working_dims(int64_t heads, int64_t wanted, bool even) {
   const int64_t step = even ? 2 * heads : heads;
   const int64_t least = (kMinHeadDim * heads + step - 1) / step * step;

@@ -1,7 +1,7 @@
 // YAML text and "section.key=value" words -> Config. Every message begins with the place: file:line
-// of the key, or the word. Numbers: decimal only; an integer may be written 1e6 if it is whole; no
-// suffixes (32K), no underscores, no hexadecimal. Words give texts as they are, without YAML
-// quotes. Paths are expanded here (path.h), so a Config holds what the system takes.
+// of the key, or the word. Numbers are decimal; an integer may be written 1e6 if it is whole;
+// suffixes (32K), underscores and hexadecimal are refused. Values of words are taken literally,
+// without YAML quotes. Paths are expanded here (path.h), so a Config holds final paths.
 #include <fmt/format.h>
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
@@ -74,7 +74,7 @@ const char* kind_of(const YAML::Node& node) {
   return "a single value";
 }
 
-/// Writes a text that stands for a whole value.
+/// Sets a key from the text of a whole value.
 void set_scalar(const Key& key, const Slot& slot, const std::string& text) {
   if (const auto* v = std::get_if<int64_t*>(&slot)) {
     **v = parse_integer(text, key.allowed());

@@ -1,9 +1,9 @@
 // device_runtime.h over the CUDA runtime. Twin: device_runtime_cuda_stub.cpp.
 //
-// The runtime library finds the driver by itself when first asked, so a program that links this
-// starts on a machine without a driver and is told so by availability(). The driver's library is
-// never linked. Beyond availability() this source has only been compiled and linked where there was
-// no GPU.
+// The runtime library looks for the driver at its first call, so a program that links it also
+// starts on a machine without a driver; availability() then gives the reason. The driver's library
+// is not linked. This source has been compiled and linked on machines without a GPU; only
+// availability() has run.
 #include <nvtx3/nvToolsExt.h>
 #include <unistd.h>
 

@@ -30,11 +30,11 @@ spdlog::level::level_enum level_of(const std::string& level) {
 /// Makes the file, and its folder, with the first line.
 class FileSink : public spdlog::sinks::base_sink<std::mutex> {
  public:
-  /// speaks: says on standard error when lines are lost.
+  /// speaks: reports lost lines on standard error.
   FileSink(std::string path, bool held, bool speaks)
       : file_(std::move(path)), held_(held), speaks_(speaks) {}
 
-  /// Throws Error if the file cannot be written; a held one only if it is there already.
+  /// Throws Error if the file cannot be written; a held file is checked only if it exists.
   void check() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (held_ && !std::filesystem::exists(file_.path())) return;

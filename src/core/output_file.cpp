@@ -1,6 +1,6 @@
 // See output_file.h. The lock belongs to the open file, so it ends with the process, however that
-// ends. A remover may take a new temporary in the moment before its writer has locked it: the
-// writer sees that its file has no name any more and makes another.
+// ends. A remover may delete a new temporary file before its writer has locked it; the writer then
+// sees that its file has no name any longer and creates another.
 #include "core/output_file.h"
 
 #include <fcntl.h>

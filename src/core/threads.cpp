@@ -13,8 +13,8 @@
 namespace longnet {
 namespace {
 
-/// What a region that asks for `wanted` gets on this thread. Asked once for every number: the
-/// answer depends on limits that hold for the whole life of the process.
+/// Threads that a region asking for `wanted` gets on this thread. Measured once for every number:
+/// the answer depends on limits that hold for the whole life of the process.
 int largest_team(int wanted) {
   static thread_local int asked = 0, got = 0;
   if (wanted == asked) return got;

@@ -1,5 +1,5 @@
-// See upload_ring.h. Memory grows by blocks as long as uploads find no free place and the limit
-// allows it, so that small models hold little and the first steps settle it.
+// See upload_ring.h. Memory grows in blocks while uploads find no free slot and the limit allows
+// it, so small models hold little and the size settles in the first steps.
 #include "core/upload_ring.h"
 
 #include <algorithm>

@@ -1,6 +1,5 @@
-// See cache.h. The name of a cache file carries a hash of what it was made from: absolute paths,
-// sizes and times of the sources. Two processes may make the same file at once; the later one
-// stays.
+// See cache.h. The name of a cache file contains a hash of its sources: absolute paths, sizes and
+// times. Two processes may make the same file at once; the later one stays.
 #include "data/cache.h"
 
 #include <sys/stat.h>
@@ -53,7 +52,7 @@ std::string identity(const std::string& path) {
                      info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
 }
 
-/// True if the file is what its manifest says.
+/// True if the file matches its manifest.
 bool is_intact(const std::string& cached) {
   std::error_code error;
   if (!fs::exists(cached, error) || !fs::exists(cached + ".json", error)) return false;
@@ -95,7 +94,7 @@ class GzipReader {
   explicit GzipReader(const std::string& path) : file_(path), input_(kPieceBytes) {
     if (file_.size() == 0)
       throw Error("{}: holds 0 bytes, so it is no gzip file; fetch it again", path);
-    // 16: gzip's header and checksum are wanted and compared.
+    // 16: zlib reads gzip's header and verifies its checksum.
     LN_CHECK(inflateInit2(&stream_, MAX_WBITS + 16) == Z_OK, "zlib cannot start");
   }
   ~GzipReader() { inflateEnd(&stream_); }

@@ -167,7 +167,7 @@ std::vector<std::string> glob_matches(const std::string& pattern, const std::str
   return found;
 }
 
-/// The remedy for a path that is not there, from what is there.
+/// The remedy for a path that does not exist, derived from what does.
 std::string missing_remedy(const std::string& entry) {
   for (const char* made : {"gcide.txt:gcide", "enwik8:enwik8", "linux_train.txt:linux_source",
                            "linux_validation.txt:linux_source"}) {
@@ -243,7 +243,8 @@ void refuse_foreign(const std::string& path, std::string_view start) {
         path);
 }
 
-/// Checks an llm.c header of a file of `size` bytes; `magic_width`: what its first number says.
+/// Checks an llm.c header of a file of `size` bytes; magic_width: width according to its first
+/// number.
 Format llmc_format(const std::string& path, const int32_t* header, int64_t size, int magic_width,
                    const DataConfig& config) {
   const Format format{magic_width, kHeaderBytes};

@@ -1,7 +1,7 @@
 // The transport of `longnet plan`: behaves like rank p of P of a job that does not exist.
 //
-// It counts the bytes that the mpi transport would send, by the same functions, and touches no
-// buffer: the addresses may belong to no memory. Sums and maxima stay this rank's own values.
+// It counts the bytes that the mpi transport would send, with the same functions, and touches no
+// buffer: addresses need not point to memory. Sums and maxima stay this rank's own values.
 #include "dist/communicator.h"
 
 namespace longnet {

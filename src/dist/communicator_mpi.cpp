@@ -1,14 +1,13 @@
-// The MPI transport (CPU) and MPI's life time.
+// The MPI transport (CPU) and MPI's lifetime.
 //
 // A non-blocking collective is a group of Isend and Irecv, direct from every rank to every other:
-//   all-gather      each rank sends its chunk to the others, empty chunks send nothing;
+//   all-gather      each rank sends its chunk to the others; empty chunks send nothing;
 //   reduce-scatter  each rank sends chunk m to rank m, which adds the staged chunks in rank order
-//   in
-//                   float32, so the sum has the same bits in every run;
-//   all-reduce      the first on size blocks, then the second: the same bits on every rank, too.
-// MPI moves data only inside its calls, and the second phase of an all-reduce must be posted by
-// somebody. So all communicators share one engine, and any wait moves everything on: a rank that
-// waits in one group never holds up another. It does not know GPU memory, and is not thread-safe.
+//                   in float32, so the sum has the same bits in every run;
+//   all-reduce      a reduce-scatter of `size` blocks, then an all-gather: equal bits on all ranks.
+// MPI moves data only inside its calls, and the second phase of an all-reduce must be posted later.
+// So all communicators share one engine, and any wait advances everything: a rank that waits in one
+// group never delays another. It does not support GPU memory and is not thread-safe.
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -300,7 +299,7 @@ class Engine {
     add_in_rank_order(values, o.parts, own);
   }
 
-  /// Completes the current phase if all its messages have arrived, and goes on to the next.
+  /// Completes the current phase if all its messages have arrived, and starts the next.
   void advance(Operation& o) {
     while (!o.done) {
       if (!messages_arrived(o)) return;
@@ -398,8 +397,8 @@ Request start_gather(Group& group, void* buffer, std::span<const int64_t> begin_
   return engine().start(o);
 }
 
-/// Waits for an operation on `buffer`, a vector or string. If that throws, the memory is not given
-/// back: messages may still arrive.
+/// Waits for an operation on `buffer`, a vector or string. If the wait throws, the memory is leaked
+/// on purpose: messages may still arrive.
 template <typename Buffer>
 void wait_for(Request request, Buffer& buffer) {
   try {
@@ -417,9 +416,9 @@ std::vector<int64_t> equal_chunks(int size, int64_t bytes) {
   return begin;
 }
 
-/// Waits until all members have come here. Every rank hears of every other one directly and can
-/// name those that are missing, as MPI's own barrier cannot: it also stands before calls of MPI
-/// that block, which then find all ranks there.
+/// Barrier of all members. Every rank hears from every other one directly and can name the missing
+/// ones, which MPI's own barrier cannot. It also precedes blocking calls of MPI, which then find all
+/// ranks ready.
 void meet(Group& group, const char* name) {
   std::vector<char> here(group.size);
   wait_for(start_gather(group, here.data(), equal_chunks(group.size, 1), name), here);
@@ -627,7 +626,7 @@ class MpiCommunicator final : public Communicator {
 
 namespace {
 
-/// Under another MPI's mpirun every rank would be a job of its own: all would train, into one
+/// Under another MPI's mpirun every rank would be a separate job, and all would train into one
 /// folder.
 void check_launcher() {
   int size = 0;
@@ -648,7 +647,8 @@ void check_launcher() {
   }
 }
 
-/// What the launcher (Open MPI's, or a PMI one) says before MPI does; `otherwise` without one.
+/// A number that the launcher (Open MPI's, or a PMI one) sets before MPI starts; `otherwise` if
+/// unset.
 int launched(std::initializer_list<const char*> names, int otherwise) {
   for (const char* name : names)
     if (const char* text = std::getenv(name)) return std::max(0, std::atoi(text));

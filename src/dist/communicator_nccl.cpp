@@ -368,7 +368,7 @@ class NcclCommunicator final : public Communicator {
       fail(std::current_exception());
     }
   }
-  /// Throws what NCCL has found by itself, with the operation that it must have met.
+  /// Throws an error that NCCL itself has detected, with the operation it must have hit.
   void check() const {
     if (comm_ == nullptr) return;
     ncclResult_t state = ncclSuccess;

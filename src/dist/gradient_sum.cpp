@@ -1,10 +1,10 @@
 // Sums of the flat gradient buffer over all ranks. See mesh.h.
 //
-// In host memory at most kOutstanding buckets are under way: their staging, not the gradients' size,
-// bounds the memory. Later buckets wait in a queue, which is the same on all ranks, in order. On a
-// GPU every bucket is started when it is ready, behind the kernels that wrote it and in the order of
-// the transport's stream, which lets all of them share one staging. With shards a bucket is a
-// reduce-scatter whose chunks are what each rank owns of it, most of them empty.
+// In host memory at most kOutstanding buckets are in progress, so their staging, not the size of
+// the gradients, bounds the memory. Later buckets wait in a queue, which has the same order on all
+// ranks. On a GPU every bucket starts as soon as it is ready, behind the kernels that wrote it and
+// in the order of the transport's stream, so all of them can share one staging. With shards a
+// bucket is a reduce-scatter whose chunks are the parts that each rank owns, most of them empty.
 #include <algorithm>
 #include <deque>
 #include <exception>
@@ -54,8 +54,8 @@ struct GradientSum::Impl {
     chunks_.resize(shards_.size());
     arena_ = std::make_unique<Arena>("gradient staging", world_->transport() == "counting",
                                      gradients.device);
-    staging_ = static_cast<float*>(arena_->allocate_bytes(
-        static_cast<int64_t>(slots_ * sizeof(float)) * slot_elements_));
+    staging_ = static_cast<float*>(
+        arena_->allocate_bytes(static_cast<int64_t>(slots_ * sizeof(float)) * slot_elements_));
   }
 
   ~Impl() {

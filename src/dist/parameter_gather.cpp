@@ -1,8 +1,8 @@
-// Shards of the flat buffers: who owns what, and the gather of updated parameters. See mesh.h.
+// Shards of the flat buffers: ownership, and the gather of updated parameters. See mesh.h.
 //
 // Piece k of a rank is the k-th bucket of its own range. All ranks start piece k of rank 0, of rank
-// 1, ... and then piece k + 1: one order, in which the sources take turns, so that no link carries
-// one rank's whole range while the others are idle. A piece is an all-gather with one chunk.
+// 1, ... and then piece k + 1: in this one order the senders alternate, so no link carries one
+// rank's whole range while the others are idle. A piece is an all-gather with one chunk.
 #include <algorithm>
 
 #include "dist/mesh.h"

@@ -58,8 +58,9 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
   workspace_ = workspace.allocate_bytes(workspace_bytes);
 }
 
-/// The local segments of the next branch. On a counting CPU one of each kind stands for all, so
-/// that a plan costs the same for any number of segments; a GPU's scratch depends on all of them.
+/// Lists the local segments of the next branch. On a counting CPU one of each kind represents all,
+/// so that the cost of a plan does not depend on their number; a GPU's scratch depends on all of
+/// them.
 void DilatedAttentionOperator::list_local(int branch) {
   if (!context_.counting() || context_.on_gpu()) {
     local_tasks_.push_back(local_segment_tasks(plan_, branch, {}, {}, {}, {}));

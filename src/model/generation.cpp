@@ -1,5 +1,5 @@
-// See generation.h. Decoding runs the very LongNet of training on one token, with an attention
-// operator that appends the token's key and value to the caches and attends to them.
+// See generation.h. Decoding runs the LongNet of training on one token, with an attention operator
+// that appends the token's key and value to the caches and attends to them.
 #include "model/generation.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@
 namespace longnet {
 namespace {
 
-/// Longest distance in tokens that xPos factors stand (see check_config).
+/// Longest distance in tokens for which xPos factors stay finite (see check_config).
 constexpr int64_t kXposReach = 49152;
 
 /// Kept keys (rotated) and values of one layer and branch: the rows of the current segment, per

@@ -1,4 +1,4 @@
-// See longnet.h and docs/walkthrough.md. The residual additions ride on the norms after them.
+// See longnet.h and docs/walkthrough.md. Each norm also does the residual addition before it.
 #include "model/longnet.h"
 
 #include <algorithm>
@@ -182,7 +182,7 @@ void LongNet::place_shared_buffers(bool training, Arena& activations) {
   const int64_t c = config_.dim;
   if (training) grad_qkv_ = activations.allocate(DType::kF32, {rows_, 3 * c});
   int64_t used = 0;
-  // What no longer fits gets memory of its own: the last one where all are f32.
+  // Tensors that no longer fit get memory of their own: the last one if all are f32.
   const auto take = [&](DType dtype) {
     TensorView view(nullptr, dtype, {rows_, c}, activations.device());
     if (!training || used + view.bytes() > grad_qkv_.bytes())

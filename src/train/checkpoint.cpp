@@ -81,8 +81,8 @@ void sync_path(const std::string& path) {
   close(file);
 }
 
-/// A file that cannot be there is told apart from one that cannot be looked at. wanted: S_IFDIR,
-/// S_IFREG; name: for the message.
+/// Distinguishes a path that does not exist from one that cannot be accessed. wanted: S_IFDIR,
+/// S_IFREG; missing: the text of the message.
 void check_kind(const std::string& path, mode_t wanted, const char* missing) {
   struct stat info {};
   if (stat(path.c_str(), &info) != 0) {
@@ -142,7 +142,7 @@ std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, cons
   return tensors;
 }
 
-/// Of everything that state.json says, but for this checksum itself.
+/// Checksum of everything in state.json except this field.
 uint32_t state_checksum(Json json) {
   json.erase("crc32");
   // Keys in alphabetical order, so one text per content.
@@ -344,7 +344,8 @@ void write_files(const std::string& folder, const Config& config, const Paramete
   check_file(folder + "/" + kStateFile, state_written, true);
 }
 
-/// Gives a finished folder its name. One of that name (a step that is saved again) goes only then.
+/// Renames a finished folder. An existing one of that name (the step is saved again) is removed
+/// last.
 void put_in_place(const std::string& temporary, const std::string& path) {
   const auto [folder, name] = split_path(path);
   const std::string hidden = folder + "/.old-" + name;

@@ -1,4 +1,4 @@
-// See checkpoint_saver.h. Rank 0 alone writes, so it alone knows of a failure: one number tells the
+// See checkpoint_saver.h. Only rank 0 writes, so only it sees a failure; one number informs the
 // others.
 #include "train/checkpoint_saver.h"
 

@@ -86,7 +86,7 @@ void Learner::reserve_memory() {
   workspace_arena_.reserve(twin.workspace_arena_.bytes());
 }
 
-/// Everything is asked for at once, so that one line says what does not fit.
+/// Compares all requests at once, so that one line names everything that does not fit.
 void Learner::check_room(const Learner& twin) const {
   std::string table;
   int64_t wanted = 0;

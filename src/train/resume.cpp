@@ -158,7 +158,7 @@ TrainingState continued_state(const Checkpoint& checkpoint, const Config& config
   if (known && !same)
     spdlog::warn("changed since the checkpoint: content of data.train: hash {} -> {}", was.hash,
                  is.hash);
-  // Shorter than the place that was reached: not the same data, whatever the settings say.
+  // Data shorter than the place reached are not the same data, whatever the settings.
   const bool anew = (known && !same) || order_changed(checkpoint.config, config, same) ||
                     state.data.next_sample >= data.samples();
   if (anew) {

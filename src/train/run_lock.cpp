@@ -51,8 +51,8 @@ std::string boot_id() {
   return text;
 }
 
-/// When a process started, in the kernel's ticks, which tells it from a later one with its number;
-/// empty: there is no such process.
+/// Start time of a process in kernel ticks, which distinguishes it from a later process with the
+/// same number; empty: no such process.
 std::string process_start(int64_t process) {
   std::ifstream file(fmt::format("/proc/{}/stat", process));
   std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
@@ -69,7 +69,7 @@ std::string new_token() {
   return fmt::format("{:08x}{:08x}", device(), device());
 }
 
-/// What a lock file says.
+/// The content of a lock file.
 struct Holder {
   std::string host, boot, start, since, token;
   int64_t process = 0;
@@ -126,8 +126,8 @@ struct FileTime {
   }
 };
 
-/// Last touch of the file now; opened anew, because a network file system shows other machines'
-/// changes to those who open.
+/// Time of the file's last touch; it is opened anew, because a network file system shows changes of
+/// other machines only on opening.
 std::optional<FileTime> last_touch(const std::string& path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) return std::nullopt;

@@ -1,5 +1,5 @@
-// See sharded_moments.h. Every transfer is announced by a command {task, which, begin, count} from
-// rank 0, so that an error of rank 0's between two transfers leaves nobody waiting.
+// See sharded_moments.h. Rank 0 announces every transfer with a command {task, which, begin,
+// count}, so an error on rank 0 between two transfers leaves no rank waiting.
 #include "train/sharded_moments.h"
 
 #include <algorithm>

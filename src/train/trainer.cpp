@@ -1,4 +1,4 @@
-// See trainer.h. run() is the loop; what one step does is Learner::train_step.
+// See trainer.h. run() is the loop; Learner::train_step is one step.
 #include "train/trainer.h"
 
 #include <algorithm>
@@ -64,7 +64,7 @@ LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& confi
     const LossSum part = learner.evaluate(read_micro_batch(dataset, learner.plan(), mine));
     total.nats += part.nats;
     total.targets += part.targets;
-    // The same bits on every rank, so all throw.
+    // The sum has the same bits on every rank, so all ranks throw.
     if (!std::isfinite(total.nats))
       throw NonFiniteError(
           "evaluation: the loss is {} on sequences {} to {}: these weights cannot be used; take an "
@@ -181,7 +181,8 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   train_data = open_dataset(*mesh.world, config, Split::kTrain);
   if (config.train.evaluate_every > 0)
     validation_data = open_dataset(*mesh.world, config, Split::kValidation);
-  // Before the model takes its memory. All ranks measure at once: each its share of a common host.
+  // Measured before the model allocates memory, on all ranks at once: each measures its share of a
+  // host.
   mesh.world->barrier();
   std::array<double, 1> gflops{
       measure_machine(context, 0.3, float_type(config.run.dtype)).matmul_gflops};

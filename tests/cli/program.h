@@ -32,7 +32,7 @@ class Program {
     return finish(start(arguments, ranks));
   }
 
-  /// The same on one rank after a shell command such as "ulimit -v 700000".
+  /// Runs the program on one rank after a shell command such as "ulimit -v 700000".
   Outcome run_limited(const std::string& arguments, const std::string& before) const {
     return finish(start(arguments, 1, before + " && "));
   }

@@ -115,7 +115,7 @@ void check_case(const Definition& d) {
     }
     const std::vector<GatheredSegment> gathered = plan.gathered_segments(0);
     ASSERT_LE(gathered.size(), 2u);
-    // The same parity would put this rank into one communicator twice.
+    // Two segments of equal parity would put this rank into one communicator twice.
     if (gathered.size() == 2) {
       ASSERT_EQ(gathered[0].number + 1, gathered[1].number);
     }

@@ -421,7 +421,7 @@ TEST(Attention, PackedBf16RowsAreRoundedOnce) {
     const int64_t n = batch * tokens * heads * head_dim;
     std::vector<Values> packed[2];
     for (const bool low : {false, true}) {
-      // The same numbers both times: what bf16 holds.
+      // Both runs use equal numbers: values that bf16 represents exactly.
       const auto make = [&](uint64_t seed) {
         const test::Floats rounded(DType::kBF16, random_values(n, seed));
         return test::Floats(low ? DType::kBF16 : DType::kF32, rounded.floats());
@@ -686,7 +686,7 @@ TEST(Attention, FarTokensGiveTheSame) {
 }
 
 TEST(Attention, OriginDoesNotMatter) {
-  // The same rows, positions measured from far away: RoPE angles must stay exact.
+  // Identical rows with positions measured from far away: RoPE angles must stay exact.
   const int64_t n = 60, h = 2, d = 32;
   Values q = random_values(n * h * d, 1), k = random_values(n * h * d, 2),
          v = random_values(n * h * d, 3);

@@ -386,7 +386,7 @@ TEST(Model, VectorsInPlaceOfTokens) {
   split_tokens(random_tokens(n + 1, config.vocab_size, 6), 1, 0, n, tokens, targets);
   const CrossEntropyResult by_token = rank.run(tokens, targets, 1.0 / n);
   const std::vector<float> token_gradients = rank.gradients;
-  // The same vectors, given directly; their gradient scattered is the embedding's.
+  // Passes the embedded vectors directly; their scattered gradient must be the embedding's.
   const TensorView table = layout.view(flat_view(rank.parameters), "embed_tokens.weight");
   std::vector<float> vectors, grad_vectors(n * config.dim);
   for (int64_t t : tokens)

@@ -1,5 +1,5 @@
-// Dispatcher of attention: checks arguments, counts FLOPs, and runs the twin of the device; on a
-// GPU the one that Context::attention() names, or the first that takes the call.
+// Dispatcher of attention: checks arguments, counts FLOPs, and runs the device's twin; on a GPU the
+// one that Context::attention() forces, or the first that supports the call.
 #include "kernels/attention/attention.h"
 
 #include <spdlog/spdlog.h>
@@ -32,7 +32,7 @@ void check_shape(const char* name, const TensorView& x, DType dtype,
            name);
 }
 
-/// The same for tensors that may be f32 or bf16.
+/// As check_shape(), for tensors that may be f32 or bf16.
 void check_float_shape(const char* name, const TensorView& x,
                        std::initializer_list<int64_t> shape) {
   check_shape(name, x, x.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32, shape);
@@ -274,7 +274,7 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   if (tensors.out.defined()) check_shape("out", tensors.out, DType::kF32, rows);
   check_options(options, shape);
   const double pairs = check_segments(tensors.segments, options, shape, true);
-  // Four products of the gradients; q k^T, which every twin computes again, is no progress.
+  // Counts the four products of the gradients; q k^T, which every twin recomputes, is not progress.
   context.work().attention_flops += 8.0 * static_cast<double>(shape.head_dim) * pairs;
   if (context.counting() || pairs == 0) return;
   if (context.on_gpu())

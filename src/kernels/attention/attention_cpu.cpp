@@ -1,13 +1,13 @@
 // CPU twin of attention: divides the work among threads, packs rows, and runs the tiles of
 // attention_tile.h (compiled per instruction set) on them.
 //
-// Forward: a piece of work is (segment, sequence, head, run of query rows); it packs the keys in
-// chunks of about 128 Ki floats (rotated, [row, Dp]) and takes its queries through each chunk, 64
-// at a time. Backward: a piece is (segment, sequence, head); no two pieces touch the same gradient
-// row. Where these are too few for the threads, all threads share one piece: each takes every T-th
-// key chunk and sums its own part of dq, which are added in thread order. So results never depend
-// on timing. Memory: a few MB per thread from the workspace. Not done here: argument checks, FLOP
-// counts.
+// Forward: a piece of work is (segment, sequence, head, run of query rows). It packs the keys in
+// chunks of about 128 Ki floats (rotated, [row, Dp]) and runs its queries through each chunk, 64 at
+// a time. Backward: a piece is (segment, sequence, head); no two pieces touch the same gradient
+// row. If there are too few pieces for the threads, all threads share one piece: each takes every
+// T-th key chunk and sums its own part of dq; the parts are added in thread order. So results never
+// depend on timing. Memory: a few MB per thread from the workspace. Not done here: argument checks,
+// FLOP counts.
 #include "kernels/attention/attention_cpu.h"
 
 #include <omp.h>
@@ -311,7 +311,7 @@ class Piece {
     });
   }
 
-  /// rows [64, Dp] = queries i0 .., rotated, times factor; zero where there is none.
+  /// rows [64, Dp] = queries i0 .., rotated, times factor; rows without a query are zero.
   void pack_queries(float* rows, const TensorView& query, int64_t i0, int64_t count, float factor,
                     const Scratch& scratch, RotaryTable::Cursor& cursor) const {
     float buffer[kMaxHeadDim];
@@ -336,7 +336,7 @@ class Piece {
     for (int64_t i = i0; i < i1; ++i) prefetch_row(x, query_slot(i));
   }
 
-  /// The same for the tile after this one, while this one is computed: rows [i0, i1), 64 at most.
+  /// Rows to prefetch for the next tile while this one is computed: rows [i0, i1), at most 64.
   AheadRows ahead(const TensorView& query, const TensorView& out, int64_t i0, int64_t i1) const {
     const int64_t rows = std::min<int64_t>(i1 - i0, kTileQueries);
     if (rows <= 0) return {};
@@ -429,8 +429,8 @@ void forward_tile(const Piece& piece, const AttentionForward& tensors, float sca
   piece.pack_queries(scratch.query_rows, tensors.query, i0, count,
                      static_cast<float>(scale * kLog2E), scratch, cursor);
   functions.transpose(scratch.query_lanes, scratch.query_rows, kTileQueries, padded);
-  // The running (o, lse) is the state after keys whose weights sum to 2^(lse log2(e)): an integer
-  // peak and a sum in [1, 2) say that without losing digits of a large lse.
+  // The running (o, lse) is the state after keys whose weights sum to 2^(lse log2(e)). An integer
+  // peak and a sum in [1, 2) represent it without losing digits of a large lse.
   bool any = false;
   for (int64_t i = 0; i < kTileQueries; ++i) {
     scratch.peak[i] = -INFINITY;

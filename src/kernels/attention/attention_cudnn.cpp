@@ -1,7 +1,7 @@
 // cuDNN behind attention_cudnn.h; the only file that includes the frontend.
 //
-// Compiled and linked where there was no GPU. There, tests/gpu/cudnn_plans_test.cpp has the library
-// choose algorithms for described GPUs; nothing was computed.
+// It has been compiled and linked on machines without a GPU. There tests/gpu/cudnn_plans_test.cpp
+// has the library choose algorithms for described GPUs; nothing has been computed.
 #include "kernels/attention/attention_cudnn.h"
 
 #include <cudnn_frontend.h>
@@ -37,7 +37,7 @@ std::string failure(cudnnStatus_t status, const char* call) {
   return fmt::format("{} failed: {}", call, cudnnGetErrorString(status));
 }
 
-/// A graph that tells what the frontend itself wants of the workspace.
+/// A graph that reports the frontend's own share of the workspace.
 struct Graph : fe::graph::Graph {
   int64_t frontend_bytes() const { return get_fe_workspace_size_subtree(); }
 };
@@ -202,7 +202,7 @@ std::string refusal(const DescribedGpu& gpu, const sdpa::Shape& shape) {
 void run(Context& context, const sdpa::Shape& shape, const Operands& o) {
   Prepared& prepared = prepare(context, shape);
   LN_CHECK(prepared.refusal.empty(), "{}", prepared.refusal);
-  // The frontend's map wants pointers to non-const; it only reads what the graph only reads.
+  // The frontend's map takes pointers to non-const; it does not write what the graph only reads.
   std::unordered_map<int64_t, void*> pointers{{kQuery, const_cast<void*>(o.query)},
                                               {kKey, const_cast<void*>(o.key)},
                                               {kValue, const_cast<void*>(o.value)},

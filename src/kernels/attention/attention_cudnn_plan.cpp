@@ -53,7 +53,7 @@ std::vector<KeyPiece> slice(const Run& run, int64_t begin, int64_t end) {
   return pieces;
 }
 
-/// What a unit's addresses depend on, beside its segment: equal differences make a stride.
+/// What a unit's addresses depend on besides its segment: equal differences form a stride.
 struct Place {
   int64_t head = 0, query = 0, key = 0;  // slots on axis 1
   bool operator==(const Place&) const = default;
@@ -201,7 +201,7 @@ std::vector<Group> make_groups(std::span<const SegmentTask> segments, const Grou
                          [](const Unit& unit) { return unit.keys.size() == 1; });
     });
     if (options.in_place && one_piece) {
-      // The same runs in every segment make a grid.
+      // Segments with the same sequence of runs form a grid.
       using Signature = std::tuple<int64_t, std::tuple<int64_t, int64_t, int64_t>, size_t>;
       std::map<Signature, std::vector<Unit>> grids;
       for (const std::vector<Unit>& units : lists)

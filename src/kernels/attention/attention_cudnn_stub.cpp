@@ -1,4 +1,4 @@
-// attention_cudnn.h in a build without cuDNN: it says so and is never asked to run.
+// attention_cudnn.h in a build without cuDNN: reports that, and never runs anything.
 #include "kernels/attention/attention_cudnn.h"
 
 namespace longnet::cudnn {

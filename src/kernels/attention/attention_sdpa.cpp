@@ -23,7 +23,7 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 
 // --- 1. the workspace: descriptions first, then the operands of one group after the other
 
-// The tensors that kernels are told of: four of the queries, then four per KeySource.
+// The tensors that kernels access: four of the queries, then four per KeySource.
 enum QueryTensor { kQuery, kOut, kGradOut, kGradQuery, kQueryTensors };
 enum KeyTensor { kKey, kValue, kGradKey, kGradValue, kKeyTensors };
 
@@ -398,7 +398,7 @@ Outcome try_call(Context& context, const Inputs& in, const AttentionOptions& opt
   fewer.segments = taken;
   std::optional<Call> part;
   if (!whole && !taken.empty()) part.emplace(context, fewer, options);
-  // Fewer segments may be grouped anew, and the new groups refused.
+  // Fewer segments may form other groups, and the library may refuse those.
   if (!part || part->groups() == 0 || !part->refusal(refused).empty()) {
     outcome.rest.clear();
     outcome.refusal = reason;

@@ -1,4 +1,4 @@
-// The definition of cast.h, one thread: of the two bf16 neighbours of a number, the nearer. Twin:
+// The definition of cast.h, one thread: the nearer of the two bf16 neighbours of a number. Twin:
 // cast_cpu.cpp.
 #include <cmath>
 #include <limits>

@@ -1,5 +1,4 @@
-// CPU twin of fill: runs without gaps are as long as the strides allow, and are divided among
-// threads.
+// CPU twin of fill: contiguous runs, as long as the strides allow, are divided among threads.
 #include "kernels/fill/fill_cpu.h"
 
 #include <algorithm>

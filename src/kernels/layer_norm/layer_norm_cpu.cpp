@@ -75,7 +75,7 @@ LN_CLONES void row_backward(float* grad_x, float* grad_weight, float* grad_bias,
   apply_row(grad_x, grad_weight, grad_bias, grad_out, x, weight, mean, rstd, sum, dot, keep, width);
 }
 
-// The same in pieces of a row, for tensors that are not f32: each piece is widened in L1.
+// LayerNorm in pieces of a row, for tensors that are not f32: each piece is widened in L1.
 
 constexpr int64_t kPiece = 1024;
 

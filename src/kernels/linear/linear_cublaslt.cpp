@@ -1,9 +1,9 @@
 // cuBLASLt twin of linear.h: one descriptor set and one algorithm per shape, chosen once and kept.
 //
-// The library's heuristic chooses among algorithms that fit the scratch at hand and the alignment
-// of the rows; nothing is timed. f32 products use plain float32 (CUBLAS_COMPUTE_32F: no tf32),
-// bf16 products float32 sums; the bias is an epilogue. It waits for nothing. Where there is no GPU
-// tests/simt runs this source over a stand-in of the library.
+// The library's heuristic chooses among algorithms that fit the scratch and the alignment of the
+// rows; nothing is timed. f32 products use plain float32 (CUBLAS_COMPUTE_32F: no tf32), bf16
+// products float32 sums; the bias is an epilogue. Nothing waits. Without a GPU, tests/simt runs
+// this source over an emulation of the library.
 #include "kernels/linear/linear_cublaslt.h"
 
 #include <cublasLt.h>

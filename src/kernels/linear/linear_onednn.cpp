@@ -1,12 +1,13 @@
 // oneDNN twin of linear.h: three matmul primitives, created once per shape, strides and team.
 //
-// oneDNN divides a product among the threads that OpenMP reports when the primitive is created. A
-// smaller team at its execution leaves out the other threads' share without a word, so every
-// product is created and executed within one LibraryTeam.
-// Plain (unpacked) layouts: weights change every step, and rows of x and y may be views into wider
-// buffers. Sums are float32 inside oneDNN; the bias gradient is a column sum in a fixed order.
-// bf16 operands need a processor with AVX-512 BF16: elsewhere oneDNN has no primitive or a slow
-// one, so operands are widened, 256 rows of tokens at a time, and multiplied in float32.
+// oneDNN divides a product among the threads that OpenMP reports when the primitive is created. If
+// the team is smaller at execution, the other threads' share is silently left out, so every product
+// is created and executed within one LibraryTeam.
+//
+// Plain (unpacked) layouts: weights change every step, and rows of x and y may be views of wider
+// buffers. Sums are float32 inside oneDNN; the bias gradient is a column sum in a fixed order. bf16
+// operands need a processor with AVX-512 BF16: elsewhere oneDNN has no primitive or a slow one, so
+// operands are widened, 256 token rows at a time, and multiplied in float32.
 #include "kernels/linear/linear_onednn.h"
 
 #include <algorithm>
@@ -103,7 +104,7 @@ void run(const LibraryTeam& team, const Product& p, const void* a, const void* b
   stream.wait();
 }
 
-/// Distance between rows; a matrix of one row may carry any stride, oneDNN wants a sensible one.
+/// Distance between rows. A matrix of one row may carry any stride; oneDNN needs a valid one.
 int64_t row_stride(const TensorView& view) {
   return view.shape[0] <= 1 ? std::max<int64_t>(view.shape[1], 1) : view.stride[0];
 }
@@ -127,7 +128,7 @@ bool runs_as_is(const Context& context, const TensorView& in, const TensorView& 
 
 constexpr int64_t kWidenedRows = 256;  // a block of 256 x 4096 widened floats takes 4 MiB
 
-/// Float32 copies for machines without bf16 products; grows to the largest asked for.
+/// Float32 copies for machines without bf16 products; grows to the largest size requested.
 class Widened {
  public:
   /// Rows [begin, begin + count) of a matrix, widened if they are bf16.
@@ -186,8 +187,8 @@ void multiply_backward_weight(const LibraryTeam& team, const TensorView& grad_we
       grad_out.data, x.data, nullptr, grad_weight.data);
 }
 
-/// Widens weight and, block by block, the rows of out and x, and calls
-/// multiply(out, x, weight, rows) in float32 on each.
+/// Widens weight and, block by block, the rows of out and x, and calls multiply(out, x, weight,
+/// rows) in float32 on each block.
 template <typename Multiply>
 void in_widened_blocks(const TensorView& out, const TensorView& x, const TensorView& weight,
                        bool reads_out, Multiply multiply) {

@@ -1,5 +1,5 @@
-// Dispatcher of optimizer.h: checks, the numbers of an update, then the twin of the device; and the
-// arithmetic of terms, which is the host's.
+// Dispatcher of optimizer.h: checks, the constants of an update, then the device's twin; and the
+// arithmetic of terms, which runs on the host.
 #include "kernels/optimizer/optimizer.h"
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // See random.h. Philox4x32-10 as published (Salmon et al., SC'11, section 3.3).
 //
-// For a GPU the host makes the numbers piece by piece and copies them: the same bits as on the CPU
-// (log and cos of the device differ in the last digit), and it happens once a run. Every thread
-// makes some 20 million a second: 1e9 parameters take 3 seconds on 16 cores.
+// For a GPU the host generates the numbers piece by piece and copies them: the bits are those of
+// the CPU (log and cos of the device differ in the last digit), and it happens once per run. A
+// thread generates about 20 million per second: 1e9 parameters take 3 seconds on 16 cores.
 #include "kernels/random/random.h"
 
 #include <algorithm>
