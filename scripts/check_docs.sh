@@ -1,19 +1,27 @@
 #!/usr/bin/env bash
-# Holds README.md and docs/*.md against the tree they describe.
+# Compares the Markdown files with the tree they describe.
 #   scripts/check_docs.sh [ROOT]     default: the project this script is in
-# Fails, with file and line, where a relative link names no file or no heading of a Markdown file, or
-# where a code block after a line <!-- quote: PATH --> is not in that file: its lines must stand there
-# one after the other (indentation aside), and a line "..." in the block skips some. External links are
-# not followed.
+# Fails, with file and line, for each of these:
+# - a relative link names no file, or no heading of a Markdown file;
+# - a path in backquotes, such as `src/core/log.h`, names no file or folder (* and ? are allowed);
+# - a code block after a line <!-- quote: PATH --> is not in that file. Its lines must follow each other there
+#   (indentation aside); a line "..." in the block skips some;
+# - a comment under src/ names a file of src/, docs/ or tests/ that does not exist;
+# - docs/figures/X.svg differs from the output of docs/figures/make_X.py.
+# External links are not followed.
 set -euo pipefail
+shopt -s nullglob
 cd "${1:-$(dirname "$0")/..}"
-exec python3 - README.md docs/*.md <<'PYTHON'
+exec python3 - *.md docs/*.md docker/*.md <<'PYTHON'
+import glob
 import os
 import re
+import subprocess
 import sys
 
 problems = []
-links = quotes = 0
+links = quotes = paths = figures = 0
+FOLDERS = 'src|tests|scripts|docs|configs|bench|cmake|docker|examples'
 
 
 def fence_of(line):
@@ -113,9 +121,54 @@ def check_quote(path, number, source, block):
             return
 
 
+def exists(path, near=''):
+    """Whether a path is in the tree: from its root, from src/ as includes are, or next to the file that names it."""
+    return any(glob.glob(os.path.join(base, path)) for base in ('', 'src', near))
+
+
+def check_path(path, number, word):
+    global paths
+    if re.match(rf'(?:{FOLDERS})/[^<>{{}}]*$', word):
+        paths += 1
+        if not exists(word.rstrip('.,:;')):
+            problems.append(f'{path}:{number}: `{word}` does not exist')
+
+
+def check_comments():
+    """Paths of files in the comments of sources."""
+    global paths
+    for folder, _, names in os.walk('src'):
+        for path in (os.path.join(folder, name) for name in names if re.search(r'\.(h|inc|cpp|cu)$', name)):
+            with open(path, encoding='utf-8') as file:
+                for number, line in enumerate(file, 1):
+                    comment = line.partition('//')[2]
+                    for word in re.findall(r'(?<![\w/.*-])(?:[a-z_0-9]+/)+\w+\.(?:h|inc|cpp|cu|md|sh|py|txt)\b', comment):
+                        paths += 1
+                        if not exists(word, folder):
+                            problems.append(f'{path}:{number}: {word} does not exist')
+
+
+def check_figures():
+    global figures
+    for picture in sorted(glob.glob('docs/figures/*.svg')):
+        script = os.path.join('docs/figures', 'make_' + os.path.basename(picture)[:-len('.svg')] + '.py')
+        figures += 1
+        if not os.path.isfile(script):
+            problems.append(f'{picture}: there is no {script}')
+            continue
+        made = subprocess.run([sys.executable, script], capture_output=True, check=True).stdout
+        with open(picture, 'rb') as file:
+            if file.read() != made:
+                problems.append(f'{picture}: differs from the output of {script}; run {script} > {picture}')
+
+
+check_comments()
+check_figures()
 for path in sys.argv[1:]:
     prose, blocks = split(path)
     for number, line in prose:
+        for word in re.findall(r'`([^`\s]+)`', line):
+            check_path(path, number, word)
         line = re.sub(r'`[^`]*`', '', line)
         for target in re.findall(r'\]\(([^()\s]+)\)', line):
             if not re.match(r'[a-z]+:', target):
@@ -130,6 +183,7 @@ for problem in problems:
     print(problem, file=sys.stderr)
 if not links:
     sys.exit('no relative link found: is this the right folder?')
-print(f'{len(sys.argv) - 1} documents: {links} links, {quotes} quotes, {len(problems)} problems')
+print(f'{len(sys.argv) - 1} documents: {links} links, {paths} paths, {quotes} quotes, {figures} figures, '
+      f'{len(problems)} problems')
 sys.exit(1 if problems else 0)
 PYTHON

@@ -7,12 +7,16 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
 
-# good: a small project with one link of each kind and one quote with a gap.
+# good: a small project with one link of each kind, one quote with a gap, one path, one comment, one figure.
 good() {
-  rm -rf "$work/p"; mkdir -p "$work/p/docs" "$work/p/src"
+  rm -rf "$work/p"; mkdir -p "$work/p/docs/figures" "$work/p/src"
   printf 'int f() {\n  return 1;\n}\n\nint g() {\n  return 2;\n}\n' > "$work/p/src/f.cpp"
   printf '# P\n\n[guide](docs/guide.md#the-parts) [site](https://example.org/none) `[no](link.md)`\n' \
     > "$work/p/README.md"
+  printf '// See docs/guide.md.\nint h();\n' > "$work/p/src/h.h"
+  printf 'print("<svg/>")\n' > "$work/p/docs/figures/make_a.py"
+  printf '<svg/>\n' > "$work/p/docs/figures/a.svg"
+  printf '# Changes\n\n`src/f.cpp`\n' > "$work/p/CHANGELOG.md"
   printf '# Guide\n\n## The parts\n\n[f](../src/f.cpp)\n\n<!-- quote: src/f.cpp -->\n```cpp\nint f() {\n...\nint g() {\n    return 2;\n```\n' \
     > "$work/p/docs/guide.md"
 }
@@ -41,4 +45,12 @@ good; sed -i 's/^```cpp$/text\n```cpp/' "$work/p/docs/guide.md"
 refuses "a quote mark without its block" 'must follow "quote: src/f.cpp"'
 good; sed -i 's#quote: src/f.cpp#quote: src/h.cpp#' "$work/p/docs/guide.md"
 refuses "a quote of no file" 'quotes src/h.cpp, which is no file'
+good; sed -i 's#src/f.cpp#src/gone.cpp#' "$work/p/CHANGELOG.md"
+refuses "a path that is gone" 'CHANGELOG.md:3: `src/gone.cpp` does not exist'
+good; sed -i 's#docs/guide.md#docs/gone.md#' "$work/p/src/h.h"
+refuses "a comment that names a file that is gone" 'src/h.h:1: docs/gone.md does not exist'
+good; printf '<svg></svg>\n' > "$work/p/docs/figures/a.svg"
+refuses "a figure that its script does not draw" 'docs/figures/a.svg: differs'
+good; rm "$work/p/docs/figures/make_a.py"
+refuses "a figure without a script" 'there is no docs/figures/make_a.py'
 exit $failed
