@@ -1,9 +1,9 @@
 # ln_layer(NAME PUBLIC libs... PRIVATE libs... CUDA libs...): static library longnet_NAME from
 # src/NAME; the libraries after CUDA are linked (privately) where LN_HAVE_CUDA is on.
 # Sources are found by name; a suffix says how they are compiled:
-#   *_avx2.cpp, *_avx512.cpp, *_avx512bf16.cpp  one instruction set each, chosen at run time
-#   *.cu, *_X.cpp / *_X_stub.cpp                with / without CUDA; X: cuda, cublaslt, nccl
-#   *_cudnn.cpp / *_cudnn_stub.cpp              with / without cuDNN (LN_HAVE_CUDNN)
+#   *_avx2.cpp, *_avx512.cpp        one instruction set each, chosen at run time
+#   *.cu, *_X.cpp / *_X_stub.cpp    with / without CUDA; X: cuda, cublaslt, nccl
+#   *_cudnn.cpp / *_cudnn_stub.cpp  with / without cuDNN (LN_HAVE_CUDNN)
 function(ln_layer name)
   cmake_parse_arguments(ARG "" "" "PUBLIC;PRIVATE;CUDA" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${name}/*.cpp
