@@ -1,9 +1,9 @@
 # The CUDA backend: sets LN_HAVE_CUDA, and with it the CUDA language, CUDA::cudart, CUDA::cublasLt and
-# NCCL::NCCL. Where LN_CUDA is on and something is missing, one line says what, and the CPU build goes
-# on with the stubs. The driver's own library is never linked: programs must start without a driver.
+# NCCL::NCCL. Where LN_CUDA is on and something is missing, one line names it, and the CPU build uses
+# the stubs. The driver's own library is never linked: programs must start without a driver.
 # LN_HAVE_CUDNN beside it: attention through cuDNN 9 and the headers of cudnn-frontend, which
 # scripts/setup.sh puts into third_party/; -DCUDNN_FRONTEND_DIR=... names another folder. Without them
-# the CUDA build goes on with its own kernels.
+# the CUDA build uses its own kernels only.
 set(LN_HAVE_CUDA OFF)
 set(LN_HAVE_CUDNN OFF)
 set(LN_CUDNN_LIBRARIES "")

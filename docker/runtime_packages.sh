@@ -4,7 +4,7 @@
 # Usage: docker/runtime_packages.sh PROGRAM    Skips libraries under /usr/local, which no package owns, and
 # NVIDIA's, which docker/Dockerfile copies.
 set -eu
-if ldd "$1" | grep 'not found' >&2; then echo "runtime_packages: $1 lacks libraries" >&2; exit 1; fi
+if ldd "$1" | grep 'not found' >&2; then echo "runtime_packages: $1 needs libraries that are missing" >&2; exit 1; fi
 for library in $(ldd "$1" | sed -nE 's/.* => (\/[^ ]+) .*/\1/p'); do
   real=$(readlink -f "$library")
   case $real in /usr/local/* | */libcuda* | */libcublas* | */libcudnn* | */libnccl* | */libnv*) continue ;; esac

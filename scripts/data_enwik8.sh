@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=data/enwik8
 sha1=57b8363b814821dc9d47aa4d41f58733519076b2
-if [ -s "$out" ]; then echo "$out is there"; exit 0; fi
+if [ -s "$out" ]; then echo "$out exists"; exit 0; fi
 mkdir -p data
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/distribution_package.sh
 out=data/gcide.txt
-if [ -s "$out" ]; then echo "$out is there ($(stat -c %s "$out") bytes)"; exit 0; fi
+if [ -s "$out" ]; then echo "$out exists ($(stat -c %s "$out") bytes)"; exit 0; fi
 mkdir -p data
 dictionary=/usr/share/dictd/gcide.dict.dz
 if [ ! -r "$dictionary" ]; then

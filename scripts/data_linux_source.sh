@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 source scripts/distribution_package.sh
 train=data/linux_train.txt validation=data/linux_validation.txt
 if [ -s "$train" ] && [ -s "$validation" ]; then
-  echo "$train and $validation are there"; exit 0
+  echo "$train and $validation exist"; exit 0
 fi
 for tool in xz perl tar; do
   command -v "$tool" > /dev/null || { echo "error: $tool is missing; install it" >&2; exit 1; }

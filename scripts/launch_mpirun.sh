@@ -38,7 +38,7 @@ while IFS= read -r line || [ -n "$line" ]; do
     refuse "hostfile $hostfile, line $number: \"$host ${slots}\" is not \"HOST slots=N\" with N of at least 1"
   [ -z "$rest" ] || refuse "hostfile $hostfile, line $number: \"$rest\" after slots=$slots is not understood"
   [ -z "${line_of[$host]:-}" ] ||
-    refuse "hostfile $hostfile, line $number: $host is on line ${line_of[$host]} already; add up its slots there"
+    refuse "hostfile $hostfile, line $number: $host is already on line ${line_of[$host]}; write the sum of its slots there"
   line_of[$host]=$number
   if [ "$total" -lt "$ranks" ]; then
     hosts=$((hosts + 1))
@@ -49,7 +49,7 @@ while IFS= read -r line || [ -n "$line" ]; do
 done < "$hostfile"
 [ "$total" -gt 0 ] || refuse "hostfile $hostfile names no host; write a line \"HOST slots=N\" per machine"
 [ "$ranks" -le "$total" ] ||
-  refuse "$ranks ranks asked, $hostfile has $total slots; raise slots=N, add hosts or ask for fewer ranks"
+  refuse "$ranks ranks requested, but $hostfile has $total slots; raise slots=N, add hosts or request fewer ranks"
 find_mpirun "$1" || exit 64
 [ "$mpirun_kind" = openmpi ] ||
   refuse "$mpirun is not Open MPI's; with MPICH: mpiexec.mpich -f HOSTFILE -n $ranks COMMAND, hosts as HOST:N"

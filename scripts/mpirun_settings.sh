@@ -5,7 +5,7 @@
 mpirun_settings() {
   local ranks=$1 cores
   cores=$(nproc)
-  # Images and CI run as root; Open MPI refuses that unless told twice.
+  # Images and CI run as root, which Open MPI allows only if both variables are set.
   if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
   # The cores are divided among the ranks of a host.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > ranks ? cores / ranks : 1 ))}

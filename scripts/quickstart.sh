@@ -5,7 +5,7 @@ set -euo pipefail
 [ $# = 0 ] || { echo "quickstart: takes no arguments; usage: scripts/quickstart.sh" >&2; exit 64; }
 cd "$(dirname "$0")/.."
 say() { printf '\n== %s\n' "$*"; }
-say "1. what is missing is installed"
+say "1. set-up: installs missing packages"
 scripts/setup.sh program
 say "2. build (into build/)"
 scripts/build.sh cpu program

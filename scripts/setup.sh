@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the project needs and this machine lacks, through apt (Debian 12 and 13).
-# Usage: scripts/setup.sh [WHAT ...]    As root, or with sudo. Does nothing, as anybody, where all is there.
+# Installs the packages that the project needs and this machine does not have, through apt (Debian 12 and 13).
+# Usage: scripts/setup.sh [WHAT ...]    As root, or with sudo. If everything is installed it does nothing and needs no rights.
 #   program  what builds and runs the program: the default
 #   tests    the program's packages, and those of the tests and benchmarks
 #   cuda     the program's packages, and beside a CUDA toolkit the headers of cudnn-frontend, which pip puts
@@ -45,7 +45,7 @@ cudnn_frontend() {
     echo $frontend_version > $frontend/version
     echo "setup: cudnn-frontend $frontend_version is in $frontend"
   else
-    echo "setup: cudnn-frontend $frontend_version could not be fetched; CUDA builds go on without cuDNN"
+    echo "setup: cudnn-frontend $frontend_version could not be fetched; CUDA builds will not use cuDNN"
   fi
   rm -rf $frontend.new
 }
@@ -68,7 +68,7 @@ for package in "${packages[@]}"; do
   [ "$status" = "install ok installed" ] || missing+=("$package")
 done
 if [ ${#missing[@]} = 0 ]; then
-  echo "setup: all ${#packages[@]} packages are there"
+  echo "setup: all ${#packages[@]} packages are installed"
   cudnn_frontend
   exit 0
 fi

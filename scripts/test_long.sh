@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What takes longer than scripts/test.sh may: thousands of random cases on 1, 2, 4 and 8 ranks, hundreds of
+# Tests that take longer than scripts/test.sh: thousands of random cases on 1, 2, 4 and 8 ranks, hundreds of
 # kills, long fuzzing, and the launchers. Writes bench/results/test_long.txt. Usage: scripts/test_long.sh
 set -uo pipefail
 [ $# = 0 ] || { echo "test_long: takes no arguments; usage: scripts/test_long.sh" >&2; exit 64; }
