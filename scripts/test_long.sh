@@ -24,6 +24,8 @@ export LN_TEST_LONG=1
   done
   echo "== kills"
   timeout 3000 tests/cli/kill_test.sh build/longnet 2>&1 | tail -n 5
+  echo "== fuzzing, 10 minutes a parser, address and undefined-behaviour sanitizers"
+  timeout 3000 scripts/fuzz.sh 600 2>&1 | grep -E 'executed|ERROR|SUMMARY|runtime error|fuzz' || echo "no result"
   for launcher in two_hosts slurm image debian13; do
     echo "== launch: $launcher"
     timeout 7200 "tests/launch/$launcher.sh" build/longnet 2>&1 | tail -n 30 | grep . || echo "no result"
