@@ -30,7 +30,7 @@ Branch parse_branch(const std::string& text) {
   }
   if (branch.segment_length == 0 || branch.dilation == 0)
     throw Error(
-        "--branch {}: allowed is W:R, segment length and dilation in tokens, whole numbers of at "
+        "--branch {}: allowed: W:R, segment length and dilation in tokens, whole numbers of at "
         "least 1 such as 2048:1",
         in_quotes(text));
   return branch;

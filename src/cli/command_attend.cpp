@@ -94,7 +94,7 @@ Problem check_problem(const SafetensorsFile& file, const Arguments& arguments) {
 void check_writable(const std::string& in, const std::string& out) {
   std::error_code ignored;
   if (std::filesystem::exists(out, ignored) && std::filesystem::equivalent(in, out, ignored))
-    throw Error("{}: OUT is IN; give another name", out);
+    throw Error("{}: OUT is the same file as IN; give another name", out);
   check_output_path(out);
 }
 

@@ -80,7 +80,7 @@ AttentionCase parse_case(const std::string& text) {
   };
   if (words.size() != 3 || text.back() == ',' || !among(words[1], kAttentions) ||
       !among(words[2], kPositions))
-    throw Error("--case {}: allowed is W:R,ATTENTION,POSITION such as 2048:1,cudnn,none",
+    throw Error("--case {}: allowed: W:R,ATTENTION,POSITION such as 2048:1,cudnn,none",
                 in_quotes(text));
   return {{parse_branch(words[0])}, words[1], words[2]};
 }
@@ -91,14 +91,14 @@ AttentionBenchOptions case_options(const AttentionArguments& arguments, const At
   if (!c.branches.empty()) o.branches = c.branches;
   o.causal = !arguments.full;
   if (!arguments.gpu() && c.attention != "auto")
-    throw Error("--attention {} chooses among kernels of a GPU; add --backend cuda", c.attention);
+    throw Error("--attention {} selects GPU kernels; add --backend cuda", c.attention);
   o.position = c.position == "xpos"   ? Position::kXpos
                : c.position == "rope" ? Position::kRope
                                       : Position::kNone;
   if (o.position != Position::kNone && o.head_dim % 2 != 0)
     throw Error("--position {} needs an even --head-dim, not {}", c.position, o.head_dim);
   if (o.position == Position::kXpos && !o.causal)
-    throw Error("--position xpos needs the causal mask; leave --full out or take rope");
+    throw Error("--position xpos needs the causal mask; remove --full or use --position rope");
   o.dtype = arguments.dtype.empty() ? (arguments.gpu() ? DType::kBF16 : DType::kF32)
                                     : float_type(arguments.dtype);
   return o;
@@ -300,7 +300,7 @@ int bench_collectives_command(const CollectivesArguments& arguments) {
   auto host = world_communicator();
   run_on_root(*host, [&] {
     if (options.min_bytes > options.max_bytes)
-      throw Error("--min-bytes {} is above --max-bytes {}; allowed: up to it", options.min_bytes,
+      throw Error("--min-bytes {} is larger than --max-bytes {}", options.min_bytes,
                   options.max_bytes);
   });
   Context context = make_context(*host, arguments.backend, 0);
@@ -371,7 +371,7 @@ void register_bench(CLI::App& app, Action& action) {
   one->add_option("--repetitions", o.repetitions)
       ->check(whole_number(1, 10000))
       ->capture_default_str();
-  one->add_option("--threads", attention->threads, "0: as OpenMP finds")
+  one->add_option("--threads", attention->threads, "0: OpenMP's default")
       ->check(whole_number(0, 4096));
   one->callback([attention, &action] {
     action = [attention] { return bench_attention_command(*attention); };
@@ -381,7 +381,7 @@ void register_bench(CLI::App& app, Action& action) {
   CLI::App* two =
       command->add_subcommand("step", "Training steps of a configuration, random tokens");
   two->add_option("CONFIG", step->config, "YAML file")->required()->transform(typed_path());
-  two->add_option("SETTING", step->overrides, "key=value: settings over the file's");
+  two->add_option("SETTING", step->overrides, "key=value: settings that override the file");
   two->add_option("--steps", step->steps)->check(whole_number(1, 100000))->capture_default_str();
   two->callback([step, &action] { action = [step] { return bench_step(*step); }; });
 

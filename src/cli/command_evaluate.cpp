@@ -59,7 +59,7 @@ int evaluate(const Arguments& arguments) {
   run_on_root(*mesh.world, [&] {
     if (!std::isfinite(loss.mean()))
       throw Error(
-          "{}: the loss is {} over {} tokens, so the weights are of no use; evaluate an earlier "
+          "{}: the loss is {} over {} tokens, so the weights are unusable; evaluate an earlier "
           "checkpoint of the run",
           arguments.checkpoint, loss.mean(), loss.targets);
   });
@@ -96,7 +96,7 @@ void register_evaluate(CLI::App& app, Action& action) {
       ->transform(typed_path());
   command->add_option(
       "SETTING", arguments->overrides,
-      "key=value: settings over the checkpoint's, such as train.sequence_length=32768");
+      "key=value: settings that override the checkpoint, such as train.sequence_length=32768");
   command->add_option("--split", arguments->split, "Part of the data (test: enwik8 only)")
       ->check(one_of({"validation", "train", "test"}))
       ->capture_default_str();

@@ -60,7 +60,7 @@ const std::vector<float>& checked(const std::vector<float>& logits, const Argume
   if (i > 0 && arguments.out.empty()) write_output("\n");
   flush_output();
   throw Error(
-      "{}: the model's scores for token {} are not finite, so the weights are of no use; take an "
+      "{}: the model's scores for token {} are not finite, so the weights are unusable; use an "
       "earlier checkpoint of the run",
       arguments.checkpoint, i + 1);
 }
@@ -162,7 +162,7 @@ void register_generate(CLI::App& app, Action& action) {
   command->add_option("--backend", arguments->backend, "Where to compute, as run.backend")
       ->check(one_of({"cpu", "cuda"}))
       ->capture_default_str();
-  command->add_option("--threads", arguments->threads, "OpenMP threads, 0: as OpenMP finds")
+  command->add_option("--threads", arguments->threads, "OpenMP threads, 0: OpenMP's default")
       ->check(whole_number(0, 4096))
       ->capture_default_str();
   command->callback(

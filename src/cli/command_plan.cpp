@@ -135,11 +135,12 @@ int plan(const Arguments& arguments) {
 void register_plan(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand(
-      "plan", "Branches, bytes, memory and FLOPs of a configuration on P ranks, without a run");
+      "plan", "Branches, bytes, memory and FLOPs of a configuration on P ranks, without training");
   command->add_option("CONFIG", arguments->config, "YAML file")
       ->required()
       ->transform(typed_path());
-  command->add_option("SETTING", arguments->overrides, "key=value: settings over the file's");
+  command->add_option("SETTING", arguments->overrides,
+                      "key=value: settings that override the file");
   command->add_option("--ranks", arguments->ranks, "Ranks of the job; several: 1,2,4")
       ->delimiter(',')
       ->allow_extra_args(false)

@@ -13,12 +13,11 @@ void register_train(CLI::App& app, Action& action) {
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("train", "Train a model from a YAML file");
-  command
-      ->add_option("CONFIG", arguments->config, "YAML file; keys it leaves out have the defaults")
+  command->add_option("CONFIG", arguments->config, "YAML file; missing keys have their defaults")
       ->required()
       ->transform(typed_path());
   command->add_option("SETTING", arguments->overrides,
-                      "key=value: settings over the file's, such as train.steps=100");
+                      "key=value: settings that override the file, such as train.steps=100");
   command->footer("Keys (configs/base.yaml lists them too):\n" + keys_help());
   command->callback([arguments, &action] {
     action = [arguments] {

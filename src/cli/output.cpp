@@ -16,7 +16,7 @@ namespace {
 
 [[noreturn]] void output_failed() {
   const std::string cause = std::strerror(errno);
-  throw Error("standard output cannot be written: {}; the result is lost or cut off", cause);
+  throw Error("standard output cannot be written: {}; the result is lost or incomplete", cause);
 }
 
 }  // namespace

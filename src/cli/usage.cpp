@@ -49,12 +49,12 @@ std::string unexpected_word(const CLI::App& command) {
 
 std::string about_word(const CLI::App& command, const std::string& word) {
   if (!word.empty() && word[0] == '-')
-    return fmt::format("no option is called {}{}", in_quotes(word.substr(0, word.find('='))),
+    return fmt::format("unknown option {}{}", in_quotes(word.substr(0, word.find('='))),
                        meant(word.substr(0, word.find('=')), options_of(command)));
   const std::vector<std::string> subcommands = subcommands_of(command);
   if (!subcommands.empty())
-    return fmt::format("no subcommand is called {}{}", in_quotes(word), meant(word, subcommands));
-  return fmt::format("{} is one word too many", in_quotes(word));
+    return fmt::format("unknown subcommand {}{}", in_quotes(word), meant(word, subcommands));
+  return fmt::format("unexpected argument {}", in_quotes(word));
 }
 
 bool ends_with(const std::string& text, const std::string& end) {
@@ -77,7 +77,7 @@ std::string fault(const CLI::App& command, const CLI::ParseError& error) {
   const std::string option = text.substr(0, colon);
   if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr && colon != std::string::npos)
     return ends_with(text, "missing") ? option + ": a value is missing"
-                                      : option + ": stands more than once; leave one";
+                                      : option + ": is given more than once; keep one";
   if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr && colon != std::string::npos) {
     // "Could not convert: --json = x"
     const std::string pair = text.substr(colon + 2);

@@ -36,12 +36,12 @@ std::optional<std::string> word_refusal(const Key& key, const std::string& word)
                        [&](const char* name) { return edit_distance(word, name) == 0; });
   };
   if (key.name == "run.dtype") {
-    if (is({"bfloat16"})) return "this is called bf16";
+    if (is({"bfloat16"})) return "use the name bf16";
     if (is({"fp16", "f16", "float16", "half"}))
-      return "fp16 is not offered: its range needs loss scaling; use bf16 or f32";
-    if (is({"fp32", "float32", "float"})) return "this is called f32";
+      return "fp16 is not supported, because its range needs loss scaling; use bf16 or f32";
+    if (is({"fp32", "float32", "float"})) return "use the name f32";
   }
-  if (key.name == "run.backend" && is({"gpu"})) return "this is called cuda";
+  if (key.name == "run.backend" && is({"gpu"})) return "use the name cuda";
   return std::nullopt;
 }
 
@@ -70,7 +70,7 @@ std::optional<std::string> extensions_problem(const std::string& text) {
     const size_t end = std::min(text.find(',', at), text.size());
     const std::string piece = text.substr(at, end - at);
     if (piece.size() < 2 || piece[0] != '.')
-      return fmt::format("{} is no file ending; write endings with their point, such as \".c,.h\"",
+      return fmt::format("{} is not a file ending; write endings with the dot, such as \".c,.h\"",
                          in_quotes(piece));
     at = end + 1;
   }
@@ -205,9 +205,8 @@ std::optional<Problem> find_problem(const Config& config) {
   if (auto problem = model_problem(config)) return problem;
   if (config.run.attention != "auto" && config.run.backend == "cpu")
     return Problem{{"run.attention", "run.backend"},
-                   fmt::format("run.attention {} chooses among kernels of a GPU; with run.backend "
-                               "cpu only auto is allowed; set run.attention to auto, or "
-                               "run.backend to cuda",
+                   fmt::format("run.attention {} selects GPU kernels; with run.backend cpu only "
+                               "auto is allowed; set run.attention to auto, or run.backend to cuda",
                                config.run.attention)};
   if (config.train.sample_every > 0 && !config.model.causal)
     return Problem{{"train.sample_every", "model.causal"},
@@ -224,18 +223,18 @@ std::optional<std::string> refusal(const std::string& name) {
   const std::string word = name.substr(name.rfind('.') + 1);
   const auto has = [&](const char* part) { return word.find(part) != std::string::npos; };
   if (has("dropout"))
-    return "dropout is not offered: the paper trains without it; leave the key out";
+    return "dropout is not supported: the paper trains without it; leave the key out";
   if (has("kv_heads") || has("key_value_heads") || has("query_groups"))
-    return "grouped-query attention is not offered: heads that share a key would need one dilation "
-           "offset; leave the key out (every head has its own key and value)";
+    return "grouped-query attention is not supported: heads that share a key would need one "
+           "dilation offset; leave the key out (every head has its own key and value)";
   if (has("tensor_") || word == "tensor" || word == "tp" || word == "tp_size")
-    return "tensor parallelism is not offered: ranks share sequences, not matrices; use "
+    return "tensor parallelism is not supported: ranks share sequences, not matrices; use "
            "parallel.sequence_ranks or parallel.data_ranks";
   if (has("pipeline") || word == "pp" || word == "pp_size")
-    return "pipeline parallelism is not offered: every rank holds all layers; use "
+    return "pipeline parallelism is not supported: every rank holds all layers; use "
            "parallel.sequence_ranks or parallel.data_ranks";
   if (word == "fp16" || word == "half" || word == "loss_scale")
-    return "fp16 is not offered: its range needs loss scaling; use run.dtype bf16 or f32";
+    return "fp16 is not supported, because its range needs loss scaling; use run.dtype bf16 or f32";
   return std::nullopt;
 }
 
@@ -255,8 +254,8 @@ void check_next_token_loss(const Config& config) {
   if (!config.model.causal)
     throw Error(
         "model.causal=false: training and evaluation score the next token, which a model without "
-        "the causal mask sees, so the loss would say nothing; set model.causal=true (plan, bench "
-        "and attend take both)");
+        "the causal mask sees, so the loss would be meaningless; set model.causal=true (plan, "
+        "bench and attend support both)");
 }
 
 }  // namespace longnet

@@ -56,7 +56,7 @@ std::vector<Key> make_keys() {
            "F, width of the feed-forward layer"),
       other(KEY(model.branches), "tokens",
            "dilated attention: [segment length w, dilation r] of each branch"),
-      other(KEY(model.causal), "", "a token sees itself and earlier ones only (decoder)"),
+      other(KEY(model.causal), "", "a token sees only itself and earlier tokens (decoder)"),
       word(KEY(model.head_offset), {"interleaved", "blocked"},
            "first kept token of head h: h mod r (the paper), or floor(h / ceil(H / r)) "
            "(torchscale checkpoints)"),
@@ -69,7 +69,7 @@ std::vector<Key> make_keys() {
       word(KEY(model.norm), {"sub_ln", "pre_ln"},
            "sub_ln: Magneto, also norms before out_proj and fc2 (the paper); pre_ln: plain"),
       word(KEY(model.block), {"sequential", "parallel"},
-           "attention then feed-forward, or both of one shared norm and added"),
+           "sequential: attention, then feed-forward; parallel: both from one shared norm, added"),
       word(KEY(model.activation), {"gelu", "swiglu"}, "of the feed-forward layer"),
       other(KEY(model.qk_norm), "", "LayerNorm per head on queries and keys"),
       other(KEY(model.bias), "", "biases in the linear layers"),
@@ -79,22 +79,21 @@ std::vector<Key> make_keys() {
 
       path(KEY(data.train), "training data: files, folders or globs; one text or a list"),
       path(KEY(data.validation),
-           "validation data, likewise; empty: taken from the training data as data.split says"),
+           "validation data: files, folders or globs; empty: split off the training data (data.split)"),
       word(KEY(data.format), {"auto", "bytes", "tokens_u16", "tokens_u32"},
            "bytes: every byte is a token; tokens_*: binary token ids; auto: from the file name"),
       word(KEY(data.split), {"fraction", "enwik8"},
-           "where data.validation is empty: data.validation_fraction from the end, or the 90/5/5 "
-           "million bytes of enwik8"),
+           "if data.validation is empty: data.validation_fraction from the end, or the 90/5/5 million bytes of enwik8"),
       number(KEY(data.validation_fraction), "", inside(0, 1),
            "share of the training data held out for validation"),
       number(KEY(data.separator), "byte", range(-1, 255),
-           "stands between the files of a folder; -1: nothing does"),
+           "separates the files of a folder; -1: no separator"),
       number(KEY(data.bytes_per_token), "bytes", at_least(0),
-           "of token files, for bits per byte; 0: unknown"),
+           "average of token files, for bits per byte; 0: unknown"),
       word(KEY(data.order), {"sequential", "shuffled"}, "order of the sequences in an epoch"),
       path(KEY(data.cache), "folder for unpacked and joined files"),
       other(KEY(data.extensions), "",
-           "of a folder, only files that end so, such as \".c,.h\"; empty: every file"),
+           "file endings to use from a folder, such as \".c,.h\"; empty: every file"),
 
       number(KEY(train.sequence_length), "tokens", range(1, kMaxTokens),
            "N, tokens of a whole sequence, over all ranks that share it"),
@@ -106,10 +105,7 @@ std::vector<Key> make_keys() {
       number(KEY(train.seed), "", range(0, kMaxCount),
            "of initialisation, data order and sampling"),
       word(KEY(train.recompute), {"none", "layer"},
-           "layer: the forward keeps only each layer's input, and the backward computes the layer "
-           "anew: less memory, about a third more work, the same bits; with more than 65536 rows on a "
-           "rank its feed-forward part goes in parts of rows, whose weight gradients are equal to "
-           "rounding"),
+           "layer: the forward keeps only each layer's input, and the backward recomputes the layer: less memory, about a third more work, the same bits; with more than 65536 rows on a rank the feed-forward layer works in parts, whose weight gradients are equal up to rounding"),
       number(KEY(train.evaluate_every), "steps", range(0, kMaxCount),
            "between evaluations on the validation data; 0: never"),
       number(KEY(train.evaluate_samples), "sequences", range(0, kMaxCount),
@@ -131,7 +127,7 @@ std::vector<Key> make_keys() {
       word(KEY(optimizer.schedule), {"constant", "linear", "cosine", "polynomial"},
            "learning rate after the linear warm-up"),
       number(KEY(optimizer.warmup_steps), "steps", range(0, kMaxCount),
-           "of linear warm-up; where train.steps is lower, a tenth of train.steps"),
+           "of linear warm-up; if train.steps is lower, a tenth of train.steps"),
       number(KEY(optimizer.final_ratio), "", range(0, 1),
            "learning rate at the last step as a share of the peak"),
       number(KEY(optimizer.power), "", above(0, 100), "of the polynomial schedule"),
@@ -139,15 +135,15 @@ std::vector<Key> make_keys() {
       number(KEY(parallel.sequence_ranks), "ranks", range(0, 1048576),
            "ranks that share one sequence; 0: all ranks / data_ranks"),
       number(KEY(parallel.data_ranks), "ranks", range(1, 1048576),
-           "replicas, each with sequences of its own"),
+           "replicas, each with its own sequences"),
       number(KEY(parallel.threads), "threads", range(0, 4096),
-           "OpenMP threads per rank; 0: as OpenMP finds"),
+           "OpenMP threads per rank; 0: OpenMP's default"),
       number(KEY(parallel.bucket_mib), "MiB", range(1, 4096),
            "gradients are summed over ranks in buckets of this size"),
       number(KEY(parallel.timeout_s), "seconds", range(0, 1e9),
            "a wait for other ranks that takes longer ends the job; 0: never"),
       other(KEY(parallel.shard_optimizer), "",
-           "each rank holds the optimizer state of its share of the parameters only (ZeRO stage 1)"),
+           "each rank holds only the optimizer state of its share of the parameters (ZeRO stage 1)"),
 
       number(KEY(checkpoint.every), "steps", range(0, kMaxCount),
            "between checkpoints; 0: only at the end"),
@@ -156,25 +152,21 @@ std::vector<Key> make_keys() {
       path(KEY(checkpoint.resume),
            "auto: the latest in run.folder, if any; none; or the path of a checkpoint"),
       word(KEY(checkpoint.on_failure), {"continue", "stop"},
-           "when a checkpoint cannot be saved, at the second attempt either: train until the next "
-           "one is due, or end; at the last step the run fails in any case"),
+           "if both attempts to save a checkpoint fail: train until the next save is due, or stop; at the last step the run fails in either case"),
       other(KEY(checkpoint.accept_new_data), "",
-           "resume although the training data have other content than the checkpoint's"),
+           "resume even if the content of the training data differs from the checkpoint's"),
 
-      path(KEY(run.folder), "where log, metrics.jsonl and checkpoints go"),
+      path(KEY(run.folder), "folder of the log, metrics.jsonl and checkpoints"),
       other(KEY(run.overwrite), "",
-           "with checkpoint.resume=none or a path: what the folder holds of another run, or of an "
-           "earlier start from that path, moves to set-aside-N inside it"),
+           "with checkpoint.resume=none or a path: moves another run in the folder, or an earlier start from that path, to set-aside-N inside it"),
       word(KEY(run.backend), {"cpu", "cuda"},
-           "what computes: the processor, or one GPU per rank (a build with CUDA)"),
+           "device: the CPU, or one GPU per rank (in a build with CUDA)"),
       word(KEY(run.attention), {"auto", "cudnn", "native", "plain"},
-           "attention kernels of run.backend cuda: the first of cudnn, native and plain that takes "
-           "a branch, or one of them only"),
+           "attention kernels with run.backend cuda; auto: the first of cudnn, native and plain that supports the call"),
       word(KEY(run.dtype), {"f32", "bf16"},
-           "bf16: matrix products, activations and exchanged keys and values; sums, the residual "
-           "stream, weights that are trained and the optimizer stay f32"),
+           "bf16: matrix products, activations and exchanged keys and values; sums, the residual stream, trained weights and the optimizer stay f32"),
       word(KEY(run.log_level), {"debug", "info", "warn", "error"},
-           "least important lines that are logged"),
+           "lowest level that is logged"),
       word(KEY(run.progress), {"auto", "on", "off"}, "progress bar; auto: on a terminal"),
       number(KEY(run.log_every), "steps", range(1, kMaxCount), "between lines about training"),
   };
@@ -369,10 +361,10 @@ std::string to_yaml(const Config& config) {
 std::string base_yaml() {
   std::string out =
       "# Every key with its default. Printed from the table in src/core/config_keys.cpp; a test\n"
-      "# compares the two. Other files in this folder hold only what differs. After the file's "
-      "name,\n"
-      "# words such as train.batch_size=2 change single keys. In paths ~ and $NAME stand for the\n"
-      "# home folder and for environment variables, $$ for a dollar sign.\n\n";
+      "# compares the two. Other files in this folder contain only the keys that differ. After "
+      "the\n"
+      "# file's name, words such as train.batch_size=2 override single keys. In paths, ~ is the\n"
+      "# home folder, $NAME an environment variable and $$ a dollar sign.\n\n";
   out += internal::print_sections(Config{}, [](const internal::Key& key) {
     return internal::wrapped(fmt::format("{} {}", key.help, internal::unit_and_allowed(key)),
                              "  # ");
@@ -382,8 +374,8 @@ std::string base_yaml() {
 
 std::string keys_help() {
   std::string out =
-      "Keys, as they stand in a YAML file (section: {name: value}) or as words "
-      "section.name=value:\n";
+      "Keys, as written in a YAML file (section: {name: value}) or as words section.name=value:\n"
+      "";
   const Config defaults;
   std::string section;
   for (const internal::Key& key : internal::keys()) {

@@ -97,7 +97,7 @@ std::vector<Branch> read_branches(const YAML::Node& node, const std::string& all
   std::vector<Branch> branches;
   for (const YAML::Node& pair : node) {
     if (!pair.IsSequence() || pair.size() != 2 || !pair[0].IsScalar() || !pair[1].IsScalar())
-      throw BadValue{fmt::format("entry {} is no pair [segment length, dilation]; allowed: {}",
+      throw BadValue{fmt::format("entry {} is not a pair [segment length, dilation]; allowed: {}",
                                  branches.size() + 1, allowed)};
     branches.push_back(
         {parse_integer(pair[0].Scalar(), allowed), parse_integer(pair[1].Scalar(), allowed)});
@@ -265,7 +265,7 @@ void Parser::read_section(const std::string& section, const YAML::Node& node,
     const Key* key = find_key(full);
     if (key == nullptr) throw Error("{}: {}", prefix, unknown_key(full));
     if (!seen.insert(full).second)
-      throw Error("{}: stands twice, first at {}; remove one", prefix, places_[full]);
+      throw Error("{}: appears twice, first at {}; remove one", prefix, places_[full]);
     if (item.second.IsNull()) throw Error("{}: has no value; allowed: {}", prefix, key->allowed());
     set(*key, place, prefix, [&](const Slot& slot) { set_node(*key, slot, item.second); });
   }
@@ -299,7 +299,7 @@ void Parser::read_yaml(const std::string& text, const std::string& name) {
             near.empty() ? "allowed: " + joined(sections) : fmt::format("did you mean {}?", near));
       }
       if (!seen.emplace(section, place).second)
-        throw Error("{}: stands twice, first at {}; join the two", prefix, seen[section]);
+        throw Error("{}: appears twice, first at {}; merge the two", prefix, seen[section]);
       if (item.second.IsNull()) continue;  // "model:" with every line below it a comment
       if (!item.second.IsMap())
         throw Error("{}: is {}, not a section; write its keys below it", prefix,
@@ -318,7 +318,7 @@ void Parser::read_word(const std::string& word) {
   const std::string place = fmt::format("key=value word {}", in_quotes(word, 120));
   const size_t equals = word.find('=');
   if (equals == std::string::npos || equals == 0)
-    throw Error("{}: is no pair; write section.name=value, such as train.batch_size=2", place);
+    throw Error("{}: is not a pair; write section.name=value, such as train.batch_size=2", place);
   const std::string name = word.substr(0, equals);
   const std::string value = word.substr(equals + 1);
   const Key* key = find_key(name);

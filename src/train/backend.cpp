@@ -46,8 +46,8 @@ std::string no_gpu_message(const VisibleGpus& gpus, int local_rank) {
         "run.backend=cuda: no GPU on {}: {}; set run.backend=cpu or use a node with a GPU",
         gpus.host, gpus.reason);
   return fmt::format(
-      "run.backend=cuda: {} ranks on {} see {} GPU{} together, none is left for rank {} of the "
-      "node; start at most {} there, or show it more (CUDA_VISIBLE_DEVICES)",
+      "run.backend=cuda: {} ranks on {} see {} GPU{} in total, and none is left for rank {} of the "
+      "node; start at most {} there, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
       gpus.local_size, gpus.host, gpus.ids.size(), gpus.ids.size() == 1 ? "" : "s", local_rank,
       gpus.ids.size());
 }
@@ -55,8 +55,8 @@ std::string no_gpu_message(const VisibleGpus& gpus, int local_rank) {
 std::string old_gpu_message(const std::string& host, const device_runtime::VisibleDevice& gpu) {
   if (gpu.major >= 8) return "";
   return fmt::format(
-      "run.backend=cuda: the GPU on {} is a {} of compute capability {}.{}, allowed are 8.0 and "
-      "newer; set run.backend=cpu, or show it a newer one (CUDA_VISIBLE_DEVICES)",
+      "run.backend=cuda: the GPU on {} is a {} of compute capability {}.{}, but 8.0 or newer is "
+      "needed; set run.backend=cpu, or make a newer GPU visible (CUDA_VISIBLE_DEVICES)",
       host, gpu.name, gpu.major, gpu.minor);
 }
 

@@ -201,7 +201,7 @@ Json read_state(const std::string& path) {
   try {
     return Json::parse(read_input_file(file, kMaxStateBytes));
   } catch (const Json::exception&) {
-    throw Error("{}: damaged or of another program (not the expected JSON)", file);
+    throw Error("{}: damaged or written by another program (not the expected JSON)", file);
   }
 }
 
@@ -215,7 +215,7 @@ Checkpoint checked_state(const std::string& path, const Json& json) {
   const uint32_t checksum = state_checksum(json);
   const bool right = version == 1 ? !json.contains("crc32")
                                   : json.contains("crc32") && json.at("crc32") == checksum;
-  if (!right) throw Error("{}: its checksum is not the one that was written; it is damaged", file);
+  if (!right) throw Error("{}: its checksum differs from the one written; it is damaged", file);
   // Not by one initializer list: g++ 12 destroys members twice where one of its values throws.
   Checkpoint checkpoint;
   checkpoint.path = path;
@@ -392,7 +392,8 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
   fs::remove_all(temporary, error);
   fs::create_directories(temporary, error);
   if (error)
-    throw Error("checkpoint: {} cannot be made: {}; check run.folder", temporary, error.message());
+    throw Error("checkpoint: {} cannot be created: {}; check run.folder", temporary,
+                error.message());
   try {
     write_files(temporary, config, layout, tensors, state);
     put_in_place(temporary, final_path);

@@ -81,8 +81,8 @@ bool CheckpointSaver::save_on_root(const TrainingTensors& tensors, const Trainin
     throw Error("step {}: the checkpoint cannot be saved: {}; {}", state.step, cause,
                 last_good_text());
   spdlog::warn(
-      "step {}: no checkpoint saved ({} so far could not be); training continues, the next save is "
-      "tried when it is due; {}",
+      "step {}: no checkpoint saved ({} saves have failed so far); training continues until the "
+      "next save is due; {}",
       state.step, failures_, last_good_text());
   return false;
 }

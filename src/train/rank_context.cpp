@@ -67,7 +67,8 @@ std::string crowded_message(const std::vector<RankThreads>& ranks) {
     const Host& host = hosts[name];
     if (host.threads > host.usable())
       return fmt::format(
-          "{}: {} with {} in all may use {}: threads wait for each other and steps take longer; {}",
+          "{}: {} with {} in total may use only {}: threads wait for each other and steps take "
+          "longer; {}",
           name, counted(host.ranks, "rank"), counted(host.threads, "thread"),
           counted(host.usable(), "core"), remedy(host));
     if (host.bound)

@@ -42,7 +42,7 @@ std::optional<std::string> begun_by(const Origin& origin, const Config& config) 
                                        : last.checkpoint == origin.checkpoint;
       return same ? std::optional(at->second) : std::nullopt;
     } catch (const Error& error) {
-      spdlog::warn("{} is passed over: {}", at->second, error.what());
+      spdlog::warn("{} is skipped: {}", at->second, error.what());
     }
   }
   return std::nullopt;
@@ -69,7 +69,7 @@ ResumePlan plan_from_path(const Config& config) {
   if (!begun) plan.branch = origin;
   if (begun)
     spdlog::info(
-        "checkpoint.resume={} was followed before: the run continues from {}; to begin at that "
+        "checkpoint.resume={} was used before: the run continues from {}; to begin at that "
         "checkpoint again, add run.overwrite=true",
         path, *begun);
   return plan;
@@ -91,8 +91,8 @@ ResumePlan plan_latest(const Config& config) {
   const auto latest = latest_checkpoint(config.run.folder);
   if (latest && config.run.overwrite)
     throw Error(
-        "run.overwrite=true goes with checkpoint.resume=none or a path; checkpoint.resume is auto, "
-        "which continues the run in {}: leave one of the two out",
+        "run.overwrite=true needs checkpoint.resume=none or a path; checkpoint.resume=auto "
+        "continues the run in {}; remove one of the two",
         config.run.folder);
   ResumePlan plan;
   if (latest) plan.checkpoint = open_checkpoint(*latest);
@@ -149,10 +149,9 @@ TrainingState continued_state(const Checkpoint& checkpoint, const Config& config
   const bool known = !was.hash.empty(), same = known && was == is;
   if (known && !same && !config.checkpoint.accept_new_data)
     throw Error(
-        "data.train holds other data than {} was trained on: files {}, bytes {}, hash {} -> "
-        "files {}, bytes {}, hash {}; give the old data back, or set "
-        "checkpoint.accept_new_data=true "
-        "to train on these",
+        "data.train holds other data than {} was trained on: files {}, bytes {}, hash {} -> files "
+        "{}, bytes {}, hash {}; restore the old data, or set checkpoint.accept_new_data=true to "
+        "train on these",
         checkpoint.path, was.files, was.bytes, was.hash, is.files, is.bytes, is.hash);
   log_changes(checkpoint.config, config);
   if (known && !same)

@@ -43,7 +43,7 @@ std::string make_aside(const std::string& folder) {
     if (fs::create_directory(path, error)) return path;
     std::error_code ignored;
     if (error && !fs::exists(path, ignored))
-      throw Error("{}: cannot be made: {}", path, error.message());
+      throw Error("{}: cannot be created: {}", path, error.message());
   }
 }
 

@@ -199,7 +199,7 @@ void RunLock::Impl::make_folder() {
   made = missing_folders(folder);
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) throw Error("run.folder: {} cannot be made: {}", folder, error.message());
+  if (error) throw Error("run.folder: {} cannot be created: {}", folder, error.message());
 }
 
 void RunLock::Impl::take() {
@@ -209,8 +209,9 @@ void RunLock::Impl::take() {
     if (file >= 0) close(std::exchange(file, -1));
     std::this_thread::sleep_for(10ms);
   }
-  throw Error("{}: the lock of run.folder cannot be taken: others take and leave it all the time",
-              path);
+  throw Error(
+      "{}: the lock of run.folder cannot be taken: other processes keep taking and releasing it",
+      path);
 }
 
 /// False: the file was removed or the folder deleted meanwhile.
@@ -221,7 +222,7 @@ bool RunLock::Impl::try_to_take() {
   const std::optional<Holder> other = read_holder(file);
   if (other && lives(*other)) throw refused(folder, other->text());
   if (other)
-    spdlog::info("run.folder {}: {} is no longer there; its lock is taken over", folder,
+    spdlog::info("run.folder {}: {} no longer exists; its lock is taken over", folder,
                  other->text());
   write();
   return still_at_path();
@@ -236,7 +237,7 @@ bool RunLock::Impl::open_file() {
   struct stat info {};
   if (file < 0 || fstat(file, &info) != 0)
     throw Error(
-        "{}: the lock of run.folder cannot be made: {}; set run.folder to a folder you may "
+        "{}: the lock of run.folder cannot be created: {}; set run.folder to a folder that you may "
         "write",
         path, std::strerror(errno));
   if (!S_ISREG(info.st_mode))
@@ -285,7 +286,7 @@ bool RunLock::Impl::beats(const Holder& other) {
   const int64_t age = file_system_time(folder) - first->time.tv_sec;
   if (age >= kStaleSeconds) return false;
   const int64_t wait = std::min(kStaleSeconds, kStaleSeconds - age);
-  spdlog::info("run.folder {}: looking up to {} s whether {} still runs", folder, wait,
+  spdlog::info("run.folder {}: waiting up to {} s to see whether {} still runs", folder, wait,
                other.text());
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(wait);
   while (std::chrono::steady_clock::now() < end) {

@@ -55,7 +55,7 @@ void on_stop(int signal) {
   }
   const bool insists = signal == SIGINT || signal == SIGTERM;
   if (insists && seconds_now() - stop_time >= kSettleSeconds)
-    end_now(signal, " again: ended at once; the last checkpoint stays whole\n");
+    end_now(signal, " again: ended at once; the last checkpoint stays intact\n");
 }
 
 void on_signal(int signal) {

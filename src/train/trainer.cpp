@@ -67,7 +67,7 @@ LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& confi
     // The sum has the same bits on every rank, so all ranks throw.
     if (!std::isfinite(total.nats))
       throw NonFiniteError(
-          "evaluation: the loss is {} on sequences {} to {}: these weights cannot be used; take an "
+          "evaluation: the loss is {} on sequences {} to {}: the weights are unusable; use an "
           "earlier checkpoint",
           std::isnan(total.nats) ? "nan" : "inf", first, std::min(first + all, count) - 1);
     if (stop && stop()) break;
@@ -380,14 +380,14 @@ void Trainer::Impl::keep_folder() {
   lock = std::make_unique<RunLock>(config.run.folder);
   signals.remove_at_end(lock->path());
   if (!deleted)
-    return spdlog::warn("{} was deleted while the run uses it; made anew", lock->path());
+    return spdlog::warn("{} was deleted during the run; it has been created again", lock->path());
   init_log(0, config.run.folder, config.run.log_level);
   metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
   saver->forget();
   saved_step = -1;
   spdlog::warn(
-      "step {}: run.folder {} was deleted while the run uses it: made anew; its log, metrics and "
-      "checkpoints so far are lost, the next checkpoint is whole",
+      "step {}: run.folder {} was deleted during the run and has been created again; its log, "
+      "metrics and checkpoints so far are lost, the next checkpoint is complete",
       state.step, config.run.folder);
 }
 
@@ -441,8 +441,8 @@ void Trainer::Impl::judge(double loss) {
   if (!in_spike || before || !root()) return;
   metrics->finish_line();
   spdlog::warn(
-      "step {}: the loss of {:.4g} nats is a spike: at most {:.4g} was to be expected{}; if it "
-      "does not fall soon, lower optimizer.learning_rate and resume from an earlier checkpoint; {}",
+      "step {}: the loss of {:.4g} nats is a spike: at most {:.4g} was expected{}; if it does not "
+      "fall soon, lower optimizer.learning_rate and resume from an earlier checkpoint; {}",
       state.step, loss, limit, median ? fmt::format(" after a median of {:.4g}", *median) : "",
       way_back());
 }

@@ -19,7 +19,7 @@ constexpr int64_t kMaxId = std::numeric_limits<uint32_t>::max();
 
 const Json& field(const Json& json, const char* name, const std::string& where) {
   if (!json.is_object() || !json.contains(name))
-    throw Error("{}: {} is missing; it is damaged or of another program", where, name);
+    throw Error("{}: {} is missing; it is damaged or written by another program", where, name);
   return json.at(name);
 }
 

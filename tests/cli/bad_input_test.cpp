@@ -70,9 +70,8 @@ class BadInput : public testing::Test {
 TEST_F(BadInput, Usage) {
   expect_refused(
       {{"", "a subcommand is missing; allowed: train, evaluate,"},
-       {"trian tiny.yaml",
-        "no subcommand is called \"trian\"; did you mean train?; see longnet --help"},
-       {"--jsn", "no option is called \"--jsn\""},
+       {"trian tiny.yaml", "unknown subcommand \"trian\"; did you mean train?; see longnet --help"},
+       {"--jsn", "unknown option \"--jsn\""},
        {"train", "CONFIG is required; see longnet train --help"},
        {"train ''", "CONFIG: the path is empty"},
        {"train '$LN_NO_SUCH/x'", "the environment variable LN_NO_SUCH is not set"},
@@ -85,7 +84,7 @@ TEST_F(BadInput, Usage) {
        {"attend good.st", "OUT is required"},
        {"attend good.st out.st", "--branch is required"},
        {"attend good.st out.st --branch 16:1 --frob",
-        "no option is called \"--frob\"; allowed: --help, --branch,"},
+        "unknown option \"--frob\"; allowed: --help, --branch,"},
        {"attend good.st out.st --branch 16:1 --position abs",
         "--position: \"abs\" is not one of none, rope, xpos"},
        {"attend good.st out.st --branch 16:1 --rope-base nan", "allowed: 1 to"},
@@ -95,7 +94,7 @@ TEST_F(BadInput, Usage) {
        {"plan tiny.yaml --ranks two", "--ranks: \"two\" is not a whole number; allowed: 1 to"},
        {"plan tiny.yaml --rank -2", "--rank: \"-2\" is out of range; allowed: -1 to"},
        {"plan tiny.yaml --json=x", "--json: \"x\" is not allowed"},
-       {"plan tiny.yaml --rank 1 --rank 2", "--rank: stands more than once; leave one"},
+       {"plan tiny.yaml --rank 1 --rank 2", "--rank: is given more than once; keep one"},
        {"bench", "a subcommand is missing; allowed: attention, step, collectives"},
        {"bench stpe", "did you mean step?; see longnet bench --help"},
        {"bench attention --head-dim 4", "--head-dim: \"4\" is out of range; allowed: 8 to 256"},
@@ -105,7 +104,7 @@ TEST_F(BadInput, Usage) {
 }
 
 TEST_F(BadInput, Attend) {
-  const std::string colon = "allowed is W:R";
+  const std::string colon = "allowed: W:R";
   expect_refused(
       {{"attend good.st out.st --branch 512", "--branch \"512\": " + colon},
        {"attend good.st out.st --branch 0:1", colon},
@@ -126,7 +125,7 @@ TEST_F(BadInput, Attend) {
        {"attend good.st out.st --branch 16:1 --position xpos", "xpos needs --causal"},
        {"attend good.st none/out.st --branch 16:1", "none/out.st: cannot be written"},
        {"attend good.st . --branch 16:1", ".: is a folder; name a file"},
-       {"attend good.st ./good.st --branch 16:1", "OUT is IN"}});
+       {"attend good.st ./good.st --branch 16:1", "OUT is the same file as IN"}});
   EXPECT_FALSE(std::filesystem::exists(program.file("out.st"))) << "a refused run leaves no OUT";
 }
 
@@ -140,20 +139,21 @@ TEST_F(BadInput, PlanAndBench) {
        {"plan tiny.yaml --ranks 3 parallel.data_ranks=2", "parallel.data_ranks=2 must divide"},
        {"plan tiny.yaml model.hedas=3", "did you mean model.heads?"},
        {"plan tiny.yaml model.dim=33", "not divisible by model.heads"},
-       {"bench attention --branch 5", "--branch \"5\": allowed is W:R"},
-       {"bench attention --attention cudnn", "--attention cudnn chooses among kernels of a GPU"},
+       {"bench attention --branch 5", "--branch \"5\": allowed: W:R"},
+       {"bench attention --attention cudnn", "--attention cudnn selects GPU kernels"},
        {"bench attention --attention fast", "\"fast\" is not one of auto, cudnn, native, plain"},
-       {"bench attention --case 512:1,native", "--case \"512:1,native\": allowed is W:R,ATTENTION"},
-       {"bench attention --case 512:1,auto,abs", "allowed is W:R,ATTENTION,POSITION"},
-       {"bench attention --case 5,auto,none", "\"5\": allowed is W:R"},
-       {"bench attention --case 512:1,native,none", "--attention native chooses among kernels"},
+       {"bench attention --case 512:1,native", "--case \"512:1,native\": allowed: W:R,ATTENTION"},
+       {"bench attention --case 512:1,auto,abs", "allowed: W:R,ATTENTION,POSITION"},
+       {"bench attention --case 5,auto,none", "\"5\": allowed: W:R"},
+       {"bench attention --case 512:1,native,none", "--attention native selects GPU kernels"},
        {"bench attention --case 512:1,auto,none --branch 8:1", "--branch excludes --case"},
        {"bench attention --dtype f16", "--dtype: \"f16\" is not one of f32, bf16"},
        {"bench attention --position rope --head-dim 9", "needs an even --head-dim, not 9"},
        {"bench attention --position xpos --full", "--position xpos needs the causal mask"},
        {"bench step none.yaml", "none.yaml: cannot be read"},
        {"bench step tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
-       {"bench collectives --min-bytes 100 --max-bytes 10", "--min-bytes 100 is above"}});
+       {"bench collectives --min-bytes 100 --max-bytes 10",
+        "--min-bytes 100 is larger than --max-bytes 10"}});
 }
 
 TEST_F(BadInput, Generate) {
@@ -249,7 +249,7 @@ TEST_F(BadInput, CudaWithoutAGpu) {
        {"bench attention --backend cuda", cuda_refusal()},
        {"train tiny.yaml run.attention=plain", "with run.backend cpu only auto is allowed"},
        {"train tiny.yaml run.backend=cuda run.attention=cudn", "did you mean cudnn?"},
-       {"train tiny.yaml run.backend=gpu", "run.backend=gpu\": this is called cuda"}});
+       {"train tiny.yaml run.backend=gpu", "run.backend=gpu\": use the name cuda"}});
   if (device_runtime::built_with_cuda()) {
     expect_refused({{"train tiny.yaml run.backend=cuda", found.reason}});
   }

@@ -130,7 +130,7 @@ TEST(RunFolder, SetUpEndsAtOnce) {
       R"({"host":"far","pid":7,"process_start":"1","boot":"b","started":"s","token":"t"})");
   const auto start = std::chrono::steady_clock::now();
   Background training(program, "t", "train tiny.yaml");  // looks for a minute whether "far" lives
-  ASSERT_TRUE(training.said("looking up to")) << training.errors();
+  ASSERT_TRUE(training.said("waiting up to")) << training.errors();
   training.send(SIGINT);
   EXPECT_EQ(training.finish(), 128 + SIGINT) << training.errors();
   EXPECT_LT(std::chrono::steady_clock::now() - start, 50s);
@@ -144,11 +144,12 @@ TEST(RunFolder, ADeletedFolderIsNoticedAndMadeAnew) {
   Background training(program, "t", "train tiny.yaml train.steps=1000000");
   ASSERT_TRUE(training.said("step 2/")) << training.errors();
   fs::remove_all(program.file("run"));
-  ASSERT_TRUE(training.said("was deleted while the run uses it: made anew")) << training.errors();
+  ASSERT_TRUE(training.said("was deleted during the run and has been created again"))
+      << training.errors();
   training.send(SIGTERM);
   EXPECT_EQ(training.finish(), 0) << training.errors();
   EXPECT_TRUE(any_checkpoint(program.file("run")));
-  EXPECT_NE(read_whole_file(program.file("run/log.txt")).find("made anew"), std::string::npos);
+  EXPECT_NE(read_whole_file(program.file("run/log.txt")).find("created again"), std::string::npos);
   EXPECT_FALSE(read_whole_file(program.file("run/metrics.jsonl")).empty());
 }
 

@@ -226,7 +226,7 @@ TEST(TrainingSimt, AnOldGpuIsRefusedInOneLine) {
   } catch (const Error& error) {
     const std::string text = error.what();
     for (const char* word :
-         {"Tesla T4 of compute capability 7.5", "allowed are 8.0 and newer", "set run.backend=cpu"})
+         {"Tesla T4 of compute capability 7.5", "8.0 or newer is needed", "set run.backend=cpu"})
       EXPECT_NE(text.find(word), std::string::npos) << word << ": " << text;
     EXPECT_EQ(text.find('\n'), std::string::npos);
   }

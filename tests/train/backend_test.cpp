@@ -47,15 +47,17 @@ TEST(Backend, MessagesNameHostReasonAndRemedy) {
       no_gpu_message({"n7", 2, {}, "no NVIDIA driver is loaded"}, 0),
       "run.backend=cuda: no GPU on n7: no NVIDIA driver is loaded; set run.backend=cpu or use "
       "a node with a GPU");
-  EXPECT_EQ(no_gpu_message({"n7", 2, {"a"}, ""}, 1),
-            "run.backend=cuda: 2 ranks on n7 see 1 GPU together, none is left for rank 1 of the "
-            "node; start at most 1 there, or show it more (CUDA_VISIBLE_DEVICES)");
+  EXPECT_EQ(
+      no_gpu_message({"n7", 2, {"a"}, ""}, 1),
+      "run.backend=cuda: 2 ranks on n7 see 1 GPU in total, and none is left for rank 1 of the "
+      "node; start at most 1 there, or make more GPUs visible (CUDA_VISIBLE_DEVICES)");
 }
 
 TEST(Backend, OldGpusAreNamedWithWhatIsAllowed) {
-  EXPECT_EQ(old_gpu_message("n7", {"a", "Tesla T4", 7, 5}),
-            "run.backend=cuda: the GPU on n7 is a Tesla T4 of compute capability 7.5, allowed are "
-            "8.0 and newer; set run.backend=cpu, or show it a newer one (CUDA_VISIBLE_DEVICES)");
+  EXPECT_EQ(
+      old_gpu_message("n7", {"a", "Tesla T4", 7, 5}),
+      "run.backend=cuda: the GPU on n7 is a Tesla T4 of compute capability 7.5, but 8.0 or newer "
+      "is needed; set run.backend=cpu, or make a newer GPU visible (CUDA_VISIBLE_DEVICES)");
   EXPECT_EQ(old_gpu_message("n7", {"a", "NVIDIA A100", 8, 0}), "");
   EXPECT_EQ(old_gpu_message("n7", {"a", "NVIDIA B200", 10, 0}), "");
 }

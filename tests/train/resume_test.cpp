@@ -147,7 +147,7 @@ TEST_F(Resume, AFolderThatHoldsARunIsNotTrainedOver) {
   const std::string text = refusal(2, "none");
   EXPECT_TRUE(contains(text, "holds a run")) << text;
   EXPECT_TRUE(contains(text, "run.overwrite=true")) << text;
-  EXPECT_TRUE(contains(refusal(3, "auto", true), "run.overwrite=true goes with"));
+  EXPECT_TRUE(contains(refusal(3, "auto", true), "run.overwrite=true needs"));
   EXPECT_EQ(checkpoints(), (Steps{1, 2}));
   const std::string anew = train(1, "none", true);
   EXPECT_TRUE(contains(anew, "set aside in ")) << anew;

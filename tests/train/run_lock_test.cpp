@@ -176,7 +176,7 @@ TEST(RunLock, LeavesNoFolderThatItMadeAndNobodyUsed) {
 TEST(RunLock, BadPlacesAreRefusedInOneLine) {
   const TemporaryFolder folder;
   const std::string file = folder.write("file", "x");
-  EXPECT_NE(refusal(file + "/run").find("run.folder: " + file + "/run cannot be made: "),
+  EXPECT_NE(refusal(file + "/run").find("run.folder: " + file + "/run cannot be created: "),
             std::string::npos);
   fs::create_directories(folder.file("run/run.lock"));
   EXPECT_NE(refusal(folder.file("run")).find("run.lock"), std::string::npos);
