@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Includes run one way: core <- kernels <- model <- train <- cli; core <- dist <- train;
-# core <- data <- train. `model` and `dist` never include each other. kernels/cuda/simt.h, which itself
-# includes core only, is the language that kernel files are written in: every layer's may.
+# core <- data <- train. `model` and `dist` never include each other. kernels/cuda/launch.h, which itself
+# includes core only, is how every layer's kernel files start kernels.
 #   scripts/check_layers.sh [SOURCE_FOLDER]     default: src beside this script
 # Lists every #include "..." that breaks the rule or names no file of the tree, and fails if there is one.
 set -euo pipefail
@@ -33,7 +33,7 @@ while IFS= read -r hit; do
   checked=$((checked + 1))
   if [ ! -e "$target" ]; then
     complain "src/$file:$line: includes \"$target\", which is no file under src/ (write the path from src/)"
-  elif [[ $file == *.cu && $target == kernels/cuda/simt.h ]]; then
+  elif [[ $file == *.cu && $target == kernels/cuda/launch.h ]]; then
     continue
   elif [[ " ${may_include[$layer]:-} " != *" $wanted "* ]]; then
     complain "src/$file:$line: $layer must not include $wanted (\"$target\"); it may include: ${may_include[$layer]:-nothing}"

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "dist/communicator_nccl.h"
-#include "kernels/cuda/simt.h"
+#include "kernels/cuda/launch.h"
 
 namespace longnet::internal {
 namespace {
@@ -15,22 +15,11 @@ constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 1 << 16;
 
 __global__ void add_parts(float* values, const float* staging, int rank, int size, int64_t n) {
-  // Defects for the tests: 9001 drops a member, 9002 adds this rank's part last, 9003 looks for
-  // this rank's part in staging, too.
-  const int last = LN_BUG == 9001 ? size - 1 : size;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
-    if (LN_BUG == 9002) {
-      float sum = staging[i];
-      for (int part = 1; part + 1 < size; ++part) sum += staging[part * n + i];
-      values[i] += sum;
-      continue;
-    }
     float sum = rank == 0 ? values[i] : staging[i];
-    for (int member = 1; member < last; ++member)
-      sum += member == rank
-                 ? values[i]
-                 : staging[(member < rank || LN_BUG == 9003 ? member : member - 1) * n + i];
+    for (int member = 1; member < size; ++member)
+      sum += member == rank ? values[i] : staging[(member < rank ? member : member - 1) * n + i];
     values[i] = sum;
   }
 }

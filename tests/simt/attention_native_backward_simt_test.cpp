@@ -444,7 +444,7 @@ TEST(AttentionNativeBackwardSimt, EveryOrder) {
 TEST(AttentionNativeBackwardSimt, SameWithoutStmatrix) {
   Case c(middle());
   const Gradients g = run(c);
-  const simt::Defect none(25);  // no defect: a GPU before sm_90
+  const simt::Defect none(simt::kNoStoreMatrix);
   const Gradients h = run(c);
   EXPECT_EQ(g.key, h.key);
   EXPECT_EQ(g.value, h.value);

@@ -12,7 +12,6 @@
 #include <type_traits>
 #include <utility>
 
-#define LN_SIMT 1
 #define __global__
 #define __device__
 #define __host__
@@ -44,6 +43,8 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+#include "simt/emulator.h"
+
 namespace longnet::simt {
 
 /// Where the running fiber is; set at every switch.
@@ -66,7 +67,8 @@ void run(const Launch& launch);
 /// stream_work.h): launches come after them.
 void finish_copies(void* stream);
 
-/// Number of the defect that LN_BUG turns on in kernels; 0: none. Tests set it (mutants).
+/// Number of the planted defect that is on (defects/README.md), or of a lack of the machine
+/// (emulator.h); 0: none. Tests set it.
 extern int bug;
 
 /// The block's dynamic shared memory; bytes: what the kernel wants, checked against the launch.
@@ -140,8 +142,6 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 #define blockIdx (::longnet::simt::at.block)
 #define blockDim (::longnet::simt::at.block_dim)
 #define gridDim (::longnet::simt::at.grid_dim)
-
-#define LN_BUG (::longnet::simt::bug)
 
 #define LN_CALL_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 

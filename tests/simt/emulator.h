@@ -26,7 +26,10 @@ struct Counters {
 };
 Counters counters();
 
-/// Turns on the defect LN_BUG == number in all kernels while it lives.
+/// What the machine may lack, as a number for Defect: stmatrix, as GPUs before sm_90.
+inline constexpr int kNoStoreMatrix = 25;
+
+/// Turns on the planted defects of this number (defects/README.md) in all kernels while it lives.
 class Defect {
  public:
   explicit Defect(int number);

@@ -1,6 +1,7 @@
 // See item_order.h.
+#include "core/context.h"
 #include "kernels/attention/attention_tables_cuda.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/launch.h"
 #include "simt/item_order.h"
 
 namespace longnet::simt_test {
@@ -13,7 +14,7 @@ constexpr attention::TableRequest kRequest{.query_tile = 64, .key_tile = 64};
 std::vector<std::pair<int, int>> read(Context& context, const attention::Item* items,
                                       int64_t count) {
   std::vector<attention::Item> list(count);
-  copy_to_host(list.data(), items, count * sizeof(attention::Item), context_stream(context));
+  copy_to_host(list.data(), items, count * sizeof(attention::Item), context.stream());
   std::vector<std::pair<int, int>> pairs;
   for (const attention::Item& item : list) pairs.emplace_back(item.index, item.tile);
   return pairs;

@@ -69,6 +69,51 @@ TEST(OptimizerSimt, FollowsTheReference) {
       }
 }
 
+/// An element gets the same bits wherever its range begins: in packs of four, or one by one.
+TEST(OptimizerSimt, BitsDoNotDependOnTheRangesAlignment) {
+  Context context = gpu_context();
+  constexpr int64_t kElements = 1003;
+  const std::vector<float> weight = random_values(kElements, 1),
+                           m = random_values(kElements, 2, 0.1f),
+                           g = random_values(kElements, 3, 3.0f);
+  std::vector<float> v = random_values(kElements, 4, 0.1f);
+  for (float& x : v) x = std::abs(x);
+  const AdamWOptions options{.learning_rate = 0.013,
+                             .beta1 = 0.9,
+                             .beta2 = 0.98,
+                             .eps = 1e-8,
+                             .weight_decay = 0.1,
+                             .step = 3,
+                             .gradient_scale = 0.7};
+  for (const bool stable : {false, true}) {
+    const auto after = [&](int64_t shift) {
+      const auto moved = [&](const std::vector<float>& values) {
+        std::vector<float> all(shift, 0.0f);
+        all.insert(all.end(), values.begin(), values.end());
+        return all;
+      };
+      const DeviceValues d_w(DType::kF32, moved(weight)), d_m(DType::kF32, moved(m)),
+          d_v(DType::kF32, moved(v)), d_g(DType::kF32, moved(g));
+      const auto part = [&](const DeviceValues& d) { return d.flat().slice(0, shift, kElements); };
+      const Workspace workspace(context, kElements);
+      if (stable)
+        stable_adamw_update(context, part(d_w), part(d_m), part(d_v), part(d_g), options,
+                            workspace.memory.data());
+      else
+        adamw_update(context, part(d_w), part(d_m), part(d_v), part(d_g), options);
+      context.wait();
+      std::vector<float> all;
+      for (const DeviceValues* d : {&d_w, &d_m, &d_v}) {
+        const std::vector<float> values = d->floats();
+        all.insert(all.end(), values.begin() + shift, values.end());
+      }
+      return all;
+    };
+    const std::vector<float> aligned = after(0);
+    for (const int64_t shift : {1, 2, 3}) EXPECT_EQ(after(shift), aligned) << stable << shift;
+  }
+}
+
 double squares(const std::vector<float>& values) {
   Context context = gpu_context();
   const int64_t n = static_cast<int64_t>(values.size());

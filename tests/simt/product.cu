@@ -1,5 +1,6 @@
 // See product.h. Tiles of 64 x 64 x 32, four warps of 16 rows each, two stages of cp.async.
-#include "kernels/cuda/mma.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.h"
 #include "simt/product.h"
 
 namespace longnet::simt_test {
@@ -41,22 +42,14 @@ __global__ void __launch_bounds__(kThreads)
     if (step + 1 < steps) {
       start_copy(sm, 1 - stage, a, b, n, k, (step + 1) * kDepth);
       copy_async_wait<1>();
-    } else if (LN_BUG == 20) {
-      copy_async_wait<1>();  // too weak: the last stage is the latest group
     } else {
       copy_async_wait<0>();
     }
-    if (LN_BUG != 21) __syncthreads();
+    __syncthreads();
     for (int d = 0; d < kDepth; d += 16) {
       // Matrices 0, 1: rows 0-7 and 8-15 at column d; 2, 3: the same rows at d + 8.
       uint32_t x[4];
-      load_matrix<false>(
-          x, &sm.a[stage][warp * 16 + lane % 16][d + lane / 16 * 8] + (LN_BUG == 22 ? 1 : 0));
-      if (LN_BUG == 23) {
-        const uint32_t swapped = x[1];
-        x[1] = x[2];
-        x[2] = swapped;
-      }
+      load_matrix<false>(x, &sm.a[stage][warp * 16 + lane % 16][d + lane / 16 * 8]);
       for (int j = 0; j < kTile; j += 16) {
         // Transposed: 0, 1 are depths 0-7 and 8-15 of columns j.., 2, 3 of columns j + 8..
         uint32_t y[4];
@@ -65,9 +58,8 @@ __global__ void __launch_bounds__(kThreads)
         mma_bf16(sum[j / 8 + 1], x, y[2], y[3]);
       }
     }
-    if (LN_BUG != 24) __syncthreads();  // the stage is filled again in the next step but one
+    __syncthreads();  // the stage is filled again in the next step but one
   }
-  if (LN_BUG == 20) copy_async_wait<0>();
   const int row = warp * 16 + lane / 4, column = lane % 4 * 2;
   for (int j = 0; j < kTile / 8; ++j)
     for (int i = 0; i < 4; ++i)
@@ -89,7 +81,7 @@ __global__ void __launch_bounds__(32) store_matrix_kernel(uint16_t* to, const ui
     for (int i = 0; i < 4; ++i)
       *reinterpret_cast<uint32_t*>(&sm.rows[8 * i + lane / 4][lane % 4 * 2]) = x[i];
   }
-  if (LN_BUG != 26) __syncwarp();
+  __syncwarp();
   const int row = 31 - lane;  // another lane's
   for (int i = 0; i < 8; ++i) to[8 * row + i] = sm.rows[row][i];
 }

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
   load(grad, grad_out.memory, row * grad_out.stride + column);
   in.differentiate(grad_h, grad_g, grad, gated);
   store(grad_hidden.memory, row * grad_hidden.stride + column, grad_h);
-  if (gated) store(grad_gate.memory, row * grad_gate.stride + (LN_BUG == 64 ? 0 : column), grad_g);
+  if (gated) store(grad_gate.memory, row * grad_gate.stride + column, grad_g);
 }
 
 /// A row of activations, the norm's input.
@@ -199,7 +199,7 @@ void activation_forward(Context& context, const ActivationForward& args, void*) 
   const Matrix hidden = matrix_of(args.hidden), gate = gate_of(args.activation, args.gate);
   const int pack = pack_of(
       {args.out, args.hidden, args.activation == Activation::kSwiglu ? args.gate : TensorView{}});
-  void* stream = context_stream(context);
+  void* stream = context.stream();
   if (!args.weight.defined()) {
     with_pack(pack, [&](auto pack_size) {
       const int64_t strips = (width + 32 * pack_size - 1) / (32 * pack_size);
@@ -227,7 +227,7 @@ void activation_backward(Context& context, const ActivationBackward& args, void*
   const int pack =
       pack_of({args.grad_hidden, args.grad_out, args.hidden, gated ? args.gate : TensorView{},
                gated ? args.grad_gate : TensorView{}});
-  void* stream = context_stream(context);
+  void* stream = context.stream();
   if (!args.weight.defined()) {
     with_pack(pack, [&](auto pack_size) {
       const int64_t strips = (width + 32 * pack_size - 1) / (32 * pack_size);

@@ -8,10 +8,13 @@
 // cores.
 #include <cmath>
 
+#include "core/context.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_tables_cuda.h"
-#include "kernels/cuda/simt.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/numbers.h"
+#include "kernels/cuda/ptx.h"
+#include "kernels/cuda/warp.h"
 #include "kernels/fill/fill_cuda.h"
 
 namespace longnet::cuda {
@@ -126,17 +129,8 @@ __device__ __forceinline__ Window window_of(const Common& p, int64_t b, int64_t 
 __device__ __forceinline__ bool sees(const Common& p, const TaskHead& task, const Window& window,
                                      int64_t query_row, int64_t key_row) {
   const int64_t token = task.token + key_row * p.dilation;
-  const bool behind = LN_BUG == 4 ? key_row < query_row : key_row <= query_row;
+  const bool behind = key_row <= query_row;
   return (!p.causal || behind) && window.first <= token && token <= window.last;
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(kFullWarp, x, 1);
-  return x + __shfl_xor_sync(kFullWarp, x, 2);
-}
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
 
 // --- 2. forward
@@ -185,13 +179,13 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(Common p) {
     if (p.causal && last_row - source.first + 1 < end) end = last_row - source.first + 1;
     for (int64_t j0 = 0; j0 < end; j0 += kTile) {
       const int keys = static_cast<int>(end - j0 < kTile ? end - j0 : kTile);
-      if (LN_BUG != 1) __syncthreads();  // the tiles before have been used
+      __syncthreads();  // the tiles before have been used
       load_tile<kD>(sm.key, source.key + b * source.key_batch + j0 * source.key_row, source.key_row,
-                    keys, p.head_dim, p.rotary, source.rotate != 0, LN_BUG == 6 ? 0 : 1,
+                    keys, p.head_dim, p.rotary, source.rotate != 0, 1,
                     task.position + (source.first + j0) * p.dilation, p.dilation);
       load_tile<kD>(sm.value, source.value + b * source.value_batch + j0 * source.value_row,
                     source.value_row, keys, p.head_dim, p.rotary, false, 0, 0, 0);
-      if (LN_BUG != 2) __syncthreads();
+      __syncthreads();
       float score[kPerThread];
       dot_rows<kD>(score, sm.query[row], sm.key, quad);
       float highest = -INFINITY;
@@ -215,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(Common p) {
       }
 #pragma unroll
       for (int k = 0; k < kD / 4; ++k) accumulator[k] *= kept;
-      if (LN_BUG != 3) __syncwarp();  // a row's weights are written and read by one warp
+      __syncwarp();  // a row's weights are written and read by one warp
       add_rows<kD>(accumulator, sm.weight[row], sm.value, keys, quad);
     }
   }
@@ -282,14 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1) grad_query_kernel(Common p) {
                     task.position + (source.first + j0) * p.dilation, p.dilation);
       load_tile<kD>(sm.value, source.value + b * source.value_batch + j0 * source.value_row,
                     source.value_row, keys, p.head_dim, p.rotary, false, 0, 0, 0);
-      if (LN_BUG == 7) {  // half the block at another barrier
-        if (row < kTile / 2)
-          __syncthreads();
-        else
-          __syncthreads();
-      } else {
-        __syncthreads();
-      }
+      __syncthreads();
       float score[kPerThread], grad_weight[kPerThread];
       dot_rows<kD>(score, sm.query[row], sm.key, quad);
       dot_rows<kD>(grad_weight, sm.grad_out[row], sm.value, quad);
@@ -376,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, 1) grad_key_kernel(Common p) {
       float weight = 0, grad_score = 0;
       if (visible) {
         weight = expf(score[k] * p.scale - sm.lse[i]);
-        grad_score = weight * (grad_weight[k] - (LN_BUG == 8 ? 0.0f : sm.delta[i]));
+        grad_score = weight * (grad_weight[k] - sm.delta[i]);
       }
       sm.weight[row][i] = weight;
       sm.grad_score[row][i] = grad_score;
@@ -432,9 +419,7 @@ struct TokenRows {
 __device__ __forceinline__ float to_f32(float x) { return x; }
 __device__ __forceinline__ float to_f32(uint16_t x) { return bf16_to_float(x); }
 __device__ __forceinline__ void store(float* to, float x) { *to = x; }
-__device__ __forceinline__ void store(uint16_t* to, float x) {
-  *to = LN_BUG == 10 ? static_cast<uint16_t>(__float_as_uint(x) >> 16) : float_to_bf16(x);
-}
+__device__ __forceinline__ void store(uint16_t* to, float x) { *to = float_to_bf16(x); }
 
 /// Grid: (rows, heads, B). Rotates with angles computed here: every row is read once; keys are
 /// rotated in float32 and then rounded to the chunk's type.
@@ -454,7 +439,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t chunk_row = heads.chunk_slot[head] + i;
   C* chunk_key_row = chunk_key.data + b * chunk_key.batch + chunk_row * chunk_key.row;
   C* chunk_value_row = chunk_value.data + b * chunk_value.batch + chunk_row * chunk_value.row;
-  const int end = head_dim + (LN_BUG == 9 ? 2 : 0);
+  const int end = head_dim;
   for (int d = 2 * threadIdx.x; d < end; d += 2 * kThreads) {
     const bool both = d + 1 < head_dim;
     float x = unpack ? to_f32(chunk_key_row[d]) : to_f32(key_row[d]), y = 0;
@@ -534,10 +519,9 @@ void pack(Context& context, const TensorView& chunk_key, const TensorView& chunk
     launch(pack_kernel<unpack, T, C>,
            dim3(static_cast<unsigned>(most), static_cast<unsigned>(group),
                 static_cast<unsigned>(key.shape[0])),
-           kThreads, 0, context_stream(context), chunk_rows<C>(chunk_key),
-           chunk_rows<C>(chunk_value), token_rows<T>(key), token_rows<T>(value), packed,
-           static_cast<int>(first), rows.step, options.dilation, static_cast<int>(head_dim), rotate,
-           frequencies);
+           kThreads, 0, context.stream(), chunk_rows<C>(chunk_key), chunk_rows<C>(chunk_value),
+           token_rows<T>(key), token_rows<T>(value), packed, static_cast<int>(first), rows.step,
+           options.dilation, static_cast<int>(head_dim), rotate, frequencies);
   }
 }
 
@@ -562,8 +546,9 @@ void attention_forward(Context& context, const AttentionForward& tensors,
   tables.set_lse(tensors.lse);
   common.items = tables.query_items;
   with_width(tensors.query.shape[3], [&](auto width) {
-    launch(forward_kernel<width>, item_grid(tables.query_item_count, tensors.query.shape[0]),
-           kThreads, sizeof(ForwardShared<width>), context_stream(context), common);
+    launch<Carveout::kMostShared>(forward_kernel<width>,
+                                  item_grid(tables.query_item_count, tensors.query.shape[0]),
+                                  kThreads, sizeof(ForwardShared<width>), context.stream(), common);
   });
 }
 
@@ -571,7 +556,7 @@ void attention_delta(Context& context, const TensorView& delta, const TensorView
                      const TensorView& out) {
   const int64_t count = out.shape[0] * out.shape[1] * out.shape[2];
   const int64_t blocks = (count + kThreads / 32 - 1) / (kThreads / 32);
-  launch(delta_kernel, item_grid(blocks, 1), kThreads, 0, context_stream(context),
+  launch(delta_kernel, item_grid(blocks, 1), kThreads, 0, context.stream(),
          static_cast<float*>(delta.data), delta.stride[0], delta.stride[1], delta.stride[2],
          input_rows(grad_out), rows_of(out), count, out.shape[1], out.shape[2],
          static_cast<int>(out.shape[3]));
@@ -587,14 +572,15 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   tables.set_lse(tensors.lse);
   tables.set_delta(tensors.delta);
   const int64_t batch = tensors.query.shape[0];
-  void* stream = context_stream(context);
+  void* stream = context.stream();
   with_width(tensors.query.shape[3], [&](auto width) {
     common.items = tables.query_items;
-    launch(grad_query_kernel<width>, item_grid(tables.query_item_count, batch), kThreads,
-           sizeof(QueryShared<width>), stream, common);
+    launch<Carveout::kMostShared>(grad_query_kernel<width>,
+                                  item_grid(tables.query_item_count, batch), kThreads,
+                                  sizeof(QueryShared<width>), stream, common);
     common.items = tables.key_items;
-    launch(grad_key_kernel<width>, item_grid(tables.key_item_count, batch), kThreads,
-           sizeof(KeyShared<width>), stream, common);
+    launch<Carveout::kMostShared>(grad_key_kernel<width>, item_grid(tables.key_item_count, batch),
+                                  kThreads, sizeof(KeyShared<width>), stream, common);
   });
 }
 

@@ -21,11 +21,12 @@
 // rotated back at the end. p and ds are rounded to bf16, everything else is float32.
 #include <vector>
 
+#include "core/context.h"
 #include "core/upload_ring.h"
 #include "kernels/attention/attention_native.h"
 #include "kernels/attention/attention_tables_cuda.h"
-#include "kernels/cuda/mma.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.h"
 
 namespace longnet::cuda {
 namespace {
@@ -114,26 +115,13 @@ struct Shared {
 
 /// The thread's number in its block, as if it were read anew: addresses that follow from it are
 /// computed where they are needed, instead of being kept in registers through the whole loop.
-__device__ __forceinline__ unsigned thread_here() {
-  unsigned thread = threadIdx.x;
-#if !defined(LN_SIMT)
-  asm volatile("" : "+r"(thread));
-#endif
-  return thread;
-}
+__device__ __forceinline__ unsigned thread_here() { return anew(threadIdx.x); }
 __device__ __forceinline__ unsigned lane_here() { return thread_here() % 32; }
 /// The half of the block, the warp in its half, and the first of the warp's keys. Warps w and w +
 /// 4, which share a scheduler, are of different halves.
 __device__ __forceinline__ unsigned half_here() { return thread_here() / (32 * kHalfWarps); }
 __device__ __forceinline__ unsigned part_here() { return thread_here() / 32 % kHalfWarps; }
 __device__ __forceinline__ unsigned first_here() { return part_here() * kWarpKeys; }
-/// No load or store is moved past this by the compiler: fewer of them wait in registers.
-__device__ __forceinline__ void keep_order() {
-#if !defined(LN_SIMT)
-  asm volatile("" ::: "memory");
-#endif
-}
-
 /// Starts the copy of rows [0, kRows) into a tile; zeros from `count` on.
 template <int kD, int kRows>
 __device__ __forceinline__ void start_rows(uint16_t* tile, const uint16_t* rows, int64_t stride,
@@ -156,41 +144,6 @@ __device__ __forceinline__ void start_rows(uint16_t* tile, const uint16_t* rows,
   }
 }
 
-/// 2^x, 2 ulp; results below 2^-126 are 0.
-__device__ __forceinline__ float power_of_two(float x) {
-#if defined(LN_SIMT)
-  return std::exp2(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
-
-/// to[0] += a, to[1] += b in global memory, whoever else adds. to: aligned to 8 bytes. These
-/// additions flush subnormal sums to zero. (atomicAdd would first ask whether the address is in
-/// shared memory.)
-__device__ __forceinline__ void add_two(float* to, float a, float b) {
-#if defined(LN_SIMT)
-  if (LN_BUG == 76) {
-    to[0] += a;
-    to[1] += b;
-    return;
-  }
-  atomicAdd(to, a);
-  atomicAdd(to + 1, b);
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(a),
-               "f"(b)
-               : "memory");
-#else
-  asm volatile("red.global.add.f32 [%0], %1;\n\tred.global.add.f32 [%0 + 4], %2;" ::"l"(
-                   __cvta_generic_to_global(to)),
-               "f"(a), "f"(b)
-               : "memory");
-#endif
-}
-
 // --- 2. products of a warp
 // -------------------------------------------------------------------------
 
@@ -211,14 +164,7 @@ __device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uin
   for (int d = 0; d < kD; d += 16) {
     uint32_t x[2][4];
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      load_matrix<false>(x[m], rows.at(16 * m, d));
-      if (LN_BUG == 73) {
-        const uint32_t swapped = x[m][1];
-        x[m][1] = x[m][2];
-        x[m][2] = swapped;
-      }
-    }
+    for (int m = 0; m < 2; ++m) load_matrix<false>(x[m], rows.at(16 * m, d));
 #pragma unroll
     for (int n = 0; n < kQueries / 16; ++n) {
       uint32_t y[4];
@@ -298,6 +244,7 @@ __device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, floa
       for (int n = 0; n < kColumns / 8; ++n)
         add_two(to + 8 * n, scale * sum[m][n][2 * below], scale * sum[m][n][2 * below + 1]);
     }
+  __syncwarp();  // rows past the end left their lanes behind; instructions of whole warps follow
 }
 
 // --- 3. the kernel
@@ -338,7 +285,7 @@ class BlockWriter {
 
 /// Scores of hidden pairs become -inf, where there may be any.
 __device__ __forceinline__ void mask(Scores& s, const Plan& plan, int tile) {
-  const int keys = plan.keys, ahead = plan.ahead + tile - (LN_BUG == 74 ? 1 : 0);
+  const int keys = plan.keys, ahead = plan.ahead + tile;
   if (keys == kKeys && ahead >= kKeys - 1) return;
   const unsigned lane = lane_here();
 #pragma unroll
@@ -373,8 +320,8 @@ __device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float(&score)[4] = s[m][2 * n + i / 2];
-        p[i] = pack_bf16(power_of_two(score[i % 2 * 2] * scale_log2 - peak[i / 2].x),
-                         power_of_two(score[i % 2 * 2 + 1] * scale_log2 - peak[i / 2].y));
+        p[i] = pack_bf16(fast_exp2(score[i % 2 * 2] * scale_log2 - peak[i / 2].x),
+                         fast_exp2(score[i % 2 * 2 + 1] * scale_log2 - peak[i / 2].y));
       }
       weights.store(m, n, p);
 #pragma unroll
@@ -398,7 +345,6 @@ __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
     for (int m = 0; m < 2; ++m) load_matrix<false>(x[m], weights.at(16 * m, 16 * n));
     float2 less[2] = {*reinterpret_cast<const float2*>(delta + 16 * n),
                       *reinterpret_cast<const float2*>(delta + 16 * n + 8)};
-    if (LN_BUG == 75) less[0] = less[1] = make_float2(0, 0);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -527,7 +473,7 @@ __device__ __forceinline__ void add_key_rows(const Plan& plan, const float (&sum
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       const int j = first + 16 * m + 8 * below + lane / 4;
-      if (j >= plan.keys + (LN_BUG == 78 ? 1 : 0)) continue;
+      if (j >= plan.keys) continue;
       float* const to = plan.grad_key[half] + j * plan.grad_key_step[half];
       // A few pairs at a time: their loads are under way together, ahead of the stores.
       constexpr int kTogether = kD == 80 ? 5 : 4;
@@ -589,18 +535,14 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
       }
       store_row_value(sm, 1 - stage, next);
     }
-    if (LN_BUG != 71) __syncthreads();  // weights are there; grad_score has been used
+    __syncthreads();  // weights are there; grad_score has been used
     if (half_here() == 1 && !is_hidden(sm.plan, i))
       differentiate(s, sm.weight, sm.grad_score, sm.row_value[stage][1]);
     if (half_here() == 1 && is_hidden(sm.plan, i)) clear_rows(sm.grad_score);
     if (!is_hidden(sm.plan, i)) accumulate<kD>(sum, s, sm.queries[stage][1 - half_here()]);
-    if (LN_BUG == 77)
-      copy_async_wait<1>();
-    else
-      copy_async_wait<0>();
-    if (LN_BUG != 72) __syncthreads();  // grad_score and the next tile are there; weights are used
+    copy_async_wait<0>();
+    __syncthreads();  // grad_score and the next tile are there; weights are used
   }
-  if (LN_BUG == 77) copy_async_wait<0>();
   if (half_here() == 1)
     add_grad_query<kD>(sm, (sm.plan.queries - 1) / kQueries * kQueries, p.scale);
   add_key_rows<kD>(sm.plan, sum, p);
@@ -702,7 +644,7 @@ void with_head_dim(int64_t head_dim, F f) {
 void run_backward(Context& context, const AttentionBackward& tensors,
                   const AttentionOptions& options, std::span<const SegmentTask> run,
                   void* workspace) {
-  void* const stream = context_stream(context);
+  void* const stream = context.stream();
   char* const base = static_cast<char*>(workspace);
   const int64_t batch = tensors.query.shape[0], head_dim = tensors.query.shape[3];
   const ScratchLayout layout(batch, head_dim, run);
@@ -727,8 +669,8 @@ void run_backward(Context& context, const AttentionBackward& tensors,
   }
   common.items = tables.key_items;
   with_head_dim(head_dim, [&](auto width) {
-    launch(backward_kernel<width>, item_grid(tables.key_item_count, batch), kThreads,
-           sizeof(Shared<width>), stream, common, scratch);
+    launch<Carveout::kMostShared>(backward_kernel<width>, item_grid(tables.key_item_count, batch),
+                                  kThreads, sizeof(Shared<width>), stream, common, scratch);
   });
   common.items = tables.query_items;
   if (turned) launch(end_rows_kernel, row_grid, kRowThreads, 0, stream, common, scratch);

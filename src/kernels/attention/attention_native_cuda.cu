@@ -6,9 +6,12 @@
 // and weights stay in registers; the branch's result is folded into the running float32 (out, lse)
 // at the end. Causal tiles behind a warp's last row are skipped, only those across the diagonal or
 // a source's end are masked.
+#include "core/context.h"
 #include "kernels/attention/attention_native.h"
 #include "kernels/attention/attention_native_tile.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.h"
+#include "kernels/cuda/warp.h"
 
 namespace longnet::cuda {
 namespace {
@@ -46,7 +49,7 @@ struct QueryRows {
 
   /// The first so many keys of a source are seen by some of them; may be negative.
   __device__ __forceinline__ int64_t seen(const SourceHead& source) const {
-    const int64_t end = first - source.first + count - (LN_BUG == 38 ? 1 : 0);
+    const int64_t end = first - source.first + count;
     return causal && end < source.count ? end : source.count;
   }
 };
@@ -138,11 +141,6 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const QueryFragmen
       } else {
         queries.a(a[m], 16 * m, 2 * k);
       }
-      if (LN_BUG == 33) {
-        const uint32_t swapped = a[m][1];
-        a[m][1] = a[m][2];
-        a[m][2] = swapped;
-      }
     }
 #pragma unroll
     for (int n = 0; n < kKeyTile / 8; n += 2) {
@@ -162,7 +160,7 @@ __device__ __forceinline__ void mask(Scores& scores, const KeyRows& keys, bool c
   const int column = static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
   for (int r = 0; r < 2 * kBlocks; ++r) {
-    int seen = row + 8 * r - keys.first + (LN_BUG == 32 ? 2 : 1);
+    int seen = row + 8 * r - keys.first + 1;
     if (!causal || seen > keys.count) seen = keys.count;
 #pragma unroll
     for (int n = 0; n < kKeyTile / 8; ++n)
@@ -185,7 +183,7 @@ __device__ __forceinline__ void weigh(Running<kD>& state, Weights& weights, Scor
       highest = fmaxf(highest, fmaxf(scores[m][n][half], scores[m][n][half + 1]));
     const float risen = fmaxf(state.peak[r], quad_max(highest) * scale);
     const float base = risen == -INFINITY ? 0.0f : risen;  // nothing seen yet: all weights are 0
-    const float kept = LN_BUG == 37 ? 1.0f : fast_exp2(state.peak[r] - base);
+    const float kept = fast_exp2(state.peak[r] - base);
     state.peak[r] = risen;
     float sum = 0;
 #pragma unroll
@@ -251,13 +249,13 @@ __device__ __forceinline__ void merge(const Common& p, const ResultRows& rows, i
     valid[r] = row + 8 * r < rows.count && sum[r] != 0.0f;
     old_lse[r] = valid[r] ? *lse_of(r) : 0.0f;
   }
-  if (LN_BUG != 35) __syncwarp();  // all lanes of a row have read its lse
+  __syncwarp();  // all lanes of a row have read its lse
 #pragma unroll
   for (int r = 0; r < 2 * kBlocks; ++r) {
     if (!valid[r]) continue;
     const float a = old_lse[r], c = state.peak[r] * kLn2 + logf(sum[r]);
     const float top = fmaxf(a, c);
-    const float old_weight = LN_BUG == 34 ? 0.0f : expf(a - top), weight = expf(c - top);
+    const float old_weight = expf(a - top), weight = expf(c - top);
     const float both = old_weight + weight, factor = weight / (sum[r] * both);
     const float old_factor = old_weight / both;
     const int64_t slot = rows.slot + (row + 8 * r) * rows.step;
@@ -306,12 +304,11 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
   }
 
   const uint16_t* const query = task.query.half() + b * task.query_batch + begin * task.query_row;
-  const int query_count = LN_BUG == 36 ? rows + 1 : rows;
   if (task.rotate != 0)
-    load_rotated<kThreads>(sm.query, query, task.query_row, query_count, p.rotary, 0,
+    load_rotated<kThreads>(sm.query, query, task.query_row, rows, p.rotary, 0,
                            task.position + queries.first * p.dilation, p.dilation);
   else
-    load_async<kThreads>(sm.query, query, task.query_row, query_count);
+    load_async<kThreads>(sm.query, query, task.query_row, rows);
   // Steps 2 j and 2 j + 1 are keys and values of tile j, in slots of rising number, round and
   // round; kRing - 1 of them are under way. Every step is a group of copies of its own, the last
   // ones empty; the queries are in the first.
@@ -336,6 +333,7 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
         next_run(sm, 1 - (place & 1), p, p.tasks[p.items[blockIdx.x].index]);
     }
     copy_async_commit();
+    __syncwarp();  // lane 0 may have been elsewhere; instructions of whole warps follow
   };
 #pragma unroll
   for (int step = 0; step < kRing - 1; ++step) start(step % 2 == 0, step / 2 < tiles, true, step);
@@ -371,11 +369,8 @@ __global__ void __launch_bounds__(kThreads, 2) native_forward_kernel(Common p) {
       weigh(state, weights, scores, scale);
     }
     slot = after(slot);
-    if (LN_BUG == 31)
-      copy_async_wait<kRing - 1>();  // too weak: the values may be under way
-    else
-      copy_async_wait<kRing - 2>();
-    if (LN_BUG != 30) __syncthreads();
+    copy_async_wait<kRing - 2>();
+    __syncthreads();
     start(kRing % 2 == 0, tiles > (kRing == 4 ? 2 : 1), false, before(slot));
     if (seen) multiply_values(state, weights, sm.ring[slot]);
     slot = after(slot);
@@ -390,8 +385,9 @@ template <int kD>
 void start(Context& context, const Tables& tables, int64_t batch) {
   Common common = tables.common;
   common.items = tables.query_items;
-  launch(native_forward_kernel<kD>, item_grid(tables.query_item_count, batch), kThreads,
-         sizeof(ForwardShared<kD>), context_stream(context), common);
+  launch<Carveout::kMostShared>(native_forward_kernel<kD>,
+                                item_grid(tables.query_item_count, batch), kThreads,
+                                sizeof(ForwardShared<kD>), context.stream(), common);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "kernels/attention/attention_tables_cuda.h"
-#include "kernels/cuda/mma.h"
+#include "kernels/cuda/ptx.h"
 
 namespace longnet::cuda::attention {
 
@@ -161,26 +161,6 @@ __device__ __forceinline__ void a_of_c(uint32_t (&a)[4], const float (&left)[4],
 }
 
 // --- 3. rows of fragments: the four lanes of a quad hold the columns of rows lane / 4 and + 8
-
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(kFullWarp, x, 1);
-  return x + __shfl_xor_sync(kFullWarp, x, 2);
-}
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
-}
-
-/// 2^x within 2 units of the last place; results below 2^-126 are 0.
-__device__ __forceinline__ float fast_exp2(float x) {
-#if defined(LN_SIMT)
-  return exp2f(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 

@@ -7,9 +7,10 @@
 // cosine. Bytes: each row once in, once out. No shared memory, no atomics: a row has one writer.
 #include <cmath>
 
+#include "core/context.h"
 #include "kernels/attention/attention_pack_cuda.h"
-#include "kernels/cuda/simt.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.h"
 
 namespace longnet::cuda {
 namespace {
@@ -128,12 +129,12 @@ __device__ __forceinline__ void for_rows(const Job& job, const Turning& turning,
       turner.start(turning, d, span.position + first * turning.dilation, rows * turning.dilation);
     for (int k = 0; k < kSteps; ++k) {
       const int i = first + k * rows;
-      const bool valid = i < span.count + (LN_BUG == 5 ? 1 : 0) && d < job.head_dim;
+      const bool valid = i < span.count && d < job.head_dim;
       const int64_t slot = span.slot + i * span.step;
       body(tensor, b, slot, span.head, d,
            (b * job.rows_per_sequence + span.packed_row + i) * job.head_dim + d, valid, rotate,
            turner);
-      if (rotate && LN_BUG != 4) turner.advance();
+      if (rotate) turner.advance();
     }
   }
 }
@@ -184,11 +185,10 @@ __global__ void __launch_bounds__(kThreads)
                         lse.data + b * lse.batch + head * lse.head + (valid ? slot : 0) * lse.slot;
                     const float a = valid ? *running : 0.0f;
                     const float c = valid ? packed_lse[from / job.head_dim] : 0.0f;
-                    if (LN_BUG != 2) __syncwarp();  // all lanes of a row have read its lse
-                    if (!valid || (c == -INFINITY && LN_BUG != 1)) return;
+                    __syncwarp();  // all lanes of a row have read its lse
+                    if (!valid || c == -INFINITY) return;
                     const float peak = fmaxf(a, c);
-                    const float old_weight = LN_BUG == 3 ? 0.0f : expf(a - peak),
-                                weight = expf(c - peak);
+                    const float old_weight = expf(a - peak), weight = expf(c - peak);
                     const float sum = old_weight + weight;
                     float* const out = at<float>(tensor, b, slot, head, d);
                     const Eight o = load(packed_out + from);
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads)
                        int64_t from, bool valid, bool rotate, const Turner& turner) {
                      if (!valid) return;
                      Eight e = load(packed + from);
-                     if (rotate) turner.apply(e, LN_BUG != 6);
+                     if (rotate) turner.apply(e, true);
                      float* const to = at<float>(tensor, b, slot, head, d);
                      const Eight sum = load(to);
 #pragma unroll
@@ -270,21 +270,21 @@ void sdpa_pack_rows(Context& context, void* packed, const SpanList& list, DType 
   const auto kernel =
       wide ? (turning.enabled ? pack_kernel<float, true> : pack_kernel<float, false>)
            : (turning.enabled ? pack_kernel<uint16_t, true> : pack_kernel<uint16_t, false>);
-  launch(kernel, l.grid, kThreads, 0, context_stream(context), static_cast<uint16_t*>(packed),
-         l.job, turning);
+  launch(kernel, l.grid, kThreads, 0, context.stream(), static_cast<uint16_t*>(packed), l.job,
+         turning);
 }
 
 void sdpa_pack_results(Context& context, void* packed_out, float* packed_lse, const SpanList& list,
                        const LseRows& lse) {
   const Launch l(list);
-  launch(pack_results_kernel, l.grid, kThreads, 0, context_stream(context),
+  launch(pack_results_kernel, l.grid, kThreads, 0, context.stream(),
          static_cast<uint16_t*>(packed_out), packed_lse, l.job, lse);
 }
 
 void sdpa_merge_rows(Context& context, const SpanList& list, const LseRows& lse,
                      const void* packed_out, const float* packed_lse) {
   const Launch l(list);
-  launch(merge_kernel, l.grid, kThreads, 0, context_stream(context), l.job, lse,
+  launch(merge_kernel, l.grid, kThreads, 0, context.stream(), l.job, lse,
          static_cast<const uint16_t*>(packed_out), packed_lse);
 }
 
@@ -293,7 +293,7 @@ void sdpa_add_rows(Context& context, const SpanList& list, const void* packed,
   const Launch l(list);
   const Turning turning = turning_of(positions, list.head_dim);
   launch(turning.enabled ? add_kernel<true> : add_kernel<false>, l.grid, kThreads, 0,
-         context_stream(context), static_cast<const uint16_t*>(packed), l.job, turning);
+         context.stream(), static_cast<const uint16_t*>(packed), l.job, turning);
 }
 
 }  // namespace longnet::cuda

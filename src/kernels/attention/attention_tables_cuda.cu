@@ -2,10 +2,11 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/context.h"
 #include "core/upload_ring.h"
 #include "kernels/attention/attention_pack_cuda.h"
 #include "kernels/attention/attention_tables_cuda.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/launch.h"
 
 namespace longnet::cuda::attention {
 namespace {
@@ -335,7 +336,7 @@ Frequencies frequencies_of(const AttentionOptions& options, int64_t head_dim) {
 
 Tables::Tables(Context& context, const TensorView& query, std::span<const SegmentTask> segments,
                const AttentionOptions& options, void* workspace, const TableRequest& request) {
-  void* stream = context_stream(context);
+  void* stream = context.stream();
   const int64_t batch = query.shape[0], head_dim = query.shape[3];
   const Layout layout(batch, head_dim, segments, request);
   char* base = static_cast<char*>(workspace);

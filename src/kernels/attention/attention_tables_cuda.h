@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
-#include "kernels/cuda/simt.h"
+#include "kernels/cuda/numbers.h"
 
 namespace longnet::cuda::attention {
 

@@ -2,9 +2,10 @@
 // apart, in strides of the grid, so that two loads of up to 16 bytes are under way; neighbours move
 // neighbours. blockIdx.y is the row; tensors without gaps are one row. 6 bytes per element of a
 // rounding; limited by memory. A row's tail of less than a pack goes element by element.
+#include "core/context.h"
 #include "kernels/cast/cast_cuda.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/pack.h"
-#include "kernels/cuda/stream.h"
 
 namespace longnet::cuda {
 namespace {
@@ -25,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
       load(a, in, from + i * kPack);
       if (other < packs) load(b, in, from + other * kPack);
       store(out, to + i * kPack, a);
-      if (LN_BUG == 63 || other < packs) store(out, to + other * kPack, b);
+      if (other < packs) store(out, to + other * kPack, b);
     }
     const int64_t last = packs * kPack + threadIdx.x;
     if (blockIdx.x == 0 && last < width) {
@@ -47,7 +48,7 @@ void cast(Context& context, const TensorView& out_view, const TensorView& in_vie
     // A width below a pack has a tail only, which the first block writes.
     const dim3 grid(grid_stride_blocks(std::max<int64_t>(width / pack, 1), 2 * kThreads),
                     static_cast<unsigned>(std::min(rows, kMostRows)));
-    launch(cast_kernel<pack>, grid, kThreads, 0, context_stream(context), elements_of(out),
+    launch(cast_kernel<pack>, grid, kThreads, 0, context.stream(), elements_of(out),
            elements_of(in), rows, width, out.stride[0], in.stride[0]);
   });
 }

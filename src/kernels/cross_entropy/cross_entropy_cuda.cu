@@ -7,9 +7,11 @@
 // Reads the logits once or twice and writes them once. Each block leaves the sum of its rows'
 // losses in double; a second kernel of one block adds the blocks' in a fixed order. Deterministic;
 // no atomics. exp is __expf: of x - maximum, so its error is small against 1.
+#include "core/context.h"
 #include "kernels/cross_entropy/cross_entropy_cuda.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/pack.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/warp.h"
 
 namespace longnet::cuda {
 namespace {
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(kThreads)
       sm.largest[threadIdx.x / 32] = largest;
       sm.sum[threadIdx.x / 32] = sum;
     }
-    if (LN_BUG != 68) __syncthreads();
+    __syncthreads();
     largest = sm.largest[0];
     sum = sm.sum[0];
     for (int w = 1; w < kThreads / 32; ++w) join(&largest, &sum, sm.largest[w], sm.sum[w]);
@@ -186,7 +188,7 @@ int64_t cross_entropy_sums_bytes(int64_t max_rows) {
 }
 
 void cross_entropy_begin(Context& context, void* sums) {
-  launch(begin_kernel, 1, 1, 0, context_stream(context), static_cast<CrossEntropySums*>(sums));
+  launch(begin_kernel, 1, 1, 0, context.stream(), static_cast<CrossEntropySums*>(sums));
 }
 
 void cross_entropy(Context& context, void* sums, const TensorView& logits,
@@ -198,15 +200,15 @@ void cross_entropy(Context& context, void* sums, const TensorView& logits,
   const unsigned blocks = blocks_for(rows, teams);
   const int64_t* target = targets.on_gpu<int64_t>();
   const auto start = [&](auto kernel) {
-    launch(kernel, blocks, kThreads, sizeof(RowSmem), context_stream(context), partials,
+    launch(kernel, blocks, kThreads, sizeof(RowSmem), context.stream(), partials,
            logits.on_gpu<float>(), target, rows, width, logits.stride[0], scale, with_gradient);
   };
   if (pack_of({logits}, false) == 4)
     width <= kNarrow ? start(row_kernel<4, 32>) : start(row_kernel<4, kThreads>);
   else
     width <= kNarrow ? start(row_kernel<1, 32>) : start(row_kernel<1, kThreads>);
-  launch(add_kernel, 1, kAddThreads, sizeof(AddSmem), context_stream(context), total, partials,
-         target, int64_t{blocks}, rows);
+  launch(add_kernel, 1, kAddThreads, sizeof(AddSmem), context.stream(), total, partials, target,
+         int64_t{blocks}, rows);
 }
 
 }  // namespace longnet::cuda

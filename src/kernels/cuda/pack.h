@@ -9,7 +9,8 @@
 #include <initializer_list>
 
 #include "core/tensor.h"
-#include "kernels/cuda/simt.h"
+#include "kernels/cuda/numbers.h"
+#include "kernels/cuda/ptx.h"
 
 namespace longnet::cuda {
 

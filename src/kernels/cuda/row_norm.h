@@ -12,8 +12,9 @@
 
 #include "core/context.h"
 #include "core/device_runtime.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/pack.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/warp.h"
 #include "kernels/linear/linear_cublaslt.h"
 
 namespace longnet::cuda {
@@ -48,7 +49,7 @@ __device__ __forceinline__ void team_sum(float (&x)[kCount]) {
       x[i] = 0;
       for (int w = 0; w < kNormThreads / 32; ++w) x[i] += sm.warp[i][w];
     }
-    if (LN_BUG != 60) __syncthreads();
+    __syncthreads();
   }
 }
 
@@ -199,7 +200,7 @@ __device__ __forceinline__ void norm_rows_backward(float* partials, const float*
       store({out + width, false}, column, sums);
     }
   } else {
-    if (LN_BUG != 61) __syncthreads();
+    __syncthreads();
     for (int64_t i = threadIdx.x; i < 2 * width; i += kNormThreads) {
       float sum = 0;
       for (int t = 0; t < kTeams; ++t) sum += sm.sums[t * 2 * width + i];

@@ -7,8 +7,10 @@
 // depend on the tokens alone: same bits every time. Reads each row of grad_out once; partial sums
 // are at most 1 / 16 of that; sorting moves 8 bytes a token and digit. Shared memory 9 KiB
 // (sorting).
+#include "core/context.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/pack.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/warp.h"
 #include "kernels/embedding/embedding_cuda.h"
 
 namespace longnet::cuda {
@@ -39,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!own_pack<kPack>(&row, &column, rows, width) || column >= width) return;
   const int64_t token = tokens[row];
   float v[kPack];
-  if (LN_BUG != 65 && (token < 0 || token >= vocabulary)) {
+  if (token < 0 || token >= vocabulary) {
     for (int j = 0; j < kPack; ++j) v[j] = __uint_as_float(0x7fc00000u);
   } else {
     load(v, table, token * width + column);
@@ -73,7 +75,7 @@ __device__ __forceinline__ int read_chunk(SortSmem& sm, const int* keys, const i
     if (places != nullptr) sm.place[i] = places[first + i];
     sm.digit[i] = static_cast<uint8_t>(sm.key[i] >> shift & (kDigits - 1));
   }
-  if (LN_BUG != 66) __syncthreads();
+  __syncthreads();
   return count;
 }
 
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(kThreads)
   const int key = keys[next];
   // The piece is all of one run that came from before: another warp's.
   const int64_t begin = piece * kPiece;
-  if (begin > 0 && keys[begin] == key && keys[begin - 1] == key && LN_BUG != 67) return;
+  if (begin > 0 && keys[begin] == key && keys[begin - 1] == key) return;
   if (key >= vocabulary) return;
   const bool inside = column < width;
   const Elements from{const_cast<float*>(partials), false};
@@ -238,8 +240,8 @@ void embedding_forward(Context& context, const TensorView& out, const TensorView
   with_pack(pack_of({out, table}), [&](auto pack) {
     const int64_t strips = (width + 32 * pack - 1) / (32 * pack);
     launch(forward_kernel<pack>, blocks_for(rows * strips, kThreads / 32), kThreads, 0,
-           context_stream(context), elements_of(out), elements_of(table), token_pointer(tokens),
-           rows, width, table.shape[0]);
+           context.stream(), elements_of(out), elements_of(table), token_pointer(tokens), rows,
+           width, table.shape[0]);
   });
 }
 
@@ -256,7 +258,7 @@ void embedding_backward(Context& context, const TensorView& grad_table, const Te
   const auto integers = [&](int64_t at) { return reinterpret_cast<int*>(memory + at); };
   float* partials = reinterpret_cast<float*>(memory + scratch.partials);
   int* counts = integers(scratch.counts);
-  void* stream = context_stream(context);
+  void* stream = context.stream();
   launch(keys_kernel, grid_stride_blocks(n, kThreads), kThreads, 0, stream,
          integers(scratch.keys[0]), integers(scratch.places[0]), token_pointer(tokens), n,
          vocabulary);

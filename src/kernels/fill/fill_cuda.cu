@@ -1,8 +1,9 @@
 // CUDA twin of fill.h: one thread per pack of 4 elements (8 of bf16) in strides of the grid, 16
 // bytes a store where rows are aligned; neighbours write neighbours. Axes without gaps are taken as
 // one. Writes each byte once and reads none.
+#include "core/context.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/pack.h"
-#include "kernels/cuda/stream.h"
 #include "kernels/fill/fill_cuda.h"
 
 namespace longnet::cuda {
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) fill_kernel(Elements values, Box box
         row /= box.shape[axis];
       }
     }
-    store(values, LN_BUG == 62 ? offset + kPack : offset, v);
+    store(values, offset, v);
   }
 }
 
@@ -58,7 +59,7 @@ void fill(Context& context, const TensorView& values, float value) {
     box.all = part.elements() / pack;
     with_pack(pack, [&](auto pack_size) {
       launch(fill_kernel<pack_size>, grid_stride_blocks(box.all, kThreads), kThreads, 0,
-             context_stream(context), elements_of(part), box, value);
+             context.stream(), elements_of(part), box, value);
     });
   };
   const int pack = pack_of({rows}, !flat);

@@ -95,9 +95,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
     backward_kernel(float* partials, Rows grad_x, Rows grad_out, Rows x, const float* mean,
                     const float* rstd, const float* weight, bool accumulate, bool shared_sums,
                     Sizes n) {
-  // LN_BUG 30: every block writes its sums to the first one's place.
-  float* own = LN_BUG == 30 ? partials - int64_t{blockIdx.x} * 2 * n.width : partials;
-  norm_rows_backward<kPack, kTeam>(own, mean, rstd, weight, n.rows, n.width, shared_sums,
+  norm_rows_backward<kPack, kTeam>(partials, mean, rstd, weight, n.rows, n.width, shared_sums,
                                    [&](int64_t index) {
                                      return BackwardRow{grad_x.memory,
                                                         grad_out.memory,
@@ -124,7 +122,7 @@ void layer_norm_forward(Context& context, const LayerNormForward& args) {
   with_pack(pack_beside(pack, {args.weight, args.bias}), [&](auto pack_size) {
     with_team(n.width, pack_size, [&](auto team) {
       launch(forward_kernel<pack_size, team>, blocks_for(n.rows, kNormThreads / team), kNormThreads,
-             sizeof(NormSmem), context_stream(context), rows_of(args.out), rows_of(args.sum),
+             sizeof(NormSmem), context.stream(), rows_of(args.out), rows_of(args.sum),
              floats(args.mean), floats(args.rstd), rows_of(args.x), rows_of(args.residual),
              floats(args.weight), floats(args.bias), args.eps, n);
     });
@@ -139,7 +137,7 @@ void layer_norm_backward(Context& context, const LayerNormBackward& args, void* 
     with_team(n.width, pack_size, [&](auto team) {
       const NormBackwardLaunch shape(n.rows, n.width, team);
       launch(backward_kernel<pack_size, team>, shape.blocks, kNormThreads, shape.shared_bytes,
-             context_stream(context), partials, rows_of(args.grad_x), rows_of(args.grad_out),
+             context.stream(), partials, rows_of(args.grad_x), rows_of(args.grad_out),
              rows_of(args.x), floats(args.mean), floats(args.rstd), floats(args.weight),
              args.accumulate, shape.shared_sums, n);
       add_norm_partials(context, floats(args.grad_weight), floats(args.grad_bias), partials,

@@ -5,7 +5,8 @@
 // ... of column x, then row 0 of the block adds its 8 sums in order. Reads the matrix once: rows x
 // columns x 2 or 4 bytes, and is limited by that. Shared memory 1 KiB. Deterministic: every sum has
 // one order. With several runs a second kernel adds them in order.
-#include "kernels/cuda/simt.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/numbers.h"
 #include "kernels/linear/linear_cublaslt.h"
 
 namespace longnet::cublaslt {
@@ -24,8 +25,9 @@ __device__ float to_float(uint16_t bf16_bits) { return cuda::bf16_to_float(bf16_
 /// grid (columns / 32, splits). into_sums: one run, whose result is added to out [columns];
 /// otherwise out [splits, columns] takes each run's own.
 template <typename T>
-__global__ void __launch_bounds__(kColumns* kRows) sum_columns(float* out, const T* matrix, int64_t rows, int64_t columns,
-                            int64_t stride, int64_t rows_per_run, bool into_sums) {
+__global__ void __launch_bounds__(kColumns* kRows)
+    sum_columns(float* out, const T* matrix, int64_t rows, int64_t columns, int64_t stride,
+                int64_t rows_per_run, bool into_sums) {
   auto& sm = cuda::shared<ColumnSmem>();
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * rows_per_run;
@@ -35,7 +37,7 @@ __global__ void __launch_bounds__(kColumns* kRows) sum_columns(float* out, const
     for (int64_t row = first + threadIdx.y; row < end; row += kRows)
       sum += to_float(matrix[row * stride + column]);
   sm.partial[threadIdx.y][threadIdx.x] = sum;
-  if (LN_BUG != 69) __syncthreads();
+  __syncthreads();
   if (threadIdx.y != 0 || column >= columns) return;
   for (int y = 1; y < kRows; ++y) sum += sm.partial[y][threadIdx.x];
   if (into_sums) {
@@ -61,8 +63,8 @@ void add_column_sums(device_runtime::Stream stream, float* sums, float* partial,
                      DType dtype, int64_t rows, int64_t columns, int64_t stride, int64_t splits) {
   float* first_out = splits > 1 ? partial : sums;
   if (dtype == DType::kBF16) {
-    start(stream, first_out, static_cast<const uint16_t*>(matrix), rows, columns, stride,
-          splits, splits == 1);
+    start(stream, first_out, static_cast<const uint16_t*>(matrix), rows, columns, stride, splits,
+          splits == 1);
   } else {
     start(stream, first_out, static_cast<const float*>(matrix), rows, columns, stride, splits,
           splits == 1);

@@ -4,8 +4,10 @@
 // double); the cells are added in order by one thread, or are terms themselves. The host adds the
 // terms, so a sum has the same bits whoever holds its parts. Shared memory 2 KiB. Deterministic; no
 // atomics.
+#include "core/context.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/pack.h"
-#include "kernels/cuda/stream.h"
+#include "kernels/cuda/warp.h"
 #include "kernels/optimizer/optimizer_cuda.h"
 
 namespace longnet::cuda {
@@ -13,6 +15,18 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kCells = kSumBlock / kSumCell;
+
+// Fused multiply-adds are written out: how the compiler contracts them depends on what stands
+// around them, and an element's bits must not depend on the pack it lies in.
+
+/// beta2 v + (1 - beta2) grad^2.
+__device__ __forceinline__ float decayed_square(float v, float grad, const AdamWFactors& f) {
+  return fmaf(f.beta2, v, (1.0f - f.beta2) * grad * grad);
+}
+/// decay w - rate m / (sqrt(v correction) + eps), root: the square root.
+__device__ __forceinline__ float updated(float w, float m, float root, const AdamWFactors& f) {
+  return fmaf(-f.rate, m / (root + f.eps), w * f.decay);
+}
 
 /// kAdamW: with the second moment and its correction; else StableAdamW's second pass.
 template <int kPack, bool kAdamW>
@@ -29,10 +43,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
       const float grad = g[j] * f.gradient_scale;
-      m[j] = f.beta1 * m[j] + (1.0f - f.beta1) * grad;
-      if (kAdamW) v[j] = f.beta2 * v[j] + (1.0f - f.beta2) * grad * grad;
+      m[j] = fmaf(f.beta1, m[j], (1.0f - f.beta1) * grad);
+      if (kAdamW) v[j] = decayed_square(v[j], grad, f);
       const float root = sqrtf(kAdamW ? v[j] * f.inverse_correction2 : v[j]);
-      w[j] = w[j] * f.decay - f.rate * m[j] / (root + f.eps);
+      w[j] = updated(w[j], m[j], root, f);
     }
     store({weight, false}, i * kPack, w);
     store({first_moment, false}, i * kPack, m);
@@ -58,7 +72,7 @@ struct SecondMoment {
   AdamWFactors f;
   __device__ __forceinline__ double of(float& v, float g) const {
     const float floor = f.eps * f.eps, grad = g * f.gradient_scale;
-    v = f.beta2 * v + (1.0f - f.beta2) * grad * grad;
+    v = decayed_square(v, grad, f);
     return grad * grad / (v > floor ? v : floor);
   }
   __device__ __forceinline__ double at(int64_t i) const {
@@ -100,7 +114,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
     if (lane == 0) sm.cell[cell] = sum;
   }
-  if (LN_BUG != 70) __syncthreads();
+  __syncthreads();
   const int64_t before = b == first ? 0 : block_part(whole, part, first).terms() + b - first - 1;
   // The block's cells that the part has.
   const int begin = static_cast<int>(block.range.begin / kSumCell - b * kCells);
@@ -129,11 +143,10 @@ void start_terms(Context& context, double* terms, const Value& value,
                                  16 ==
                              0;
   const int64_t blocks = (part.end - 1) / kSumBlock - part.begin / kSumBlock + 1;
-  launch(terms_kernel<Value>, blocks_for(blocks, 1), kThreads, sizeof(TermsSmem),
-         context_stream(context), static_cast<double*>(workspace), value, whole, part, aligned);
+  launch(terms_kernel<Value>, blocks_for(blocks, 1), kThreads, sizeof(TermsSmem), context.stream(),
+         static_cast<double*>(workspace), value, whole, part, aligned);
   context.wait();  // with progress: the copy would not hear of a collective that fails
-  copy_to_host(terms, workspace, static_cast<size_t>(count) * sizeof(double),
-               context_stream(context));
+  copy_to_host(terms, workspace, static_cast<size_t>(count) * sizeof(double), context.stream());
 }
 
 template <bool kAdamW>
@@ -144,7 +157,7 @@ void update(Context& context, float* weight, float* first_moment, float* second_
                          static_cast<const float*>(second_moment), gradient})
     aligned = aligned && reinterpret_cast<uintptr_t>(p) % 16 == 0;
   const int64_t whole = aligned ? n / 4 * 4 : 0;
-  void* stream = context_stream(context);
+  void* stream = context.stream();
   if (whole > 0)
     launch(update_kernel<4, kAdamW>, grid_stride_blocks(whole / 4, kThreads), kThreads, 0, stream,
            weight, first_moment, second_moment, gradient, whole / 4, factors);
