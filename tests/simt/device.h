@@ -78,6 +78,8 @@ void barrier(const char* file, int line);
 /// Rendezvous of the lanes in mask. Each leaves `argument`; the last one runs f(lanes' arguments).
 struct WarpCall {
   uint32_t mask;
+  const char* file;  // of the caller
+  int line;
   void* lane[32];
 };
 void warp_call(const char* name, uint32_t mask, void* argument, void (*f)(const WarpCall&),
@@ -89,9 +91,9 @@ void copy_async(void* shared, const void* source, bool valid, const char* file, 
 void copy_async_commit();
 void copy_async_wait(int groups_left);
 
-/// Accesses made by the emulator on behalf of a thread (race build; else nothing happens).
-void note_read(const void* address, size_t bytes, unsigned lane);
-void note_write(void* address, size_t bytes, unsigned lane);
+/// An access that a modelled instruction makes for a lane (race build; else nothing happens).
+void note_access(const WarpCall& call, const void* address, size_t bytes, bool write,
+                 unsigned lane);
 /// Refuses addresses that are not aligned as the instruction wants them.
 void check_alignment(const void* address, size_t bytes, const char* what, const char* file,
                      int line);

@@ -56,6 +56,7 @@ struct Cancelled {};  // unwinds a fiber whose block failed
 struct AsyncCopy {
   void* destination;
   const void* source;
+  uint32_t where;  // place_of
 };
 
 enum class State { kRunnable, kBarrier, kWarp, kDone };
@@ -384,6 +385,8 @@ void warp_call(const char* name, uint32_t mask, void* argument, void (*f)(const 
   warp.line = line;
   warp.function = f;
   warp.call.mask = wanted;
+  warp.call.file = file;
+  warp.call.line = line;
   warp.call.lane[lane] = argument;
   warp.arrived |= 1u << lane;
   Thread& t = *m.threads[current_thread];
@@ -474,7 +477,32 @@ Cell* global_cell(uintptr_t address) {
 
 extern "C" char __executable_start;
 
+// Where an access was made, in 32 bits: an address in the program of code that was compiled with
+// hooks, or, with the highest bit set, one of the places below, of an instruction that is a model.
+constexpr uint32_t kInstruction = 1u << 31;
+struct Place {
+  const char* file;
+  int line;
+  bool operator==(const Place&) const = default;
+};
+std::vector<Place> instructions;
+
+[[maybe_unused]] uint32_t place_of(const void* return_address) {
+  return static_cast<uint32_t>(static_cast<const char*>(return_address) - &__executable_start);
+}
+uint32_t place_of(const char* file, int line) {
+  static uint32_t latest = 0;
+  const Place wanted{file, line};
+  if (latest < instructions.size() && instructions[latest] == wanted) return latest | kInstruction;
+  const auto found = std::find(instructions.begin(), instructions.end(), wanted);
+  latest = static_cast<uint32_t>(found - instructions.begin());
+  if (found == instructions.end()) instructions.push_back(wanted);
+  return latest | kInstruction;
+}
+
 std::string source_line(uint32_t pc) {
+  if (pc & kInstruction)
+    return place(instructions[pc & ~kInstruction].file, instructions[pc & ~kInstruction].line);
   char command[512], text[256] = "?";
   char path[256];
   const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -563,7 +591,7 @@ void access_cells(Cell* cells, size_t bytes, bool write, bool shared, uint32_t p
   }
 }
 
-void access(const void* pointer, size_t bytes, bool write, const void* return_address, int now) {
+void access(const void* pointer, size_t bytes, bool write, uint32_t pc, int now) {
   const char* address = static_cast<const char*>(pointer);
   // Stacks are each thread's own; the emulator's variables are no device memory.
   if (address >= m.stacks && address < m.stacks + kMaxThreads * (kStackBytes + kGuardBytes)) return;
@@ -571,8 +599,6 @@ void access(const void* pointer, size_t bytes, bool write, const void* return_ad
       address < reinterpret_cast<const char*>(&at + 1))
     return;
   if (pointer == &bug) return;
-  const uint32_t pc =
-      static_cast<uint32_t>(static_cast<const char*>(return_address) - &__executable_start);
   const bool shared = address >= m.shared && address < m.shared + m.launch->shared_bytes;
   if (shared) {
     access_cells(shared_cells.data() + (address - m.shared), bytes, write, true, pc, now);
@@ -598,14 +624,10 @@ void races_to_findings() {
 
 }  // namespace
 
-void note_read(const void* address, size_t bytes, unsigned lane) {
+void note_access(const WarpCall& call, const void* address, size_t bytes, bool write,
+                 unsigned lane) {
   if (kRace)
-    access(address, bytes, false, __builtin_return_address(0),
-           current_thread - current_thread % 32 + lane);
-}
-void note_write(void* address, size_t bytes, unsigned lane) {
-  if (kRace)
-    access(address, bytes, true, __builtin_return_address(0),
+    access(address, bytes, write, place_of(call.file, call.line),
            current_thread - current_thread % 32 + lane);
 }
 
@@ -614,9 +636,10 @@ void note_write(void* address, size_t bytes, unsigned lane) {
 void copy_async(void* shared, const void* source, bool valid, const char* file, int line) {
   check_alignment(shared, 16, "cp.async destination", file, line);
   check_alignment(source, 16, "cp.async source", file, line);
-  if (kRace) access(shared, 16, true, __builtin_return_address(0), current_thread);
+  const uint32_t where = kRace ? place_of(file, line) : 0;
+  if (kRace) access(shared, 16, true, where, current_thread);
   std::memset(shared, 0xff, 16);
-  m.threads[current_thread]->uncommitted.push_back({shared, valid ? source : nullptr});
+  m.threads[current_thread]->uncommitted.push_back({shared, valid ? source : nullptr, where});
 }
 void copy_async_commit() {
   Thread& t = *m.threads[current_thread];
@@ -628,9 +651,8 @@ void copy_async_wait(int groups_left) {
   while (static_cast<int>(t.groups.size()) > groups_left) {
     for (const AsyncCopy& copy : t.groups.front()) {
       if (kRace) {
-        access(copy.destination, 16, true, __builtin_return_address(0), current_thread);
-        if (copy.source)
-          access(copy.source, 16, false, __builtin_return_address(0), current_thread);
+        access(copy.destination, 16, true, copy.where, current_thread);
+        if (copy.source) access(copy.source, 16, false, copy.where, current_thread);
       }
       if (copy.source)
         std::memcpy(copy.destination, copy.source, 16);
@@ -712,11 +734,12 @@ void run(const Launch& launch) {
 // --- 8. hooks of -fsanitize=thread --------------------------------------------------------------
 
 #if defined(LN_SIMT_RACE)
-#define LN_HOOK(name, bytes, write)                                             \
-  extern "C" void name(void* address) {                                         \
-    if (longnet::simt::current_thread >= 0)                                     \
-      longnet::simt::access(address, bytes, write, __builtin_return_address(0), \
-                            longnet::simt::current_thread);                     \
+#define LN_HOOK(name, bytes, write)                                               \
+  extern "C" void name(void* address) {                                           \
+    if (longnet::simt::current_thread >= 0)                                       \
+      longnet::simt::access(address, bytes, write,                                \
+                            longnet::simt::place_of(__builtin_return_address(0)), \
+                            longnet::simt::current_thread);                       \
   }
 #define LN_HOOKS(n)                          \
   LN_HOOK(__tsan_read##n, n, false)          \
@@ -737,12 +760,14 @@ LN_UNALIGNED(8)
 LN_UNALIGNED(16)
 extern "C" void __tsan_read_range(void* address, size_t bytes) {
   if (longnet::simt::current_thread >= 0)
-    longnet::simt::access(address, bytes, false, __builtin_return_address(0),
+    longnet::simt::access(address, bytes, false,
+                          longnet::simt::place_of(__builtin_return_address(0)),
                           longnet::simt::current_thread);
 }
 extern "C" void __tsan_write_range(void* address, size_t bytes) {
   if (longnet::simt::current_thread >= 0)
-    longnet::simt::access(address, bytes, true, __builtin_return_address(0),
+    longnet::simt::access(address, bytes, true,
+                          longnet::simt::place_of(__builtin_return_address(0)),
                           longnet::simt::current_thread);
 }
 extern "C" void __tsan_init() {}

@@ -1,4 +1,4 @@
-// A small matrix product of two bf16 matrices through the wrappers of kernels/cuda/mma.h, and
+// A small matrix product of two bf16 matrices through the wrappers of kernels/cuda/ptx.h, and
 // matrices stored by one of them: what the emulator and a GPU are both held to.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Device code that the native forward and backward share: tiles of bf16 rows in shared memory,
-// filled by cp.async, read as fragments of mma.m16n8k16 (kernels/cuda/mma.h has their layouts).
+// filled by cp.async, read as fragments of mma.m16n8k16 (kernels/cuda/ptx.h has their layouts).
 //
 // A row is kD / 8 pieces of 16 bytes. Piece p of row r lies in place swizzled(r, p), so that the
 // eight rows an 8 x 8 matrix is loaded from lie in different banks; places depend on r % 8 only.

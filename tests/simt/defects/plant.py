@@ -23,13 +23,15 @@ def place(text, part, where):
     return text.index(part)
 
 
-def switch(defect):
-    """C++ that is `original`, or `planted` while the defect is on."""
+def switch(defect, here):
+    """C++ that is `original`, or `planted` while the defect is on. `original` keeps its lines; lines
+    that `planted` has more are taken back by `here`, which names the line of the source."""
     original, planted = defect["original"], defect["planted"]
     on = f"::longnet::simt::bug == {defect['number']}"
+    back = f"\n{here}\n" if "\n" in planted else " "
     if original.rstrip().endswith((";", "}")):
-        return f"{{ if ({on}) {{ {planted} }} else {{ {original} }} }}"
-    return f"({on} ? ({planted}) : ({original}))"
+        return f"{{ if ({on}) {{ {planted} }}{back}else {{ {original} }} }}"
+    return f"({on} ? ({planted}){back}: ({original}))"
 
 
 def planted_copy(tree, path, defects):
@@ -39,15 +41,14 @@ def planted_copy(tree, path, defects):
         where = f"{path}: defect {defect['number']}"
         within = defect.get("within", defect["original"])
         begin = place(source, within, where) + place(within, defect["original"], where)
-        spans.append((begin, begin + len(defect["original"]), switch(defect), where))
+        here = f'#line {source.count(chr(10), 0, begin) + 1} "{path}"'
+        spans.append((begin, begin + len(defect["original"]), switch(defect, here), where))
     spans.sort()
     for (_, end, _, first), (begin, _, _, second) in zip(spans, spans[1:]):
         if begin < end:
             fail(f"{first} and {second} change the same text")
     parts, at = [f'#line 1 "{path}"\n'], 0
     for begin, end, text, _ in spans:
-        # A switch takes as many lines as the text it stands for: findings name the source's lines.
-        text = text.replace("\n", " ") + "\n" * source.count("\n", begin, end)
         parts += [source[at:begin], text]
         at = end
     return "".join(parts) + source[at:]

@@ -40,8 +40,11 @@ cat > "$work/expected" <<'END'
 int a = (::longnet::simt::bug == 3 ? (4) : (one));
 int b = one;
 { if (::longnet::simt::bug == 3) {  } else { f(); } }
-{ if (::longnet::simt::bug == 3) { g(  5); } else { g(   two); } }
-
+{ if (::longnet::simt::bug == 3) { g(
+ 5); }
+#line 4 "src/x.cu"
+else { g(
+  two); } }
 END
 diff "$work/expected" "$work/out/x.cu" || failed=1
 exit $failed

@@ -55,8 +55,8 @@ inline void mma_warp(const simt::WarpCall& call) {
 template <bool transposed>
 void load_matrix_warp(const simt::WarpCall& call) {
   for (int lane = 0; lane < 32; ++lane)
-    simt::note_read(static_cast<LoadMatrix*>(call.lane[lane])->row, 16,
-                    static_cast<unsigned>(lane));
+    simt::note_access(call, static_cast<LoadMatrix*>(call.lane[lane])->row, 16, false,
+                      static_cast<unsigned>(lane));
   for (int lane = 0; lane < 32; ++lane)
     for (int matrix = 0; matrix < 4; ++matrix) {
       const int g = lane / 4, t = lane % 4;
@@ -74,8 +74,8 @@ void load_matrix_warp(const simt::WarpCall& call) {
 __attribute__((noinline, no_sanitize("thread"))) inline void store_matrix_warp(
     const simt::WarpCall& call) {
   for (int lane = 0; lane < 32; ++lane)
-    simt::note_write(static_cast<StoreMatrix*>(call.lane[lane])->row, 16,
-                     static_cast<unsigned>(lane));
+    simt::note_access(call, static_cast<StoreMatrix*>(call.lane[lane])->row, 16, true,
+                      static_cast<unsigned>(lane));
   for (int lane = 0; lane < 32; ++lane)
     for (int matrix = 0; matrix < 4; ++matrix) {
       const uint32_t pair = static_cast<StoreMatrix*>(call.lane[lane])->value[matrix];
