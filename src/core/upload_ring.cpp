@@ -63,7 +63,6 @@ std::pair<UploadRing::Block*, int64_t> UploadRing::take(const Context& context, 
     // Blocks smaller than a quarter of the limit leave room for a larger one: the last one is as
     // large as any upload.
     Block& last = blocks_.back();
-    ++waits_;
     context.wait(last.uploads.front().event.get());
     release_oldest(last);
   }

@@ -34,10 +34,6 @@ class UploadRing {
   /// memory.
   void copy(const Context& context, void* device_data, const void* host_data, int64_t bytes);
 
-  int64_t held_bytes() const { return held_bytes_; }
-  /// How often the host had to wait for a place.
-  int64_t waits() const { return waits_; }
-
  private:
   struct Upload {  // bytes [begin, end) of a block, on their way until the event
     int64_t begin, end;
@@ -57,7 +53,7 @@ class UploadRing {
   device_runtime::OwnedEvent take_event();
 
   int64_t limit_bytes_;
-  int64_t held_bytes_ = 0, waits_ = 0;
+  int64_t held_bytes_ = 0;
   std::deque<Block> blocks_;  // each at least twice as large as the one before
   std::vector<device_runtime::OwnedEvent> events_;
 };

@@ -153,7 +153,12 @@ class MpiSession {
   [[noreturn]] static void abort(int exit_code);
   static bool initialised();
 };
+/// Bytes of the largest single MPI message unless asked otherwise: far from the limit of int, which
+/// MPI's counts are, and large enough that the overhead of a message is nothing.
+inline constexpr int64_t kLargestMpiMessage = int64_t{1} << 30;
 /// All ranks of the job; needs an MpiSession. Collective. Destroy it before the session.
-std::unique_ptr<Communicator> make_mpi_communicator();
+/// message_bytes: larger transfers go in pieces of so many, 8 to 2^30, equal on all ranks; groups
+/// that are split off keep it. Smaller ones are for networks that are slow with long messages.
+std::unique_ptr<Communicator> make_mpi_communicator(int64_t message_bytes = kLargestMpiMessage);
 
 }  // namespace longnet

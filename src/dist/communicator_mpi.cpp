@@ -27,10 +27,6 @@ namespace longnet {
 namespace internal {
 namespace {
 
-// A count of 2^30 bytes is far from int's limit and large enough that its overhead is nothing.
-constexpr int64_t kLargestMessage = int64_t{1} << 30;
-int64_t message_bytes = kLargestMessage;
-
 std::string error_text(int code) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
@@ -47,14 +43,6 @@ void check_mpi(int code, const char* call, const char* file, int line) {
   const size_t tail = path.rfind("src/");
   throw Error("{}: {} failed: {} ({}:{})", rank_and_host(), call, error_text(code),
               tail == std::string::npos ? path : path.substr(tail), line);
-}
-
-int64_t mpi_message_bytes() { return message_bytes; }
-
-int64_t set_mpi_message_bytes(int64_t bytes) {
-  LN_CHECK(bytes >= 8 && bytes <= kLargestMessage, "messages of {} bytes; 8 to {} are allowed",
-           bytes, kLargestMessage);
-  return std::exchange(message_bytes, bytes);
 }
 
 }  // namespace internal
@@ -84,6 +72,7 @@ struct Group {
   int rank = 0;
   int size = 1;
   int64_t started = 0;  // operations so far, the same on all members
+  int64_t message_bytes = kLargestMpiMessage;
 };
 
 /// One non-blocking collective between its start and its wait.
@@ -94,6 +83,7 @@ struct Operation {
   Request id = 0;
   MPI_Comm comm = MPI_COMM_NULL;
   int rank = 0, size = 1;
+  int64_t message_bytes = kLargestMpiMessage;
   int tag = 0;  // of the current phase
   bool done = false;
   bool gathering = false;               // all-reduce, broadcast: the second phase
@@ -145,6 +135,7 @@ class Engine {
     o.comm = group.comm;
     o.rank = group.rank;
     o.size = group.size;
+    o.message_bytes = group.message_bytes;
     // Two tags per operation: phases of different operations overlap in different orders. They wrap
     // below the smallest tag limit that MPI allows (32767).
     o.tag = static_cast<int>(group.started++ % 16000) * 2;
@@ -232,9 +223,8 @@ class Engine {
 
   /// One transfer in as many messages as MPI's counts need; MPI keeps their order.
   void post(Operation& o, bool send, void* data, int64_t bytes, int peer) {
-    const int64_t limit = internal::mpi_message_bytes();
-    for (int64_t at = 0; at < bytes; at += limit) {
-      const int count = static_cast<int>(std::min(limit, bytes - at));
+    for (int64_t at = 0; at < bytes; at += o.message_bytes) {
+      const int count = static_cast<int>(std::min(o.message_bytes, bytes - at));
       char* address = static_cast<char*>(data) + at;
       MPI_Request message = MPI_REQUEST_NULL;
       if (send) {
@@ -469,9 +459,11 @@ std::vector<int> find_nodes(MPI_Comm comm) {
 class MpiCommunicator final : public Communicator {
  public:
   /// Takes over comm. world_nodes: find_nodes() of the job, which knows the nodes of every group.
-  MpiCommunicator(MPI_Comm comm, std::shared_ptr<const std::vector<int>> world_nodes)
+  MpiCommunicator(MPI_Comm comm, std::shared_ptr<const std::vector<int>> world_nodes,
+                  int64_t message_bytes)
       : world_nodes_(std::move(world_nodes)) {
     group_.comm = comm;
+    group_.message_bytes = message_bytes;
     LN_MPI(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
     LN_MPI(MPI_Comm_rank(comm, &group_.rank));
     LN_MPI(MPI_Comm_size(comm, &group_.size));
@@ -504,7 +496,7 @@ class MpiCommunicator final : public Communicator {
     LN_MPI(MPI_Comm_split(group_.comm, color < 0 ? MPI_UNDEFINED : static_cast<int>(color),
                           static_cast<int>(key), &comm));
     if (comm == MPI_COMM_NULL) return nullptr;
-    return std::make_unique<MpiCommunicator>(comm, world_nodes_);
+    return std::make_unique<MpiCommunicator>(comm, world_nodes_, group_.message_bytes);
   }
 
   void barrier() override { meet(group_, "barrier"); }
@@ -696,8 +688,10 @@ bool MpiSession::initialised() {
   return initialised && !finalised;
 }
 
-std::unique_ptr<Communicator> make_mpi_communicator() {
+std::unique_ptr<Communicator> make_mpi_communicator(int64_t message_bytes) {
   LN_CHECK(MpiSession::initialised(), "no MpiSession: construct one first thing in main");
+  LN_CHECK(message_bytes >= 8 && message_bytes <= kLargestMpiMessage,
+           "messages of {} bytes; 8 to {} are allowed", message_bytes, kLargestMpiMessage);
   internal::set_identity(job().rank, gather_hosts());
   MPI_Comm comm = MPI_COMM_NULL;
   {
@@ -705,7 +699,7 @@ std::unique_ptr<Communicator> make_mpi_communicator() {
     LN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
   }
   return std::make_unique<MpiCommunicator>(
-      comm, std::make_shared<const std::vector<int>>(find_nodes(comm)));
+      comm, std::make_shared<const std::vector<int>>(find_nodes(comm)), message_bytes);
 }
 
 }  // namespace longnet

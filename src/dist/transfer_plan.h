@@ -50,7 +50,6 @@ class Watchdog {
   };
   /// Of the operations over time, the one that started first.
   std::optional<Overdue> overdue(double now) const;
-  bool idle() const { return running_.empty(); }
   /// Stops watching all operations.
   void clear() { running_.clear(); }
 

@@ -18,16 +18,6 @@
 namespace longnet::test {
 namespace {
 
-/// Lowers the largest MPI message for one scope.
-class MessageLimit {
- public:
-  explicit MessageLimit(int64_t bytes) : old_(internal::set_mpi_message_bytes(bytes)) {}
-  ~MessageLimit() { internal::set_mpi_message_bytes(old_); }
-
- private:
-  int64_t old_;
-};
-
 /// Chunk limits [size + 1]; about a third of the chunks are empty. The same on every rank.
 std::vector<int64_t> ragged_chunks(int size, int64_t longest, std::mt19937_64& random) {
   std::vector<int64_t> begin{0};
@@ -176,10 +166,9 @@ TEST(Communicator, AllReduceGivesTheSameBitsEverywhereAndEveryTime) {
 }
 
 TEST(Communicator, LargeTransfersGoInPieces) {
-  const auto comm = make_mpi_communicator();
   std::mt19937_64 random(3);
   for (int64_t limit : {8, 12, 1000}) {  // 12 and 1000: not multiples of a chunk
-    const MessageLimit lowered(limit);
+    const auto comm = make_mpi_communicator(limit);
     Gather gather = start_gather(*comm, ragged_chunks(comm->size(), 3001, random));
     Reduce reduce = start_reduce(*comm, ragged_chunks(comm->size(), 1003, random));
     std::vector<float> values(777);
@@ -417,11 +406,10 @@ TEST(Communicator, LoneWorkOfARankMayTakeLonger) {
 }
 
 TEST(Communicator, BroadcastOfAnySizeFromAnyRank) {
-  const auto comm = make_mpi_communicator();
-  for (const int64_t limit : {int64_t{1000}, int64_t{1} << 30})
+  for (const int64_t limit : {int64_t{1000}, kLargestMpiMessage}) {
+    const auto comm = make_mpi_communicator(limit);
     for (const int64_t n : {0, 1, 7, 16384, 16385, 100000})
       for (int root = 0; root < comm->size(); ++root) {
-        const MessageLimit messages(limit);
         std::vector<uint8_t> data(n + 1, 0xEE);
         if (comm->rank() == root)
           for (int64_t i = 0; i < n; ++i) data[i] = byte_of(root, i);
@@ -430,6 +418,7 @@ TEST(Communicator, BroadcastOfAnySizeFromAnyRank) {
         for (int64_t i = 0; i < n; ++i) wrong += data[i] != byte_of(root, i);
         EXPECT_EQ(wrong, 0) << n << " bytes from " << root;
       }
+  }
 }
 
 TEST(Communicator, MpiErrorsNameRankHostAndOperation) {

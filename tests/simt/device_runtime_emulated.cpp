@@ -223,14 +223,18 @@ void* allocate_host(int64_t bytes) {
   const Lock lock(runtime().mutex);
   ++runtime().calls.host_allocations;
   void* data = take(bytes);
-  if (data != nullptr) runtime().host_memory[static_cast<char*>(data)] = bytes;
+  if (data == nullptr) return nullptr;
+  runtime().host_memory[static_cast<char*>(data)] = bytes;
+  runtime().calls.host_bytes += bytes;
   return data;
 }
 void free_host(void* data) noexcept {
   if (data == nullptr) return;
   const Lock lock(runtime().mutex);
   finish_all_copies();
-  runtime().host_memory.erase(static_cast<char*>(data));
+  const auto memory = runtime().host_memory.find(static_cast<char*>(data));
+  runtime().calls.host_bytes -= memory->second;
+  runtime().host_memory.erase(memory);
   std::free(data);
 }
 
@@ -302,6 +306,7 @@ bool finished(Event event) {
   Runtime& r = runtime();
   r.polls = r.polled == event ? r.polls + 1 : 0;
   r.polled = event;
+  if (r.polls == kWaits) ++r.calls.waits;
   if ((r.polls_advance || r.polls > kWaits) && finish_event(event, How::kTry)) return false;
   return ended(recorded(event));
 }

@@ -11,6 +11,7 @@ namespace longnet::simt {
 
 struct RuntimeCalls {
   int64_t allocations = 0, host_allocations = 0, streams = 0, events = 0;
+  int64_t host_bytes = 0, waits = 0;
 };
 inline RuntimeCalls runtime_calls() { skip_rest("a real GPU's runtime does not count its calls"); }
 
