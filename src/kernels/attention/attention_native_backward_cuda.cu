@@ -24,7 +24,7 @@
 #include "core/context.h"
 #include "core/upload_ring.h"
 #include "kernels/attention/attention_native.h"
-#include "kernels/attention/attention_tables_cuda.h"
+#include "kernels/attention/attention_native_tile.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.h"
 
@@ -39,7 +39,6 @@ constexpr int kQueries = 64;  // query rows of a tile
 constexpr int kWarpKeys = 32;
 constexpr int kHalfWarps = kKeys / kWarpKeys;
 constexpr int kRowThreads = 128;  // of the kernels that go through query rows
-constexpr float kLog2e = 1.4426950408889634f;
 
 /// Query-side operands that are not read or added to in place, [B, rows, D] each; null: in place.
 struct Scratch {
@@ -51,42 +50,6 @@ struct Scratch {
 
 // --- 1. tiles in shared memory
 // ---------------------------------------------------------------------
-
-/// Rows of kD bf16 in pieces of 16 bytes. Eight rows' pieces of one column lie in different banks:
-/// by exchanging pieces where a row has a multiple of eight of them, else by padding to an odd
-/// number of pieces.
-template <int kD>
-struct Tile {
-  static constexpr bool kExchange = kD % 64 == 0;
-  static constexpr int kStride = kExchange ? kD : kD + 8;
-
-  /// Element `column`, a multiple of 8, of a row.
-  static __device__ __forceinline__ unsigned at(unsigned row, unsigned column) {
-    return row * kStride + (kExchange ? column ^ (row % 8 * 8) : column);
-  }
-};
-using WeightTile = Tile<kQueries>;
-
-/// Where a lane finds its rows of 8 x 8 matrices: at constant distances from a place of its own,
-/// multiples of 8 rows and of 16 columns below kColumns. The few places whose distances are not the
-/// same for all lanes are kept, all others become offsets of instructions.
-template <int kD, int kColumns = kD>
-class Places {
- public:
-  __device__ __forceinline__ Places(const uint16_t* tile, unsigned row, unsigned column) {
-#pragma unroll
-    for (int k = 0; k < kKept; ++k)
-      kept_[k] = shared_address(tile + Tile<kD>::at(row, column + 16 * k));
-  }
-  __device__ __forceinline__ SharedAddress at(int rows, int columns) const {
-    const int k = columns / 16 % kKept;
-    return kept_[k] + 2 * (rows * Tile<kD>::kStride + columns - 16 * k);
-  }
-
- private:
-  static constexpr int kKept = !Tile<kD>::kExchange ? 1 : kColumns < 64 ? kColumns / 16 : 4;
-  SharedAddress kept_[kKept];
-};
 
 /// What a block does, the same for all its threads: here it costs no registers. Pointers lead to
 /// the first row that the block visits; steps are from row to row.
@@ -103,13 +66,14 @@ struct Plan {
   int32_t rotate_back;
 };
 
+using WeightTile = Tile<kKeys, kQueries>;
+
 template <int kD>
 struct Shared {
-  alignas(16) uint16_t keys[2][kKeys * Tile<kD>::kStride];           // keys, values
-  alignas(16) uint16_t queries[2][2][kQueries * Tile<kD>::kStride];  // stage: queries, grad_out
-  alignas(16) uint16_t weight[kKeys * WeightTile::kStride];          // p, transposed
-  alignas(16) uint16_t grad_score[kKeys * WeightTile::kStride];      // ds, transposed
-  float row_value[2][2][kQueries];  // stage: lse in powers of two, delta
+  Tile<kKeys, kD> keys[2];           // keys, values
+  Tile<kQueries, kD> queries[2][2];  // stage: queries, grad_out
+  WeightTile weight, grad_score;     // p and ds, transposed
+  float row_value[2][2][kQueries];   // stage: lse in powers of two, delta
   Plan plan;
 };
 
@@ -122,27 +86,6 @@ __device__ __forceinline__ unsigned lane_here() { return thread_here() % 32; }
 __device__ __forceinline__ unsigned half_here() { return thread_here() / (32 * kHalfWarps); }
 __device__ __forceinline__ unsigned part_here() { return thread_here() / 32 % kHalfWarps; }
 __device__ __forceinline__ unsigned first_here() { return part_here() * kWarpKeys; }
-/// Starts the copy of rows [0, kRows) into a tile; zeros from `count` on.
-template <int kD, int kRows>
-__device__ __forceinline__ void start_rows(uint16_t* tile, const uint16_t* rows, int64_t stride,
-                                           int count) {
-  // Neighbours copy neighbouring pieces. A thread keeps its place in rows modulo 8 and in groups of
-  // pieces, so that its copies are constant distances apart.
-  constexpr int kAcross = Tile<kD>::kExchange ? 8 : 4, kRowStep = kThreads / kAcross;
-  static_assert(kRowStep % 8 == 0 && kRows % kRowStep == 0);
-  const unsigned thread = thread_here();
-  const int row = static_cast<int>(thread / kAcross), d = static_cast<int>(thread % kAcross) * 8;
-  const SharedAddress to = shared_address(tile + Tile<kD>::at(row, d));
-  const uint16_t* from = rows + row * stride + d;
-#pragma unroll
-  for (int i = 0; i < kRows; i += kRowStep) {
-#pragma unroll
-    for (int k = 0; k < kD; k += 8 * kAcross)
-      if (k + 8 * kAcross <= kD || d < kD - k)
-        copy_async_16(to + 2 * (i * Tile<kD>::kStride + k), from + k, row + i < count);
-    from += kRowStep * stride;
-  }
-}
 
 // --- 2. products of a warp
 // -------------------------------------------------------------------------
@@ -155,20 +98,19 @@ using Scores = float[2][kQueries / 8][4];
 
 /// s += a b^T, rows [first, first + 32) of a, all 64 of b.
 template <int kD>
-__device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uint16_t* b) {
-  const unsigned lane = lane_here();
-  const Places<kD> rows(a, first_here() + lane % 16, lane / 16 * 8);
-  // Matrices 0, 1: depths d and d + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
-  const Places<kD> columns(b, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8);
+__device__ __forceinline__ void multiply(Scores& s, const Tile<kKeys, kD>& a,
+                                         const Tile<kQueries, kD>& b) {
+  const RowsReader<kD> rows(a, first_here(), 0, thread_here());
+  const ColumnsReader<kD> columns(b, 0, 0, thread_here());
 #pragma unroll
   for (int d = 0; d < kD; d += 16) {
     uint32_t x[2][4];
 #pragma unroll
-    for (int m = 0; m < 2; ++m) load_matrix<false>(x[m], rows.at(16 * m, d));
+    for (int m = 0; m < 2; ++m) rows.a(x[m], 16 * m, d / 8);
 #pragma unroll
     for (int n = 0; n < kQueries / 16; ++n) {
       uint32_t y[4];
-      load_matrix<false>(y, columns.at(16 * n, d));
+      columns.b(y, 16 * n, d / 8);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         mma_bf16(s[m][2 * n], x[m], y[0], y[1]);
@@ -181,16 +123,14 @@ __device__ __forceinline__ void multiply(Scores& s, const uint16_t* a, const uin
 /// sum += w b, [32, 64] x [64, kD].
 template <int kD>
 __device__ __forceinline__ void accumulate(float (&sum)[2][kD / 8][4], const Scores& w,
-                                           const uint16_t* b) {
-  const unsigned lane = lane_here();
-  // Matrices 0, 1: depths 16 k and + 8 of columns 16 n ..; 2, 3: of columns 16 n + 8 ..
-  const Places<kD> rows(b, lane % 16, lane / 16 * 8);
+                                           const Tile<kQueries, kD>& b) {
+  const RowsReader<kD> rows(b, 0, 0, thread_here());
 #pragma unroll
   for (int k = 0; k < kQueries / 16; ++k) {
 #pragma unroll
     for (int n = 0; n < kD / 16; ++n) {
       uint32_t y[4];
-      load_matrix<true>(y, rows.at(16 * k, 16 * n));
+      rows.b_transposed(y, 16 * k, 2 * n);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const float(&v)[4] = w[m][2 * k];
@@ -212,19 +152,18 @@ __device__ __forceinline__ void add_grad_query(const Shared<kD>& sm, int i, floa
   constexpr int kColumns = kD / kAcross;
   const unsigned lane = lane_here();
   const unsigned row = part_here() / kAcross * kRows, column = part_here() % kAcross * kColumns;
-  const Places<kQueries, kRows> weights(sm.grad_score, lane / 16 * 8 + lane % 8,
-                                        row + lane / 8 % 2 * 8);
-  const Places<kD, kColumns> keys(sm.keys[0], lane % 16, column + lane / 16 * 8);
+  const ColumnsReader<kQueries, kRows> weights(sm.grad_score, 0, row / 8, thread_here());
+  const RowsReader<kD, kColumns> keys(sm.keys[0], 0, column / 8, thread_here());
   float sum[kRows / 16][kColumns / 8][4] = {};
 #pragma unroll
   for (int j = 0; j < kKeys; j += 16) {
     uint32_t x[kRows / 16][4];
 #pragma unroll
-    for (int m = 0; m < kRows / 16; ++m) load_matrix<true>(x[m], weights.at(j, 16 * m));
+    for (int m = 0; m < kRows / 16; ++m) weights.a_transposed(x[m], j, 2 * m);
 #pragma unroll
     for (int n = 0; n < kColumns / 16; ++n) {
       uint32_t y[4];
-      load_matrix<true>(y, keys.at(j, 16 * n));
+      keys.b_transposed(y, j, 2 * n);
 #pragma unroll
       for (int m = 0; m < kRows / 16; ++m) {
         mma_bf16(sum[m][2 * n], x[m], y[0], y[1]);
@@ -256,33 +195,6 @@ __device__ __forceinline__ bool is_hidden(const Plan& plan, int i) {
   return first >= plan.keys || first > kQueries - 1 + plan.ahead + i;
 }
 
-/// Writes 16 x 16 blocks of the warp's rows of a weight tile.
-class BlockWriter {
- public:
-  __device__ __forceinline__ explicit BlockWriter(uint16_t* tile)
-      : BlockWriter(tile, lane_here()) {}
-  /// Rows from 16 m and columns from 16 n on; x: as the left operand of a product.
-  __device__ __forceinline__ void store(int m, int n, const uint32_t (&x)[4]) const {
-    if (has_store_matrix()) {
-      store_matrix(places_.at(16 * m, 16 * n), x);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        *reinterpret_cast<uint32_t*>(pair_ + (16 * m + i % 2 * 8) * WeightTile::kStride +
-                                     ((16 * n + i / 2 * 8) ^ exchange_)) = x[i];
-    }
-  }
-
- private:
-  __device__ __forceinline__ BlockWriter(uint16_t* tile, unsigned lane)
-      : places_(tile, first_here() + lane % 16, lane / 16 * 8),
-        pair_(tile + (first_here() + lane / 4) * WeightTile::kStride + lane % 4 * 2),
-        exchange_(lane / 4 * 8) {}
-  Places<kQueries> places_;
-  uint16_t* pair_;  // the lane's columns of its first row, without exchange
-  unsigned exchange_;
-};
-
 /// Scores of hidden pairs become -inf, where there may be any.
 __device__ __forceinline__ void mask(Scores& s, const Plan& plan, int tile) {
   const int keys = plan.keys, ahead = plan.ahead + tile;
@@ -304,10 +216,10 @@ __device__ __forceinline__ void mask(Scores& s, const Plan& plan, int tile) {
 }
 
 /// One warp's scores become p; written to shared memory and kept.
-__device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* lse,
+__device__ __forceinline__ void weigh(Scores& s, WeightTile& weight, const float* lse,
                                       float scale_log2) {
   const unsigned lane = lane_here();
-  const BlockWriter weights(weight);
+  const TileWriter<kQueries> weights(weight, first_here(), thread_here());
   lse += lane % 4 * 2;
 #pragma unroll
   for (int n = 0; n < kQueries / 16; ++n) {
@@ -323,7 +235,7 @@ __device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* 
         p[i] = pack_bf16(fast_exp2(score[i % 2 * 2] * scale_log2 - peak[i / 2].x),
                          fast_exp2(score[i % 2 * 2 + 1] * scale_log2 - peak[i / 2].y));
       }
-      weights.store(m, n, p);
+      weights.store(16 * m, 2 * n, p);
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[m][2 * n][i] = __uint_as_float(p[i]);
     }
@@ -331,18 +243,18 @@ __device__ __forceinline__ void weigh(Scores& s, uint16_t* weight, const float* 
 }
 
 /// One warp's t becomes ds with the weights in shared memory; written and kept.
-__device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
-                                              uint16_t* grad_score, const float* delta) {
+__device__ __forceinline__ void differentiate(Scores& t, const WeightTile& weight,
+                                              WeightTile& grad_score, const float* delta) {
   const unsigned lane = lane_here();
-  const Places<kQueries> weights(weight, first_here() + lane % 16, lane / 16 * 8);
-  const BlockWriter grad_scores(grad_score);
+  const RowsReader<kQueries> weights(weight, first_here(), 0, thread_here());
+  const TileWriter<kQueries> grad_scores(grad_score, first_here(), thread_here());
   delta += lane % 4 * 2;
 #pragma unroll
   for (int n = 0; n < kQueries / 16; ++n) {
     keep_order();
     uint32_t x[2][4];
 #pragma unroll
-    for (int m = 0; m < 2; ++m) load_matrix<false>(x[m], weights.at(16 * m, 16 * n));
+    for (int m = 0; m < 2; ++m) weights.a(x[m], 16 * m, 2 * n);
     float2 less[2] = {*reinterpret_cast<const float2*>(delta + 16 * n),
                       *reinterpret_cast<const float2*>(delta + 16 * n + 8)};
 #pragma unroll
@@ -355,7 +267,7 @@ __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
             pack_bf16(__uint_as_float(p << 16) * (score[i % 2 * 2] - less[i / 2].x),
                       __uint_as_float(p & 0xffff0000u) * (score[i % 2 * 2 + 1] - less[i / 2].y));
       }
-      grad_scores.store(m, n, x[m]);
+      grad_scores.store(16 * m, 2 * n, x[m]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) t[m][2 * n][i] = __uint_as_float(x[m][i]);
     }
@@ -363,13 +275,11 @@ __device__ __forceinline__ void differentiate(Scores& t, const uint16_t* weight,
 }
 
 /// Zeros for the 32 rows of a warp.
-__device__ __forceinline__ void clear_rows(uint16_t* grad_score) {
-  const unsigned lane = lane_here();
-  const unsigned first = first_here();
+__device__ __forceinline__ void clear_rows(WeightTile& grad_score) {
+  const int row = static_cast<int>(first_here() + lane_here());
 #pragma unroll
-  for (int d = 0; d < kQueries; d += 8)
-    *reinterpret_cast<uint4*>(grad_score + WeightTile::at(first + lane, d)) =
-        make_uint4(0, 0, 0, 0);
+  for (int piece = 0; piece < kQueries / 8; ++piece)
+    *reinterpret_cast<uint4*>(grad_score.at(row, piece)) = make_uint4(0, 0, 0, 0);
 }
 
 /// (a, b) times the conjugate of turn.
@@ -435,8 +345,8 @@ __device__ __forceinline__ void start_queries(Shared<kD>& sm, int stage, int i) 
 #pragma unroll
   for (int operand = 0; operand < 2; ++operand) {
     const int64_t step = sm.plan.query_step[operand];
-    start_rows<kD, kQueries>(sm.queries[stage][operand], sm.plan.query[operand] + i * step, step,
-                             sm.plan.queries - i);
+    load_async<kThreads>(sm.queries[stage][operand], sm.plan.query[operand] + i * step, step,
+                         sm.plan.queries - i, thread_here());
   }
   copy_async_commit();
 }
@@ -456,7 +366,7 @@ __device__ __forceinline__ float load_row_value(const Plan& plan, int i) {
 template <int kD>
 __device__ __forceinline__ void store_row_value(Shared<kD>& sm, int stage, float value) {
   const unsigned which = thread_here() / kQueries;
-  if (which == 0) value = value == -INFINITY ? INFINITY : value * kLog2e;
+  if (which == 0) value = value == -INFINITY ? INFINITY : value * kLog2E;
   sm.row_value[stage][which][thread_here() % kQueries] = value;
 }
 
@@ -512,8 +422,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
   if (threadIdx.x == 0) make_plan<kD>(sm.plan, p, scratch);
   __syncthreads();
   if (sm.plan.queries <= 0) return;
-  start_rows<kD, kKeys>(sm.keys[0], sm.plan.key[0], sm.plan.key_step[0], sm.plan.keys);
-  start_rows<kD, kKeys>(sm.keys[1], sm.plan.key[1], sm.plan.key_step[1], sm.plan.keys);
+  for (int operand = 0; operand < 2; ++operand)
+    load_async<kThreads>(sm.keys[operand], sm.plan.key[operand], sm.plan.key_step[operand],
+                         sm.plan.keys, thread_here());
   start_queries(sm, 0, 0);
   if (half_here() == 0) store_row_value(sm, 0, load_row_value(sm.plan, 0));
   copy_async_wait<0>();
@@ -531,7 +442,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Common p, Scratch
       const float next = load_row_value(sm.plan, i + kQueries);  // comes while weights are computed
       if (!is_hidden(sm.plan, i)) {
         mask(s, sm.plan, i);
-        weigh(s, sm.weight, sm.row_value[stage][0], p.scale * kLog2e);
+        weigh(s, sm.weight, sm.row_value[stage][0], p.scale * kLog2E);
       }
       store_row_value(sm, 1 - stage, next);
     }

@@ -106,11 +106,6 @@ struct Running {
 using Scores = float[kBlocks][kKeyTile / 8][4];
 using Weights = uint32_t[kBlocks][kKeyTile / 16][4];
 
-template <int kD>
-using RowsReader = TileReader<kD, BlockOrder::kRowsFirst>;
-template <int kD>
-using ColumnsReader = TileReader<kD, BlockOrder::kColumnsFirst>;
-
 /// Fragments of the warp's query rows: all, where they stay in registers.
 template <int kD>
 struct QueryFragments {

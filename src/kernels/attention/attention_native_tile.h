@@ -39,23 +39,27 @@ struct Tile {
 
 // --- 1. filling
 
-/// Starts copies of rows [0, count), zeros behind; the caller commits. All kThreads threads.
+/// Starts copies of rows [0, count), zeros behind; the caller commits. All kThreads threads, each
+/// with its number.
 template <int kThreads, int kRows, int kD>
 __device__ __forceinline__ void load_async(Tile<kRows, kD>& tile, const uint16_t* rows,
-                                           int64_t stride, int count) {
-  // A group's pieces of one row are copied by neighbours; a thread keeps its place in groups and in
-  // rows modulo 8, so that its copies are constant distances apart.
-  constexpr int kRowStep = kThreads / kGroup<kD>;
-  static_assert(kThreads % kGroup<kD> == 0 && kRowStep % 8 == 0 && kRows % kRowStep == 0);
-  const int row = static_cast<int>(threadIdx.x) / kGroup<kD>,
-            piece = static_cast<int>(threadIdx.x) % kGroup<kD>;
+                                           int64_t stride, int count,
+                                           unsigned thread = threadIdx.x) {
+  // Neighbours copy neighbouring pieces of a row: a group, or as many as give all threads work. A
+  // thread keeps its place in groups and in rows modulo 8, so that its copies are constant
+  // distances apart.
+  constexpr int kAcross = kGroup<kD> * kRows >= kThreads ? kGroup<kD> : kThreads / kRows;
+  constexpr int kRowStep = kThreads / kAcross;
+  static_assert(kAcross % kGroup<kD> == 0 && kRowStep % 8 == 0 && kRows % kRowStep == 0);
+  const int row = static_cast<int>(thread) / kAcross, piece = static_cast<int>(thread) % kAcross;
   const SharedAddress to = shared_address(tile.at(row, piece));
   const uint16_t* from = rows + row * stride + piece * 8;
 #pragma unroll
   for (int i = 0; i < kRows; i += kRowStep) {
 #pragma unroll
-    for (int k = 0; k < kD; k += 8 * kGroup<kD>)
-      copy_async_16(to + 2 * (i * kD + k), from + k, row + i < count);
+    for (int k = 0; k < kD; k += 8 * kAcross)
+      if (k + 8 * kAcross <= kD || 8 * piece < kD - k)
+        copy_async_16(to + 2 * (i * kD + k), from + k, row + i < count);
     from += kRowStep * stride;
   }
 }
@@ -100,9 +104,9 @@ __device__ __forceinline__ void load_rotated(Tile<kRows, kD>& tile, const uint16
 
 // --- 2. fragments; whole warp
 
-/// Reads fragments of one tile. Blocks are 16 x 16: tile rows [row, + 16) and columns [8 piece,
-/// + 16), row and piece constants, multiples of 8 and of 2. Offset: first row that row 0 means, a
-/// multiple of 8 that need be no constant.
+/// Reads fragments of one tile. Blocks are 16 x 16: rows [row, + 16) and columns [8 piece, + 16)
+/// from first_row and first_piece of the tile on. row and piece are constants, multiples of 8 and
+/// of 2, piece below kColumns / 8; first_row and first_piece likewise, but need be no constants.
 ///   kRowsFirst   registers 0, 1: rows 0-7 and 8-15 of columns 0-7; 2, 3: the same of columns 8-15.
 ///                a()            A = block
 ///                b_transposed() two B, [k, n] = tile row k, column n: registers 0, 1 of columns
@@ -113,18 +117,20 @@ __device__ __forceinline__ void load_rotated(Tile<kRows, kD>& tile, const uint16
 ///                a_transposed() A = the block's transpose
 enum class BlockOrder { kRowsFirst, kColumnsFirst };
 
-template <int kD, BlockOrder kOrder>
+template <int kD, BlockOrder kOrder, int kColumns = kD>
 class TileReader {
  public:
   template <int kRows>
-  __device__ __forceinline__ explicit TileReader(const Tile<kRows, kD>& tile, int offset = 0) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+  __device__ __forceinline__ explicit TileReader(const Tile<kRows, kD>& tile, int first_row = 0,
+                                                 int first_piece = 0,
+                                                 unsigned thread = threadIdx.x) {
+    const int lane = static_cast<int>(thread % 32);
     const int low = lane / 8 % 2, high = lane / 16;
     const int row = lane % 8 + 8 * (kOrder == BlockOrder::kRowsFirst ? low : high);
     const int piece = kOrder == BlockOrder::kRowsFirst ? high : low;
 #pragma unroll
-    for (int k = 0; k < kGroup<kD> / 2; ++k)
-      column_[k] = shared_address(tile.at(offset + row, piece + 2 * k));
+    for (int k = 0; k < kKept; ++k)
+      column_[k] = shared_address(tile.at(first_row + row, first_piece + piece + 2 * k));
   }
 
   __device__ __forceinline__ void a(uint32_t (&a)[4], int row, int piece) const {
@@ -144,12 +150,52 @@ class TileReader {
     load_matrix<true>(a, at(row, piece));
   }
 
+  /// a() the other way; only where has_store_matrix().
+  __device__ __forceinline__ void store(int row, int piece, const uint32_t (&a)[4]) const {
+    static_assert(kOrder == BlockOrder::kRowsFirst);
+    store_matrix(at(row, piece), a);
+  }
+
  private:
   __device__ __forceinline__ SharedAddress at(int row, int piece) const {
     return column_[piece % kGroup<kD> / 2] + 2 * (row * kD + piece / kGroup<kD> * kGroup<kD> * 8);
   }
-  SharedAddress column_[kGroup<kD> / 2];  // of the pieces of one group
+  // Of the pieces of one group, as far as there are columns: the distances of all others from one
+  // of these are the same for all lanes.
+  static constexpr int kKept = kColumns < 8 * kGroup<kD> ? kColumns / 16 : kGroup<kD> / 2;
+  SharedAddress column_[kKept];
 };
+
+/// Writes blocks of a tile from first_row on, each as TileReader::a() reads it.
+template <int kD>
+class TileWriter {
+ public:
+  template <int kRows>
+  __device__ __forceinline__ TileWriter(Tile<kRows, kD>& tile, int first_row, unsigned thread)
+      : blocks_(tile, first_row, 0, thread),
+        pair_(tile.data + (first_row + static_cast<int>(thread) % 32 / 4) * kD + thread % 4 * 2),
+        exchange_(swizzled<kD>(static_cast<int>(thread) % 32 / 4, 0) * 8) {}
+  __device__ __forceinline__ void store(int row, int piece, const uint32_t (&a)[4]) const {
+    if (has_store_matrix()) {
+      blocks_.store(row, piece, a);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        *reinterpret_cast<uint32_t*>(pair_ + (row + i % 2 * 8) * kD +
+                                     ((8 * (piece + i / 2)) ^ exchange_)) = a[i];
+    }
+  }
+
+ private:
+  TileReader<kD, BlockOrder::kRowsFirst> blocks_;
+  uint16_t* pair_;  // the lane's columns of its first row, pieces not exchanged
+  int exchange_;
+};
+
+template <int kD, int kColumns = kD>
+using RowsReader = TileReader<kD, BlockOrder::kRowsFirst, kColumns>;
+template <int kD, int kColumns = kD>
+using ColumnsReader = TileReader<kD, BlockOrder::kColumnsFirst, kColumns>;
 
 /// Two neighbouring C, columns [0, 8) and [8, 16), rounded to bf16 as one A.
 __device__ __forceinline__ void a_of_c(uint32_t (&a)[4], const float (&left)[4],
@@ -160,7 +206,7 @@ __device__ __forceinline__ void a_of_c(uint32_t (&a)[4], const float (&left)[4],
   a[3] = pack_bf16(right[2], right[3]);
 }
 
-// --- 3. rows of fragments: the four lanes of a quad hold the columns of rows lane / 4 and + 8
+// --- 3. scores in powers of two
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
