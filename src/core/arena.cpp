@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "core/alignment.h"
 #include "core/device_runtime.h"
 #include "core/failure.h"
 
@@ -85,7 +86,7 @@ void* Arena::take_block(int64_t bytes) {
 void Arena::reserve(int64_t bytes) {
   LN_CHECK(bytes >= 0, "arena {}: {} bytes", purpose_, bytes);
   if (counting_ || bytes == 0) return;
-  const int64_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t padded = aligned_bytes(bytes);
   reserved_ = static_cast<char*>(take_block(padded));
   reserved_bytes_ = padded;
 }
@@ -93,7 +94,7 @@ void Arena::reserve(int64_t bytes) {
 void* Arena::allocate_bytes(int64_t bytes) {
   LN_CHECK(bytes >= 0, "arena {}: {} bytes", purpose_, bytes);
   // An empty tensor still gets an address, because null means "not set".
-  const int64_t padded = (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t padded = aligned_bytes(std::max<int64_t>(bytes, 1));
   void* block = nullptr;
   if (counting_) {
     block = reinterpret_cast<void*>(static_cast<uintptr_t>(kAlignment + bytes_));

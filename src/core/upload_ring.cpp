@@ -6,12 +6,12 @@
 #include <bit>
 #include <cstring>
 
+#include "core/alignment.h"
+
 namespace longnet {
 namespace {
 
 constexpr int64_t kFirstBlockBytes = int64_t{1} << 20;
-
-int64_t padded(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
 
@@ -37,14 +37,14 @@ void UploadRing::copy(const Context& context, void* device_data, const void* hos
   const int64_t most = limit_bytes_ / 4;
   for (int64_t done = 0; done < bytes; done += most) {
     const int64_t count = std::min(most, bytes - done);
-    const auto [block, begin] = take(context, padded(count));
+    const auto [block, begin] = take(context, aligned_bytes(count));
     std::memcpy(block->data + begin, static_cast<const char*>(host_data) + done,
                 static_cast<size_t>(count));
     device_runtime::OwnedEvent event = take_event();
     device_runtime::copy_to_device(static_cast<char*>(device_data) + done, block->data + begin,
                                    count, stream);
     device_runtime::record(event.get(), stream);
-    block->uploads.push_back({begin, begin + padded(count), std::move(event)});
+    block->uploads.push_back({begin, begin + aligned_bytes(count), std::move(event)});
   }
 }
 

@@ -10,6 +10,7 @@
 #include "core/bf16.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/segment_tasks.h"
+#include "simt/device_runtime_emulated.h"
 #include "simt/device_values.h"
 #include "simt/support.h"
 #include "support/compare.h"
@@ -604,6 +605,25 @@ TEST(AttentionSimt, DefectsInNumbersAreFound) {
   for (int bug : {4, 6, 8}) {
     const simt::Defect defect(bug);
     EXPECT_GT(golden_ratio(run(p, true), expected), 100) << bug;
+  }
+}
+
+// A GPU for desktops (compute capability 8.6) has 99 KiB for a block.
+TEST(AttentionSimt, WideHeadsNeedAGpuWithTheSharedMemory) {
+  const simt::OtherGpu desktop({.minor = 6, .shared_bytes = 99 * 1024});
+  Problem p;
+  p.heads = 1;
+  p.head_dim = 128;
+  EXPECT_NO_THROW(run(p, true));
+  p.head_dim = 136;
+  p.query.clear();
+  try {
+    run(p, true);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("D 136 takes "), std::string::npos) << text;
+    EXPECT_NE(text.find("this GPU has 101376; choose model.dim"), std::string::npos) << text;
   }
 }
 

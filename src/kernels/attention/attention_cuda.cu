@@ -6,9 +6,11 @@
 // they are read, from tables of double-precision angles of p = 256 a + b. A block owns the rows it
 // writes, so there are no atomics and results do not depend on timing. It does not use tensor
 // cores.
+#include <algorithm>
 #include <cmath>
 
 #include "core/context.h"
+#include "core/device_runtime.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_tables_cuda.h"
 #include "kernels/cuda/launch.h"
@@ -486,6 +488,17 @@ void with_width(int64_t head_dim, F f) {
     f(std::integral_constant<int, 256>{});
 }
 
+/// Throws Error where the GPU has less shared memory for a block than the kernels of this D take:
+/// GPUs for desktops have too little above D = 128.
+void check_shared_memory(int64_t head_dim, size_t bytes) {
+  const int64_t most = device_runtime::shared_memory_per_block();
+  if (static_cast<int64_t>(bytes) <= most) return;
+  throw Error(
+      "attention by the plain kernel: D {} takes {} bytes of shared memory per block, this GPU has "
+      "{}; choose model.dim and model.heads for a smaller D (dim / heads), or run.backend=cpu",
+      head_dim, bytes, most);
+}
+
 template <typename T>
 ChunkRows<T> chunk_rows(const TensorView& view) {
   return {static_cast<T*>(view.data), view.stride[0], view.stride[1]};
@@ -546,6 +559,7 @@ void attention_forward(Context& context, const AttentionForward& tensors,
   tables.set_lse(tensors.lse);
   common.items = tables.query_items;
   with_width(tensors.query.shape[3], [&](auto width) {
+    check_shared_memory(tensors.query.shape[3], sizeof(ForwardShared<width>));
     launch<Carveout::kMostShared>(forward_kernel<width>,
                                   item_grid(tables.query_item_count, tensors.query.shape[0]),
                                   kThreads, sizeof(ForwardShared<width>), context.stream(), common);
@@ -574,6 +588,8 @@ void attention_backward(Context& context, const AttentionBackward& tensors,
   const int64_t batch = tensors.query.shape[0];
   void* stream = context.stream();
   with_width(tensors.query.shape[3], [&](auto width) {
+    check_shared_memory(tensors.query.shape[3],
+                        std::max(sizeof(QueryShared<width>), sizeof(KeyShared<width>)));
     common.items = tables.query_items;
     launch<Carveout::kMostShared>(grad_query_kernel<width>,
                                   item_grid(tables.query_item_count, batch), kThreads,

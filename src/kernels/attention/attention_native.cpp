@@ -5,18 +5,11 @@
 
 #include <vector>
 
+#include "core/alignment.h"
 #include "core/device_runtime.h"
 
 namespace longnet::cuda {
 namespace {
-
-/// 16-byte pieces of every row.
-bool aligned_rows(const TensorView& x) {
-  if (reinterpret_cast<uintptr_t>(x.data) % 16 != 0) return false;
-  for (int axis = 0; axis < 3; ++axis)
-    if (x.shape[axis] > 1 && x.stride[axis] * dtype_size(x.dtype) % 16 != 0) return false;
-  return true;
-}
 
 /// What both directions refuse; rows: their own tensors of [B, L, H, D].
 std::string call_refusal(const Context& context, const TensorView& query,
@@ -41,7 +34,7 @@ std::string call_refusal(const Context& context, const TensorView& query,
       if (backward) rows.insert(rows.end(), {&source.grad_key, &source.grad_value});
     }
   for (const TensorView* view : rows)
-    if (!aligned_rows(*view))
+    if (!rows_aligned_to(16, *view))
       return fmt::format("rows of {} not aligned to 16 bytes", view->describe());
   return "";
 }

@@ -21,6 +21,7 @@
 // rotated back at the end. p and ds are rounded to bf16, everything else is float32.
 #include <vector>
 
+#include "core/alignment.h"
 #include "core/context.h"
 #include "core/upload_ring.h"
 #include "kernels/attention/attention_native.h"
@@ -515,8 +516,6 @@ TableRequest request() {
   return r;
 }
 
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
 /// Where a run's scratch lies in the workspace, behind its tables; whole operands, so that the
 /// size does not depend on positions and types.
 struct ScratchLayout {
@@ -531,9 +530,9 @@ struct ScratchLayout {
         rows += count;
       }
     first_row_at = table_bytes(batch, head_dim, run, request());
-    grad_query_at = first_row_at + aligned(static_cast<int64_t>(first_row.size()) * 8);
-    grad_out_at = grad_query_at + aligned(batch * rows * head_dim * 4);
-    bytes = grad_out_at + aligned(batch * rows * head_dim * 2);
+    grad_query_at = first_row_at + aligned_bytes(static_cast<int64_t>(first_row.size()) * 8);
+    grad_out_at = grad_query_at + aligned_bytes(batch * rows * head_dim * 4);
+    bytes = grad_out_at + aligned_bytes(batch * rows * head_dim * 2);
   }
 };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "core/alignment.h"
 #include "core/upload_ring.h"
 #include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/attention_pack_cuda.h"
@@ -19,8 +20,6 @@ using cuda::StridedRows;
 
 enum class Parts { kAll, kUnmerged };
 
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
 // --- 1. the workspace: descriptions first, then the operands of one group after the other
 
 // The tensors that kernels access: four of the queries, then four per KeySource.
@@ -28,8 +27,8 @@ enum QueryTensor { kQuery, kOut, kGradOut, kGradQuery, kQueryTensors };
 enum KeyTensor { kKey, kValue, kGradKey, kGradValue, kKeyTensors };
 
 int64_t description_bytes(int64_t sources, int64_t spans) {
-  return aligned((kQueryTensors + sources * kKeyTensors) * int64_t{sizeof(StridedRows)}) +
-         aligned(spans * int64_t{sizeof(RowSpan)});
+  return aligned_bytes((kQueryTensors + sources * kKeyTensors) * int64_t{sizeof(StridedRows)}) +
+         aligned_bytes(spans * int64_t{sizeof(RowSpan)});
 }
 
 /// Where the operands of one group lie behind the descriptions; offsets in bytes.
@@ -45,7 +44,7 @@ struct OperandLayout {
     int64_t at = 0;
     const auto take = [&](int64_t wanted) {
       const int64_t begin = at;
-      at += aligned(wanted);
+      at += aligned_bytes(wanted);
       return begin;
     };
     query = take(queries);
@@ -100,14 +99,6 @@ bool turned(const AttentionOptions& options) {
   return options.rotary != nullptr && options.rotary->enabled();
 }
 
-/// 16-byte pieces of every row.
-bool aligned_rows(const TensorView& x) {
-  if (reinterpret_cast<uintptr_t>(x.data) % 16 != 0) return false;
-  for (int axis = 0; axis < 3; ++axis)
-    if (x.shape[axis] > 1 && x.stride[axis] * dtype_size(x.dtype) % 16 != 0) return false;
-  return true;
-}
-
 std::string tensor_refusal(const Context& context, const Inputs& in,
                            const AttentionOptions& options) {
   const AttentionSize size{in.query.shape[0], in.query.shape[3], in.query.dtype};
@@ -125,7 +116,7 @@ std::string tensor_refusal(const Context& context, const Inputs& in,
       if (in.backward) rows.insert(rows.end(), {&source.grad_key, &source.grad_value});
     }
   for (const TensorView* view : rows)
-    if (!aligned_rows(*view))
+    if (!rows_aligned_to(16, *view))
       return fmt::format("rows of {} not aligned to 16 bytes", view->describe());
   return "";
 }
@@ -270,7 +261,7 @@ class Call {
     }
     tensors_ = reinterpret_cast<const StridedRows*>(workspace);
     char* const span_memory =
-        workspace + aligned(static_cast<int64_t>(tensors.size() * sizeof(StridedRows)));
+        workspace + aligned_bytes(static_cast<int64_t>(tensors.size() * sizeof(StridedRows)));
     spans_ = reinterpret_cast<const RowSpan*>(span_memory);
     const auto copy = [&](void* to, const auto& list) {
       longnet::upload(context_, to, list.data(),

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/alignment.h"
 #include "core/context.h"
 #include "core/upload_ring.h"
 #include "kernels/attention/attention_pack_cuda.h"
@@ -28,7 +29,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 int64_t tiles(int64_t rows, int64_t tile) { return (rows + tile - 1) / tile; }
 
 /// Rows of one sequence that a segment packs if there are positions.
@@ -95,7 +95,7 @@ struct Layout {
   /// Where the next `count` things begin.
   int64_t take(int64_t count, int64_t size) {
     const int64_t begin = bytes;
-    bytes += aligned(count * size);
+    bytes += aligned_bytes(count * size);
     return begin;
   }
 };
