@@ -19,7 +19,7 @@ VisibleGpus visible_gpus(const Communicator& world, const device_runtime::Availa
   gpus.host = gethostname(host, sizeof host - 1) == 0 ? host : "unknown host";
   gpus.local_size = world.local_size();
   for (const device_runtime::VisibleDevice& device : found.devices) gpus.ids.push_back(device.id);
-  // For tests on one GPU only: every rank takes the GPUs it sees for its own.
+  // docs/cli.md: every rank counts the GPUs it sees as its own, to try several ranks on one GPU.
   if (const char* const share = std::getenv("LONGNET_SHARE_GPUS"); share && *share == '1')
     for (std::string& id : gpus.ids) id += fmt::format(" of rank {}", world.rank());
   gpus.reason = found.reason;

@@ -56,8 +56,6 @@ std::string refusal(Context&, const sdpa::Shape& s) {
   return "";
 }
 
-std::string refusal(const DescribedGpu&, const sdpa::Shape&) { return "no GPU is described here"; }
-
 void run(Context& context, const sdpa::Shape& s, const Operands& o) {
   LN_CHECK(refusal(context, s).empty(), "{}", refusal(context, s));
   simt::finish_copies(context.stream());

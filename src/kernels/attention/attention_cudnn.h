@@ -30,16 +30,6 @@ std::string unavailable();
 /// graph.
 std::string refusal(Context& context, const sdpa::Shape& shape);
 
-/// A GPU that need not be present. json: cuDNN's own description
-/// (CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION); sm: 90 for compute capability 9.0.
-struct DescribedGpu {
-  std::string json;
-  int sm = 0;
-};
-/// refusal() for such a GPU: algorithms are chosen and checked against the limits as for a real
-/// one, but not compiled. For tests; needs cuDNN 9.8 and no driver.
-std::string refusal(const DescribedGpu& gpu, const sdpa::Shape& shape);
-
 /// Device memory. Operands that sdpa::Shape calls packed are packed; the others have its strides.
 struct Operands {
   const void *query = nullptr, *key = nullptr, *value = nullptr;  // bf16

@@ -5,7 +5,6 @@ namespace longnet::cudnn {
 
 std::string unavailable() { return "this program was built without cuDNN"; }
 std::string refusal(Context&, const sdpa::Shape&) { return unavailable(); }
-std::string refusal(const DescribedGpu&, const sdpa::Shape&) { return unavailable(); }
 void run(Context&, const sdpa::Shape&, const Operands&) {
   throw Error("attention through cuDNN: {}", unavailable());
 }
