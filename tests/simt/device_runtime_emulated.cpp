@@ -65,6 +65,7 @@ struct Runtime {
   bool polls_advance = false;
   Event polled = nullptr;  // last, and how often in a row
   int polls = 0;
+  int alone = 0;  // polls of one event since the last copy: the host does nothing else
   uintptr_t names = 0;
   simt::RuntimeCalls calls;
   simt::GpuKind kind;
@@ -164,6 +165,7 @@ void finish_all_copies() {
 /// host: which of the two is the host's.
 void copy(void* to, const void* from, int64_t bytes, const void* host, Stream stream) {
   const Lock lock(runtime().mutex);
+  runtime().alone = 0;
   if (page_locked(host)) {
     const auto carry_out = [to, from, bytes] {
       std::memcpy(to, from, static_cast<size_t>(bytes));
@@ -306,7 +308,8 @@ bool finished(Event event) {
   Runtime& r = runtime();
   r.polls = r.polled == event ? r.polls + 1 : 0;
   r.polled = event;
-  if (r.polls == kWaits) ++r.calls.waits;
+  r.alone = r.polls == 0 ? 0 : r.alone + 1;
+  if (r.alone == kWaits) ++r.calls.waits;
   if ((r.polls_advance || r.polls > kWaits) && finish_event(event, How::kTry)) return false;
   return ended(recorded(event));
 }

@@ -10,7 +10,7 @@ namespace longnet::simt {
 struct RuntimeCalls {
   int64_t allocations = 0, host_allocations = 0, streams = 0, events = 0;
   int64_t host_bytes = 0;  // page-locked, held now
-  int64_t waits = 0;       // times that the host has asked for one event again and again
+  int64_t waits = 0;       // times that the host has asked for one event and done nothing else
 };
 RuntimeCalls runtime_calls();
 

@@ -52,8 +52,9 @@ inline void mma_warp(const simt::WarpCall& call) {
   }
 }
 
+// The last lane reads and writes for all: not its own accesses to the race build.
 template <bool transposed>
-void load_matrix_warp(const simt::WarpCall& call) {
+__attribute__((noinline, no_sanitize("thread"))) void load_matrix_warp(const simt::WarpCall& call) {
   for (int lane = 0; lane < 32; ++lane)
     simt::note_access(call, static_cast<LoadMatrix*>(call.lane[lane])->row, 16, false,
                       static_cast<unsigned>(lane));
@@ -70,7 +71,6 @@ void load_matrix_warp(const simt::WarpCall& call) {
     }
 }
 
-// The last lane writes for all: not its own accesses to the race build.
 __attribute__((noinline, no_sanitize("thread"))) inline void store_matrix_warp(
     const simt::WarpCall& call) {
   for (int lane = 0; lane < 32; ++lane)
