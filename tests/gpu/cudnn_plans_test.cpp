@@ -170,7 +170,7 @@ struct DescribedGpu {
 /// compiled. Needs cuDNN 9.8 and no driver.
 std::string refusal(const DescribedGpu& gpu, const Shape& shape) {
   auto properties = std::make_shared<cudnn::fe::DeviceProperties>();
-  const cudnn::fe::error_t read = properties->deserialize({gpu.json.begin(), gpu.json.end()});
+  cudnn::fe::error_t read = properties->deserialize({gpu.json.begin(), gpu.json.end()});
   if (read.is_bad()) return "description of the GPU: " + one_line(read.get_message());
   return cudnn::refusal_after_build(shape, [&]() -> std::string {
     cudnn::Graph graph;

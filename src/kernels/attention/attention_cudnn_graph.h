@@ -91,12 +91,12 @@ inline void describe(Graph& graph, const sdpa::Shape& s) {
 
 /// Chooses an algorithm for a described graph whose operation graph has been built.
 inline fe::error_t choose_algorithm(Graph& graph, const sdpa::Shape& s) {
-  const fe::error_t status = graph.create_execution_plans({fe::HeurMode_t::A});
+  fe::error_t status = graph.create_execution_plans({fe::HeurMode_t::A});
   if (status.is_bad()) return status;
   return graph.deselect_workspace_greater_than(sdpa::algorithm_workspace_bytes(s)).check_support();
 }
 
-inline std::string refusal_of(const fe::error_t& status) {
+inline std::string refusal_of(fe::error_t status) {
   return status.is_good() ? "" : "cuDNN: " + one_line(status.get_message());
 }
 inline std::string workspace_refusal(int64_t bytes, const sdpa::Shape& s) {
