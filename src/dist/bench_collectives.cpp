@@ -2,21 +2,17 @@
 #include "dist/bench_collectives.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <functional>
 
 #include "core/arena.h"
+#include "core/clock.h"
 #include "core/device_runtime.h"
 
 namespace longnet {
 namespace {
 
 constexpr int kWarmUps = 2;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// Sums of up to 2^16 ranks stay exact in float32: values are below 251, sums below 2^24.
 float input(int rank, int64_t i) { return static_cast<float>((i * 7 + rank * 13) % 251); }
@@ -96,10 +92,10 @@ std::vector<double> time_all(Context& context, Communicator& comm, int repetitio
     prepare();
     context.wait();
     comm.barrier();
-    const double start = now();
+    const double start = seconds_now();
     for (int call = 0; call < calls; ++call) run();
     context.wait();
-    double took = (now() - start) / calls;
+    double took = (seconds_now() - start) / calls;
     comm.all_reduce_max({&took, 1});
     if (i >= 0) seconds.push_back(took);
   }

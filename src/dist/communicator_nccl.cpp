@@ -15,13 +15,13 @@
 #include <nccl.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <exception>
 #include <functional>
 #include <thread>
 #include <utility>
 
+#include "core/clock.h"
 #include "dist/mpi_check.h"
 #include "dist/nccl_check.h"
 #include "dist/transfer_plan.h"
@@ -43,10 +43,6 @@ void check_nccl(ncclResult_t code, const char* call, const char* file, int line)
 namespace {
 
 using Request = Communicator::Request;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 class NcclCommunicator;
 
@@ -294,7 +290,7 @@ class NcclCommunicator final : public Communicator {
     }
     settle(comm_, name);  // before this NCCL may not have reached the stream: an early event
     device_runtime::record(event.get(), stream());
-    s.watchdog.started(id, name, now());
+    s.watchdog.started(id, name, seconds_now());
     s.running.push_back({id, name, this, std::move(event), false});
     return id;
   }
@@ -323,7 +319,7 @@ class NcclCommunicator final : public Communicator {
 
   /// Polls until `comm` has taken the last call, within the time limit.
   void settle(ncclComm_t comm, const char* name) {
-    const double begin = now();
+    const double begin = seconds_now();
     for (;;) {
       ncclResult_t state = ncclSuccess;
       try {
@@ -336,7 +332,7 @@ class NcclCommunicator final : public Communicator {
       if (state == ncclSuccess) return;
       poll_all();
       rethrow();
-      const double seconds = now() - begin;
+      const double seconds = seconds_now() - begin;
       if (options_.timeout_seconds > 0 && seconds > options_.timeout_seconds) {
         fail(overdue({name, seconds}, size()));
         rethrow();
@@ -359,7 +355,7 @@ class NcclCommunicator final : public Communicator {
       const auto waiting = std::find_if(s.running.begin(), s.running.end(), unfinished);
       if (waiting == s.running.end()) return s.watchdog.clear();
       internal::say_if_told_to_end(waiting->id, waiting->name, waiting->owner->size());
-      if (const auto late = s.watchdog.overdue(now())) {
+      if (const auto late = s.watchdog.overdue(seconds_now())) {
         // Those before the first unfinished one have ended, only nobody has waited for them yet.
         if (late->id < waiting->id) return s.watchdog.finished(late->id);
         fail(overdue(*late, waiting->owner->size()));

@@ -16,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/clock.h"
 #include "core/config.h"
 #include "core/error.h"
 #include "dist/communicator.h"
@@ -39,10 +40,6 @@ struct Identity {
 Identity& identity() {
   static Identity* instance = new Identity;  // the watching thread may outlive main()
   return *instance;
-}
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 /// What holds for a wait that begins now.
@@ -129,7 +126,7 @@ bool Patience::over(double seconds, double limit, int speakers_before) {
 }
 
 HostWait::HostWait(const char* name, int size, Asked missing)
-    : name_(name), size_(size), missing_(std::move(missing)), patience_(now()) {
+    : name_(name), size_(size), missing_(std::move(missing)), patience_(seconds_now()) {
   static int64_t last_key = 0;
   key_ = --last_key;  // below zero: the requests of the nccl transport are above
 }
@@ -137,11 +134,11 @@ HostWait::HostWait(const char* name, int size, Asked missing)
 HostWait::~HostWait() {
   if (patience_.has_said() && std::uncaught_exceptions() == 0)
     say(fmt::format("{}: {} continues after {:.0f} s", rank_and_host(), name_,
-                    patience_.seconds(now())));
+                    patience_.seconds(seconds_now())));
 }
 
 void HostWait::again() {
-  const double seconds = patience_.seconds(now());
+  const double seconds = patience_.seconds(seconds_now());
   pause_in_wait(seconds);
   if (wait_hook != nullptr) wait_hook();
   say_if_told_to_end(key_, name_, size_);
@@ -167,8 +164,8 @@ void say_if_told_to_end(int64_t key, const char* name, int size) {
   static bool said = false;
   if (!told_to_end || said) return;
   const int kind = key < 0 ? 0 : 1;
-  if (key != std::exchange(waited_for[kind], key)) since[kind] = now();
-  if (now() - since[kind] < kPatience) return;
+  if (key != std::exchange(waited_for[kind], key)) since[kind] = seconds_now();
+  if (seconds_now() - since[kind] < kPatience) return;
   said = true;
   fmt::print(stderr,
              "{}: told to end (SIGTERM) while {} in a group of {} ranks waits for another rank; if "
@@ -211,11 +208,11 @@ class Watcher {
     for (;;) {
       changed_.wait(lock, [&] { return name_ != nullptr; });
       const int64_t call = call_;
-      Patience patience(now());
+      Patience patience(seconds_now());
       while (name_ != nullptr && call == call_) {
         changed_.wait_for(lock, kInterval);
         if (name_ == nullptr || call != call_) break;
-        const double seconds = patience.seconds(now());
+        const double seconds = patience.seconds(seconds_now());
         if (Patience::over(seconds, limit_.seconds, rank_)) end_process(seconds);
         if (!patience.word_due(seconds, rank_, 0)) continue;
         patience.said();

@@ -3,12 +3,12 @@
 
 #include <omp.h>
 #include <pthread.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "dist/communicator.h"
 
@@ -24,12 +24,6 @@ constexpr size_t kStackBytes = 64 * 1024;
 volatile std::sig_atomic_t save_wanted = 0, stop_signal = 0, training = 0, speaking = 0;
 double stop_time = 0;  // of the first request to end
 char removed_at_end[4096] = "";
-
-double seconds_now() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
 
 void say(int signal, const char* text) {
   if (!speaking) return;

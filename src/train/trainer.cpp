@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <optional>
 #include <utility>
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "kernels/machine/machine.h"
 #include "model/generation.h"
@@ -28,10 +28,6 @@ namespace longnet {
 namespace {
 
 constexpr double kFolderSeconds = 1;  // between looks at the run's folder
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 }  // namespace
 
@@ -406,9 +402,9 @@ std::vector<MicroBatch> Trainer::Impl::next_batches() {
   std::vector<MicroBatch> batches;
   std::string failure;
   try {
-    if (root() && now() - folder_seen > kFolderSeconds) {
+    if (root() && seconds_now() - folder_seen > kFolderSeconds) {
       keep_folder();
-      folder_seen = now();
+      folder_seen = seconds_now();
     }
     batches = read_step();
   } catch (const Error& error) {
@@ -419,7 +415,7 @@ std::vector<MicroBatch> Trainer::Impl::next_batches() {
 }
 
 StepResult Trainer::Impl::step() {
-  const double start = now();
+  const double start = seconds_now();
   const Work before = context.work();
   const Traffic traffic = learner->traffic();
   const int64_t gradient_bytes = learner->gradient_bytes_sent();
@@ -428,7 +424,7 @@ StepResult Trainer::Impl::step() {
   const StepResult result = learner->train_step(batches, state.step + 1);
   ++state.step;
   state.tokens_seen += result.targets;
-  report(result, now() - start, before, traffic, gradient_bytes, parameter_bytes);
+  report(result, seconds_now() - start, before, traffic, gradient_bytes, parameter_bytes);
   judge(result.loss);
   return result;
 }

@@ -2,7 +2,6 @@
 #include "kernels/attention/attention_bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -10,6 +9,7 @@
 
 #include "core/arena.h"
 #include "core/bf16.h"
+#include "core/clock.h"
 #include "core/device_runtime.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_cudnn.h"
@@ -27,10 +27,6 @@ constexpr int64_t kPeriod = 1'048'573;   // of the inputs; a prime, so that rows
 
 /// Products that a backward does per product that Context::work() counts: q k^T is computed again.
 constexpr double kBackwardExecuted = 10.0 / 8.0;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -50,11 +46,11 @@ Samples time_samples(Context& context, int repetitions, const std::function<void
   const auto sample = [&] {
     prepare();
     context.wait();
-    const double start = now();
+    const double start = seconds_now();
     for (int64_t i = 0; i < samples.calls; ++i) call();
-    const double started = now();
+    const double started = seconds_now();
     context.wait();
-    samples.seconds.push_back((now() - start) / static_cast<double>(samples.calls));
+    samples.seconds.push_back((seconds_now() - start) / static_cast<double>(samples.calls));
     samples.host_seconds.push_back((started - start) / static_cast<double>(samples.calls));
   };
   sample();
@@ -209,10 +205,10 @@ class Bench {
         context_, options_.repetitions, 1.0,
         [&] {
           context_.wait();
-          const double start = now();
+          const double start = seconds_now();
           attention_begin(context_, out_, lse_);
           context_.wait();
-          begin_seconds.push_back(now() - start);
+          begin_seconds.push_back(seconds_now() - start);
         },
         [&] { forward(); }, result.calls_per_sample);
     result.begin_seconds = median(begin_seconds);

@@ -4,21 +4,17 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
 #include "core/arena.h"
 #include "core/bf16.h"
+#include "core/clock.h"
 #include "kernels/cast/cast.h"
 #include "kernels/linear/linear.h"
 #include "kernels/random/random.h"
 
 namespace longnet {
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// The GPU's matrix products, launched back to back so that the host's part is hidden.
 double gpu_matmul_gflops(Context& context, double seconds, DType dtype) {
@@ -39,18 +35,18 @@ double gpu_matmul_gflops(Context& context, double seconds, DType dtype) {
   const int64_t scratch = linear_workspace_bytes(context);
   if (borrowed) context.set_library_workspace(arena.allocate_bytes(scratch), scratch);
   const auto run = [&](int calls) {
-    const double start = now();
+    const double start = seconds_now();
     for (int i = 0; i < calls; ++i) linear_forward(context, out, a, b, {});
     context.wait();
-    return (now() - start) / calls;
+    return (seconds_now() - start) / calls;
   };
   run(3);  // warm-up: chooses the algorithm
   constexpr int kCalls = 10;
   const double flops =
       2.0 * static_cast<double>(size) * static_cast<double>(size) * static_cast<double>(size);
   double best = 0;
-  const double end = now() + seconds;
-  for (int repetition = 0; repetition < 3 || now() < end; ++repetition)
+  const double end = seconds_now() + seconds;
+  for (int repetition = 0; repetition < 3 || seconds_now() < end; ++repetition)
     best = std::max(best, flops / run(kCalls) / 1e9);
   if (borrowed) context.set_library_workspace(nullptr, 0);
   return best;
@@ -71,14 +67,14 @@ double cpu_matmul_gflops(Context& context, double seconds, DType dtype) {
       return TensorView(data, dtype, {size, size});
     };
     const TensorView a = operand(high_a, low_a), b = operand(high_b, low_b);
-    const double start = now();
+    const double start = seconds_now();
     linear_forward(context, TensorView(c.data(), DType::kF32, {size, size}), a, b, {});
-    return 2.0 * static_cast<double>(size * size * size) / (now() - start) / 1e9;
+    return 2.0 * static_cast<double>(size * size * size) / (seconds_now() - start) / 1e9;
   };
   rate(kLargest / 2), rate(kLargest);  // warm-up: creates the primitives
   double best = 0;
-  const double end = now() + seconds;
-  for (int repetition = 0; repetition < 5 || now() < end; ++repetition) {
+  const double end = seconds_now() + seconds;
+  for (int repetition = 0; repetition < 5 || seconds_now() < end; ++repetition) {
     for (int small = 0; small < 8; ++small) best = std::max(best, rate(kLargest / 2));
     best = std::max(best, rate(kLargest));
   }
@@ -103,17 +99,17 @@ double measure_fma_gflops(Context& context, double seconds) {
   };
   constexpr int64_t kRounds = 50'000;  // about 0.2 ms: mostly undisturbed by other programs
   double best = 0;
-  const double end = now() + seconds;
-  for (int repetition = 0; repetition < 5 || now() < end; ++repetition) {
+  const double end = seconds_now() + seconds;
+  for (int repetition = 0; repetition < 5 || seconds_now() < end; ++repetition) {
     // Every thread's own rate: one that starts late or is interrupted does not slow the others'
     // figure.
     double rate = 0;
 #pragma omp parallel num_threads(context.threads()) reduction(+ : rate)
     {
       float sink = static_cast<float>(omp_get_thread_num());
-      const double start = now();
+      const double start = seconds_now();
       const double flops = rounds_of(kRounds, &sink);
-      rate += flops / (now() - start) / 1e9;
+      rate += flops / (seconds_now() - start) / 1e9;
     }
     best = std::max(best, rate);
   }
