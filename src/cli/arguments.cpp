@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <utility>
 
 #include "core/path.h"
 #include "core/text.h"
@@ -36,7 +37,7 @@ Branch parse_branch(const std::string& text) {
   return branch;
 }
 
-CLI::Validator number_range(double low, double high) {
+ValueCheck number_range(double low, double high) {
   const std::string range = fmt::format("{} to {}", low, high);
   const auto check = [=](std::string& text) {
     char* end = nullptr;
@@ -45,10 +46,10 @@ CLI::Validator number_range(double low, double high) {
     return fine ? std::string()
                 : fmt::format("{} is not allowed; allowed: {}", in_quotes(text), range);
   };
-  return CLI::Validator(check, range);
+  return {check, range};
 }
 
-CLI::Validator whole_number(int64_t low, int64_t high) {
+ValueCheck whole_number(int64_t low, int64_t high) {
   const std::string range = fmt::format("{} to {}", low, high);
   const auto check = [=](std::string& text) {
     int64_t value = 0;
@@ -60,10 +61,10 @@ CLI::Validator whole_number(int64_t low, int64_t high) {
     return fmt::format("{} is {}; allowed: {}", in_quotes(text),
                        whole || large ? "out of range" : "not a whole number", range);
   };
-  return CLI::Validator(check, range);
+  return {check, range};
 }
 
-CLI::Validator one_of(std::vector<std::string> words) {
+ValueCheck one_of(std::vector<std::string> words) {
   const std::string shown = "{" + joined(words, ",") + "}";
   const auto check = [words = std::move(words)](std::string& text) {
     if (std::find(words.begin(), words.end(), text) != words.end()) return std::string();
@@ -71,10 +72,10 @@ CLI::Validator one_of(std::vector<std::string> words) {
     return fmt::format("{} is not one of {}{}", in_quotes(text), joined(words),
                        near.empty() ? "" : fmt::format("; did you mean {}?", near));
   };
-  return CLI::Validator(check, shown);
+  return {check, shown};
 }
 
-CLI::Validator typed_path() {
+ValueCheck typed_path() {
   const auto expand = [](std::string& text) {
     if (text.empty()) return std::string("the path is empty");
     try {
@@ -84,7 +85,7 @@ CLI::Validator typed_path() {
     }
     return std::string();
   };
-  return CLI::Validator(expand, "");
+  return {expand, ""};
 }
 
 void require_one_rank(Communicator& world, const std::string& subcommand) {

@@ -297,42 +297,39 @@ int attend(const Arguments& arguments) {
 
 }  // namespace
 
-void register_attend(CLI::App& app, Action& action) {
+void register_attend(Command& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand(
+  Command command = app.add_subcommand(
       "attend", "Run dilated attention on q, k, v [B, N, H, D] of a .safetensors file");
-  command->add_option("IN", arguments->in, "q, k, v, optional grad_o, first_visible, last_visible")
-      ->required()
-      ->transform(typed_path());
-  command
-      ->add_option("OUT", arguments->out, "o, lse [B, H, N]; with grad_o: grad_q, grad_k, grad_v")
-      ->required()
-      ->transform(typed_path());
-  command
-      ->add_option("--branch", arguments->branches, "W:R segment length and dilation, repeatable")
-      ->required()
-      ->take_all()
-      ->allow_extra_args(false);
-  command->add_flag("--causal", arguments->causal, "A query sees keys at or before it");
-  command->add_option("--head-offset", arguments->head_offset, "Which token a head starts at")
-      ->check(one_of({"interleaved", "blocked"}))
-      ->capture_default_str();
-  command->add_option("--position", arguments->position, "Rotary positions")
-      ->check(one_of({"none", "rope", "xpos"}))
-      ->capture_default_str();
-  command->add_option("--rope-base", arguments->rope_base)
-      ->check(number_range(1, 1e12))
-      ->capture_default_str();
-  command->add_option("--xpos-scale-base", arguments->xpos_scale_base, "Tokens")
-      ->check(number_range(1, 1e12))
-      ->capture_default_str();
-  command->add_option("--backend", arguments->backend, "Where to compute, as run.backend")
-      ->check(one_of({"cpu", "cuda"}))
-      ->capture_default_str();
-  command->add_option("--scale", arguments->scale, "Of q k^T; 0: D^-1/2")
-      ->check(number_range(0, 1e6))
-      ->capture_default_str();
-  command->callback([arguments, &action] { action = [arguments] { return attend(*arguments); }; });
+  command.add_option("IN", arguments->in, "q, k, v, optional grad_o, first_visible, last_visible")
+      .required()
+      .transform(typed_path());
+  command.add_option("OUT", arguments->out, "o, lse [B, H, N]; with grad_o: grad_q, grad_k, grad_v")
+      .required()
+      .transform(typed_path());
+  command.add_option("--branch", arguments->branches, "W:R segment length and dilation, repeatable")
+      .required()
+      .repeatable();
+  command.add_flag("--causal", arguments->causal, "A query sees keys at or before it");
+  command.add_option("--head-offset", arguments->head_offset, "Which token a head starts at")
+      .check(one_of({"interleaved", "blocked"}))
+      .capture_default_str();
+  command.add_option("--position", arguments->position, "Rotary positions")
+      .check(one_of({"none", "rope", "xpos"}))
+      .capture_default_str();
+  command.add_option("--rope-base", arguments->rope_base)
+      .check(number_range(1, 1e12))
+      .capture_default_str();
+  command.add_option("--xpos-scale-base", arguments->xpos_scale_base, "Tokens")
+      .check(number_range(1, 1e12))
+      .capture_default_str();
+  command.add_option("--backend", arguments->backend, "Where to compute, as run.backend")
+      .check(one_of({"cpu", "cuda"}))
+      .capture_default_str();
+  command.add_option("--scale", arguments->scale, "Of q k^T; 0: D^-1/2")
+      .check(number_range(0, 1e6))
+      .capture_default_str();
+  command.callback([arguments, &action] { action = [arguments] { return attend(*arguments); }; });
 }
 
 }  // namespace longnet

@@ -327,85 +327,78 @@ int bench_collectives_command(const CollectivesArguments& arguments) {
 
 }  // namespace
 
-void register_bench(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("bench", "Measure: attention, step, collectives (JSON)");
-  command->require_subcommand(1);
+void register_bench(Command& app, Action& action) {
+  Command command = app.add_subcommand("bench", "Measure: attention, step, collectives (JSON)");
+  command.require_subcommand();
 
   auto attention = std::make_shared<AttentionArguments>();
-  CLI::App* one = command->add_subcommand(
+  Command one = command.add_subcommand(
       "attention", "The attention kernels on one rank, as a share of a measured limit");
   AttentionBenchOptions& o = attention->options;
   const auto positive = whole_number(int64_t{1}, int64_t{1} << 40);
-  one->add_option("--tokens", o.tokens, "N")->check(positive)->capture_default_str();
-  one->add_option("--batch", o.batch, "B")->check(positive)->capture_default_str();
-  one->add_option("--heads", o.heads, "H")->check(positive)->capture_default_str();
-  one->add_option("--head-dim", o.head_dim, "D")
-      ->check(whole_number(8, 256))
-      ->capture_default_str();
-  CLI::Option* branch =
-      one->add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")
-          ->take_all()
-          ->allow_extra_args(false);
-  one->add_flag("--full", attention->full, "Without the causal mask");
-  one->add_option("--backend", attention->backend, "cpu or cuda")
-      ->check(one_of({"cpu", "cuda"}))
-      ->capture_default_str();
-  CLI::Option* choice =
-      one->add_option("--attention", attention->attention, "With --backend cuda: run.attention")
-          ->check(one_of(kAttentions))
-          ->capture_default_str();
-  one->add_option("--dtype", attention->dtype, "f32 or bf16; default f32 on cpu, bf16 on cuda")
-      ->check(one_of({"f32", "bf16"}));
-  CLI::Option* position = one->add_option("--position", attention->position, "none, rope or xpos")
-                              ->check(one_of(kPositions))
-                              ->capture_default_str();
-  one->add_option(
-         "--case", attention->cases,
-         "W:R,ATTENTION,POSITION, repeatable: measures one after the other, a line of JSON "
-         "each, limits once")
-      ->take_all()
-      ->allow_extra_args(false)
-      ->excludes(branch)
-      ->excludes(choice)
-      ->excludes(position);
-  one->add_option("--repetitions", o.repetitions)
-      ->check(whole_number(1, 10000))
-      ->capture_default_str();
-  one->add_option("--threads", attention->threads, "0: OpenMP's default")
-      ->check(whole_number(0, 4096));
-  one->callback([attention, &action] {
+  one.add_option("--tokens", o.tokens, "N").check(positive).capture_default_str();
+  one.add_option("--batch", o.batch, "B").check(positive).capture_default_str();
+  one.add_option("--heads", o.heads, "H").check(positive).capture_default_str();
+  one.add_option("--head-dim", o.head_dim, "D").check(whole_number(8, 256)).capture_default_str();
+  Option branch = one.add_option("--branch", attention->branches, "W:R, repeatable; default 2048:1")
+                      .repeatable();
+  one.add_flag("--full", attention->full, "Without the causal mask");
+  one.add_option("--backend", attention->backend, "cpu or cuda")
+      .check(one_of({"cpu", "cuda"}))
+      .capture_default_str();
+  Option choice =
+      one.add_option("--attention", attention->attention, "With --backend cuda: run.attention")
+          .check(one_of(kAttentions))
+          .capture_default_str();
+  one.add_option("--dtype", attention->dtype, "f32 or bf16; default f32 on cpu, bf16 on cuda")
+      .check(one_of({"f32", "bf16"}));
+  Option position = one.add_option("--position", attention->position, "none, rope or xpos")
+                        .check(one_of(kPositions))
+                        .capture_default_str();
+  one.add_option("--case", attention->cases,
+                 "W:R,ATTENTION,POSITION, repeatable: measures one after the other, a line of JSON "
+                 "each, limits once")
+      .repeatable()
+      .excludes(branch)
+      .excludes(choice)
+      .excludes(position);
+  one.add_option("--repetitions", o.repetitions)
+      .check(whole_number(1, 10000))
+      .capture_default_str();
+  one.add_option("--threads", attention->threads, "0: OpenMP's default")
+      .check(whole_number(0, 4096));
+  one.callback([attention, &action] {
     action = [attention] { return bench_attention_command(*attention); };
   });
 
   auto step = std::make_shared<StepArguments>();
-  CLI::App* two =
-      command->add_subcommand("step", "Training steps of a configuration, random tokens");
-  two->add_option("CONFIG", step->config, "YAML file")->required()->transform(typed_path());
-  two->add_option("SETTING", step->overrides, "key=value: settings that override the file");
-  two->add_option("--steps", step->steps)->check(whole_number(1, 100000))->capture_default_str();
-  two->callback([step, &action] { action = [step] { return bench_step(*step); }; });
+  Command two = command.add_subcommand("step", "Training steps of a configuration, random tokens");
+  two.add_option("CONFIG", step->config, "YAML file").required().transform(typed_path());
+  two.add_option("SETTING", step->overrides, "key=value: settings that override the file");
+  two.add_option("--steps", step->steps).check(whole_number(1, 100000)).capture_default_str();
+  two.callback([step, &action] { action = [step] { return bench_step(*step); }; });
 
   auto collectives = std::make_shared<CollectivesArguments>();
   CollectiveBenchOptions& c = collectives->options;
-  CLI::App* three = command->add_subcommand(
+  Command three = command.add_subcommand(
       "collectives",
       "All-gather, reduce-scatter, all-reduce: bus bandwidth as nccl-tests define it");
   const auto bytes = whole_number(int64_t{4}, int64_t{1} << 40);
-  three->add_option("--backend", collectives->backend, "cpu or cuda")
-      ->check(one_of({"cpu", "cuda"}))
-      ->capture_default_str();
-  three->add_option("--min-bytes", c.min_bytes)->check(bytes)->capture_default_str();
-  three->add_option("--max-bytes", c.max_bytes)->check(bytes)->capture_default_str();
-  three->add_option("--growth", c.growth)->check(whole_number(2, 1024))->capture_default_str();
-  three->add_option("--repetitions", c.repetitions)
-      ->check(whole_number(1, 10000))
-      ->capture_default_str();
+  three.add_option("--backend", collectives->backend, "cpu or cuda")
+      .check(one_of({"cpu", "cuda"}))
+      .capture_default_str();
+  three.add_option("--min-bytes", c.min_bytes).check(bytes).capture_default_str();
+  three.add_option("--max-bytes", c.max_bytes).check(bytes).capture_default_str();
+  three.add_option("--growth", c.growth).check(whole_number(2, 1024)).capture_default_str();
+  three.add_option("--repetitions", c.repetitions)
+      .check(whole_number(1, 10000))
+      .capture_default_str();
   three
-      ->add_option("--timeout-s", collectives->parallel.timeout_s,
-                   "With --backend cuda: parallel.timeout_s")
-      ->check(number_range(0, 1e9))
-      ->capture_default_str();
-  three->callback([collectives, &action] {
+      .add_option("--timeout-s", collectives->parallel.timeout_s,
+                  "With --backend cuda: parallel.timeout_s")
+      .check(number_range(0, 1e9))
+      .capture_default_str();
+  three.callback([collectives, &action] {
     action = [collectives] { return bench_collectives_command(*collectives); };
   });
 }

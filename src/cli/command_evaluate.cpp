@@ -87,25 +87,23 @@ int evaluate(const Arguments& arguments) {
 
 }  // namespace
 
-void register_evaluate(CLI::App& app, Action& action) {
+void register_evaluate(Command& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command =
-      app.add_subcommand("evaluate", "Loss of a checkpoint, bits per token and byte");
-  command->add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
-      ->required()
-      ->transform(typed_path());
-  command->add_option(
+  Command command = app.add_subcommand("evaluate", "Loss of a checkpoint, bits per token and byte");
+  command.add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
+      .required()
+      .transform(typed_path());
+  command.add_option(
       "SETTING", arguments->overrides,
       "key=value: settings that override the checkpoint, such as train.sequence_length=32768");
-  command->add_option("--split", arguments->split, "Part of the data (test: enwik8 only)")
-      ->check(one_of({"validation", "train", "test"}))
-      ->capture_default_str();
-  command->add_option("--samples", arguments->samples, "Sequences, 0: all")
-      ->check(whole_number(0, int64_t{1} << 53))
-      ->capture_default_str();
-  command->add_flag("--json", arguments->json, "Print JSON");
-  command->callback(
-      [arguments, &action] { action = [arguments] { return evaluate(*arguments); }; });
+  command.add_option("--split", arguments->split, "Part of the data (test: enwik8 only)")
+      .check(one_of({"validation", "train", "test"}))
+      .capture_default_str();
+  command.add_option("--samples", arguments->samples, "Sequences, 0: all")
+      .check(whole_number(0, int64_t{1} << 53))
+      .capture_default_str();
+  command.add_flag("--json", arguments->json, "Print JSON");
+  command.callback([arguments, &action] { action = [arguments] { return evaluate(*arguments); }; });
 }
 
 }  // namespace longnet

@@ -126,47 +126,44 @@ int generate(const Arguments& arguments) {
 
 }  // namespace
 
-void register_generate(CLI::App& app, Action& action) {
+void register_generate(Command& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("generate", "Continue a prompt with a trained model");
-  command->add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
-      ->required()
-      ->transform(typed_path());
-  auto* prompt = command->add_option("--prompt", arguments->prompt, "Text (byte models)")
-                     ->capture_default_str();
-  auto* file = command->add_option("--prompt-file", arguments->prompt_file, "File with the text")
-                   ->transform(typed_path())
-                   ->excludes(prompt);
-  command->add_option("--prompt-tokens", arguments->prompt_tokens, "Token numbers, comma-separated")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(whole_number(0, int64_t{1} << 32))
-      ->excludes(prompt)
-      ->excludes(file);
+  Command command = app.add_subcommand("generate", "Continue a prompt with a trained model");
+  command.add_option("CHECKPOINT", arguments->checkpoint, "Folder such as runs/x/step-00000500")
+      .required()
+      .transform(typed_path());
+  Option prompt =
+      command.add_option("--prompt", arguments->prompt, "Text (byte models)").capture_default_str();
+  Option file = command.add_option("--prompt-file", arguments->prompt_file, "File with the text")
+                    .transform(typed_path())
+                    .excludes(prompt);
+  command.add_option("--prompt-tokens", arguments->prompt_tokens, "Token numbers, comma-separated")
+      .comma_separated()
+      .check(whole_number(0, int64_t{1} << 32))
+      .excludes(prompt)
+      .excludes(file);
   command
-      ->add_option("--out", arguments->out,
-                   "File for the continuation, in place of standard output")
-      ->transform(typed_path());
-  command->add_option("--tokens", arguments->tokens, "Tokens to add")
-      ->check(whole_number(int64_t{1}, int64_t{1} << 40))
-      ->capture_default_str();
-  command->add_option("--temperature", arguments->temperature, "0: always the most likely token")
-      ->check(number_range(0, 100))
-      ->capture_default_str();
-  command->add_option("--top-k", arguments->top_k, "Only the k most likely tokens, 0: all")
-      ->check(whole_number(int64_t{0}, int64_t{1} << 31))
-      ->capture_default_str();
-  command->add_option("--seed", arguments->seed, "Of the random draws")
-      ->check(whole_number(0, std::numeric_limits<int64_t>::max()))
-      ->capture_default_str();
-  command->add_option("--backend", arguments->backend, "Where to compute, as run.backend")
-      ->check(one_of({"cpu", "cuda"}))
-      ->capture_default_str();
-  command->add_option("--threads", arguments->threads, "OpenMP threads, 0: OpenMP's default")
-      ->check(whole_number(0, 4096))
-      ->capture_default_str();
-  command->callback(
-      [arguments, &action] { action = [arguments] { return generate(*arguments); }; });
+      .add_option("--out", arguments->out, "File for the continuation, in place of standard output")
+      .transform(typed_path());
+  command.add_option("--tokens", arguments->tokens, "Tokens to add")
+      .check(whole_number(int64_t{1}, int64_t{1} << 40))
+      .capture_default_str();
+  command.add_option("--temperature", arguments->temperature, "0: always the most likely token")
+      .check(number_range(0, 100))
+      .capture_default_str();
+  command.add_option("--top-k", arguments->top_k, "Only the k most likely tokens, 0: all")
+      .check(whole_number(int64_t{0}, int64_t{1} << 31))
+      .capture_default_str();
+  command.add_option("--seed", arguments->seed, "Of the random draws")
+      .check(whole_number(0, std::numeric_limits<int64_t>::max()))
+      .capture_default_str();
+  command.add_option("--backend", arguments->backend, "Where to compute, as run.backend")
+      .check(one_of({"cpu", "cuda"}))
+      .capture_default_str();
+  command.add_option("--threads", arguments->threads, "OpenMP threads, 0: OpenMP's default")
+      .check(whole_number(0, 4096))
+      .capture_default_str();
+  command.callback([arguments, &action] { action = [arguments] { return generate(*arguments); }; });
 }
 
 }  // namespace longnet

@@ -132,24 +132,20 @@ int plan(const Arguments& arguments) {
 
 }  // namespace
 
-void register_plan(CLI::App& app, Action& action) {
+void register_plan(Command& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand(
+  Command command = app.add_subcommand(
       "plan", "Branches, bytes, memory and FLOPs of a configuration on P ranks, without training");
-  command->add_option("CONFIG", arguments->config, "YAML file")
-      ->required()
-      ->transform(typed_path());
-  command->add_option("SETTING", arguments->overrides,
-                      "key=value: settings that override the file");
-  command->add_option("--ranks", arguments->ranks, "Ranks of the job; several: 1,2,4")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(whole_number(1, 1 << 24));
-  command->add_option("--rank", arguments->rank, "Rank in the sequence; -1: the middle one")
-      ->check(whole_number(-1, (1 << 24) - 1))
-      ->capture_default_str();
-  command->add_flag("--json", arguments->json, "Print JSON");
-  command->callback([arguments, &action] { action = [arguments] { return plan(*arguments); }; });
+  command.add_option("CONFIG", arguments->config, "YAML file").required().transform(typed_path());
+  command.add_option("SETTING", arguments->overrides, "key=value: settings that override the file");
+  command.add_option("--ranks", arguments->ranks, "Ranks of the job; several: 1,2,4")
+      .comma_separated()
+      .check(whole_number(1, 1 << 24));
+  command.add_option("--rank", arguments->rank, "Rank in the sequence; -1: the middle one")
+      .check(whole_number(-1, (1 << 24) - 1))
+      .capture_default_str();
+  command.add_flag("--json", arguments->json, "Print JSON");
+  command.callback([arguments, &action] { action = [arguments] { return plan(*arguments); }; });
 }
 
 }  // namespace longnet

@@ -6,20 +6,20 @@
 
 namespace longnet {
 
-void register_train(CLI::App& app, Action& action) {
+void register_train(Command& app, Action& action) {
   struct Arguments {
     std::string config;
     std::vector<std::string> overrides;
   };
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("train", "Train a model from a YAML file");
-  command->add_option("CONFIG", arguments->config, "YAML file; missing keys have their defaults")
-      ->required()
-      ->transform(typed_path());
-  command->add_option("SETTING", arguments->overrides,
-                      "key=value: settings that override the file, such as train.steps=100");
-  command->footer("Keys (configs/base.yaml lists them too):\n" + keys_help());
-  command->callback([arguments, &action] {
+  Command command = app.add_subcommand("train", "Train a model from a YAML file");
+  command.add_option("CONFIG", arguments->config, "YAML file; missing keys have their defaults")
+      .required()
+      .transform(typed_path());
+  command.add_option("SETTING", arguments->overrides,
+                     "key=value: settings that override the file, such as train.steps=100");
+  command.footer("Keys (configs/base.yaml lists them too):\n" + keys_help());
+  command.callback([arguments, &action] {
     action = [arguments] {
       auto world = world_communicator();
       const Config config = load_config_on_all(*world, arguments->config, arguments->overrides);

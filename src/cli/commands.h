@@ -2,12 +2,12 @@
 // the one chosen, sets `action` to what main() then runs; its result is the exit code.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "cli/parser.h"
 #include "core/config.h"
 #include "dist/communicator.h"
 
@@ -15,12 +15,12 @@ namespace longnet {
 
 using Action = std::function<int()>;
 
-void register_train(CLI::App& app, Action& action);
-void register_evaluate(CLI::App& app, Action& action);
-void register_generate(CLI::App& app, Action& action);
-void register_attend(CLI::App& app, Action& action);
-void register_plan(CLI::App& app, Action& action);
-void register_bench(CLI::App& app, Action& action);
+void register_train(Command& app, Action& action);
+void register_evaluate(Command& app, Action& action);
+void register_generate(Command& app, Action& action);
+void register_attend(Command& app, Action& action);
+void register_plan(Command& app, Action& action);
+void register_bench(Command& app, Action& action);
 
 /// Ranks of the job (one without mpirun).
 std::unique_ptr<Communicator> world_communicator();

@@ -4,11 +4,13 @@
 
 #include <cstdio>
 #include <exception>
-#include <sstream>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "cli/commands.h"
 #include "cli/output.h"
-#include "cli/usage.h"
+#include "cli/parser.h"
 #include "cli/waiting.h"
 #include "core/error.h"
 #include "core/failure.h"
@@ -41,11 +43,9 @@ void print_error(int rank, int ranks, std::string message) {
 }
 
 /// Prints --help or --version; failing to write them is an error, as for other results.
-int print_help(const CLI::App& app, const CLI::ParseError& error) {
-  std::ostringstream text, nothing;
-  app.exit(error, text, nothing);
+int print_help(const std::string& text) {
   try {
-    write_output(text.str());
+    write_output(text);
     flush_output();
     return 0;
   } catch (const Error& failure) {
@@ -55,11 +55,11 @@ int print_help(const CLI::App& app, const CLI::ParseError& error) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{
+  Parser parser(
       "LongNet: dilated attention on sequences of any length, split over MPI ranks.\n"
-      "Start several ranks with: mpirun -n RANKS longnet train CONFIG"};
-  app.set_version_flag("--version", "longnet 0.1.0");
-  app.require_subcommand(1);
+      "Start several ranks with: mpirun -n RANKS longnet train CONFIG",
+      "longnet 0.1.0");
+  Command app = parser.root();
   Action action;
   register_train(app, action);
   register_evaluate(app, action);
@@ -73,12 +73,10 @@ int run(int argc, char** argv) {
     rank = world->rank();
     ranks = world->size();
   }
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    if (rank != 0) return error.get_exit_code() == 0 ? 0 : 2;
-    if (error.get_exit_code() == 0) return print_help(app, error);
-    print_error(rank, ranks, usage_text(app, error));
+  if (const Parsed parsed = parser.parse(argc, argv); parsed.kind == Parsed::kHelp) {
+    return rank == 0 ? print_help(parsed.text) : 0;
+  } else if (parsed.kind == Parsed::kFault) {
+    if (rank == 0) print_error(rank, ranks, parsed.text);
     return 2;
   }
   try {

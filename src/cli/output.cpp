@@ -7,9 +7,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace longnet {
 namespace {
@@ -34,8 +34,7 @@ void write_output(std::string_view text) {
 }
 
 void write_json(const nlohmann::ordered_json& json, int indent) {
-  write_output(json.dump(indent, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
-               "\n");
+  write_output(json_text(json, indent) + "\n");
 }
 
 void flush_output() {

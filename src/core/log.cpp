@@ -2,6 +2,7 @@
 
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include <chrono>
 #include <cstdio>
@@ -114,6 +115,14 @@ void init_log(int rank, const std::string& folder, const std::string& level, Log
 void write_held_log() {
   if (!file_sink) return;
   file_sink->release();
+}
+
+bool log_is_set_up() { return spdlog::default_logger()->name() == "longnet"; }
+
+void log_line(LogLevel level, fmt::string_view format, fmt::format_args values) {
+  spdlog::logger& logger = *spdlog::default_logger_raw();
+  const auto wanted = level == LogLevel::kInfo ? spdlog::level::info : spdlog::level::warn;
+  if (logger.should_log(wanted)) logger.log(wanted, fmt::vformat(format, values));
 }
 
 void log_to_file(const std::string& text) {

@@ -5,7 +5,7 @@
 // written again.
 #pragma once
 
-#include <spdlog/spdlog.h>
+#include <fmt/core.h>
 
 #include <string>
 
@@ -25,6 +25,21 @@ void init_log(int rank, const std::string& folder, const std::string& level,
 /// Ends LogStart::kHeld: writes the lines held so far to the file; later lines follow directly. Has
 /// no effect after LogStart::kNow.
 void write_held_log();
+/// True from the first init_log() on.
+bool log_is_set_up();
+enum class LogLevel { kInfo, kWarn };
+/// A line of spdlog's default logger; log_info() and log_warn() below are how to call it.
+void log_line(LogLevel level, fmt::string_view format, fmt::format_args values);
+/// log_info("step {} of {}", 3, 7). spdlog's own header and templates stay in log.cpp: they take a
+/// compiler four times as long as these.
+template <typename... Values>
+void log_info(fmt::format_string<Values...> format, Values&&... values) {
+  log_line(LogLevel::kInfo, format, fmt::make_format_args(values...));
+}
+template <typename... Values>
+void log_warn(fmt::format_string<Values...> format, Values&&... values) {
+  log_line(LogLevel::kWarn, format, fmt::make_format_args(values...));
+}
 /// Writes a line of level info to the file only; the console shows the same content in another
 /// form.
 void log_to_file(const std::string& text);

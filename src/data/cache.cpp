@@ -12,6 +12,7 @@
 
 #include "core/error.h"
 #include "core/input_file.h"
+#include "core/json.h"
 #include "core/output_file.h"
 #include "data/content_hash.h"
 #include "data/gzip.h"
@@ -56,8 +57,7 @@ std::string identity(const std::string& path) {
 bool is_intact(const std::string& cached) {
   std::error_code error;
   if (!fs::exists(cached, error) || !fs::exists(cached + ".json", error)) return false;
-  const Json manifest =
-      Json::parse(read_input_file(cached + ".json", kLargestManifest), nullptr, false);
+  const Json manifest = parse_json(read_input_file(cached + ".json", kLargestManifest));
   if (!manifest.is_object() || !manifest.contains("bytes") || !manifest.contains("hash"))
     return false;
   const InputFile file(cached);
@@ -79,8 +79,7 @@ void make(const std::string& cached, const DataConfig& config, Json manifest, Fi
     const InputFile file(cached);
     manifest["bytes"] = file.size();
     manifest["hash"] = content_hash(file);
-    write_output_file(cached + ".json",
-                      manifest.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+    write_output_file(cached + ".json", json_text(manifest, 1) + "\n");
   } catch (const Error& e) {
     const std::string text = e.what();
     if (text.rfind(cached, 0) != 0) throw;

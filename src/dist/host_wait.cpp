@@ -1,7 +1,6 @@
 // See host_wait.h.
 #include "dist/host_wait.h"
 
-#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +18,7 @@
 #include "core/clock.h"
 #include "core/config.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "dist/communicator.h"
 #include "dist/pause.h"
 #include "dist/transfer_plan.h"
@@ -58,8 +58,8 @@ std::string own_host() {
 
 /// On standard error of every rank, and in its log where it has one.
 void say(const std::string& line) {
-  const bool has_log = spdlog::default_logger()->name() == "longnet";
-  if (has_log) spdlog::warn("{}", line);
+  const bool has_log = log_is_set_up();
+  if (has_log) log_warn("{}", line);
   if (has_log && identity().rank == 0) return;  // its log has been shown
   fmt::print(stderr, "{}\n", line);
   std::fflush(stderr);

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/json.h"
 #include "dist/communicator_nccl.h"
 #include "train/agreement.h"
 
@@ -73,12 +74,12 @@ Device device_of_rank(Communicator& world, const std::string& backend) {
     own = visible_gpus(world, found);
   });
   const std::vector<std::string> gathered =
-      world.all_gather_strings(nlohmann::json(own.ids).dump());
+      world.all_gather_strings(json_text(nlohmann::json(own.ids)));
   Device device{DeviceType::kCUDA, 0};
   run_on_all(world, [&] {
     std::vector<VisibleGpus> ranks(gathered.size());
     for (size_t r = 0; r < gathered.size(); ++r)
-      ranks[r].ids = nlohmann::json::parse(gathered[r]).get<std::vector<std::string>>();
+      ranks[r].ids = parse_json(gathered[r]).get<std::vector<std::string>>();
     const std::optional<int> index = gpu_of_rank(ranks, world.rank());
     if (!index) throw Error(no_gpu_message(own, world.local_rank()));
     if (const std::string old = old_gpu_message(own.host, found.devices[*index]); !old.empty())

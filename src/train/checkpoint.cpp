@@ -22,6 +22,7 @@
 #include "core/error.h"
 #include "core/host_copy.h"
 #include "core/input_file.h"
+#include "core/json.h"
 #include "core/output_file.h"
 #include "core/safetensors.h"
 
@@ -146,7 +147,7 @@ std::vector<SafetensorsTensor> named_tensors(const ParameterLayout& layout, cons
 uint32_t state_checksum(Json json) {
   json.erase("crc32");
   // Keys in alphabetical order, so one text per content.
-  const std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  const std::string text = json_text(json);
   Fingerprint print;
   print.add(text.data(), static_cast<int64_t>(text.size()));
   return print.crc;
@@ -198,11 +199,10 @@ Put into(MomentPieces& moments, MomentPieces::Which which) {
 
 Json read_state(const std::string& path) {
   const std::string file = path + "/" + kStateFile;
-  try {
-    return Json::parse(read_input_file(file, kMaxStateBytes));
-  } catch (const Json::exception&) {
+  Json json = parse_json(read_input_file(file, kMaxStateBytes));
+  if (json.is_discarded())
     throw Error("{}: damaged or written by another program (not the expected JSON)", file);
-  }
+  return json;
 }
 
 /// state.json, checked; config stays as it is.
@@ -336,7 +336,7 @@ void write_files(const std::string& folder, const Config& config, const Paramete
   for (size_t i = 0; i < written.size(); ++i)
     json["files"][kCheckedFiles[i]] = {{"bytes", written[i].bytes}, {"crc32", written[i].crc}};
   json["crc32"] = state_checksum(json);
-  const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  const std::string text = json_text(json, 2) + "\n";
   const Fingerprint state_written = write_text(folder + "/" + kStateFile, text);
   sync_path(folder);
   for (size_t i = 0; i < written.size(); ++i)

@@ -46,7 +46,7 @@ bool CheckpointSaver::save(const TrainingState& state, bool must) {
     good_ = config_.run.folder + "/" + step_name(state.step);
     learner_.set_last_checkpoint(good_);
   } else if (world_.rank() == 0) {
-    spdlog::warn(
+    log_warn(
         "step {}: these weights give a loss of {:.4g} nats, far above guessing ({:.3g} nats): the "
         "checkpoint does not count as good; {}",
         state.step, *state.loss, std::log(static_cast<double>(config_.model.vocab_size)),
@@ -64,15 +64,15 @@ bool CheckpointSaver::save_on_root(const TrainingTensors& tensors, const Trainin
     try {
       const std::string path = save_checkpoint(config_.run.folder, config_, learner_.layout(),
                                                tensors, state, config_.checkpoint.keep_last);
-      spdlog::info("step {}: saved {} in {:.2f} s", state.step, path,
-                   std::chrono::duration<double>(Clock::now() - start).count());
+      log_info("step {}: saved {} in {:.2f} s", state.step, path,
+               std::chrono::duration<double>(Clock::now() - start).count());
       return true;
     } catch (const UnsavableError& error) {
       throw Error("step {}: not saved: {}; {}", state.step, error.what(), last_good_text());
     } catch (const std::exception& error) {
       cause = error.what();
-      spdlog::warn("step {}: attempt {} of {} to save failed: {}", state.step, attempt, kAttempts,
-                   cause);
+      log_warn("step {}: attempt {} of {} to save failed: {}", state.step, attempt, kAttempts,
+               cause);
     }
     if (attempt < kAttempts) std::this_thread::sleep_for(kPause);
   }
@@ -80,7 +80,7 @@ bool CheckpointSaver::save_on_root(const TrainingTensors& tensors, const Trainin
   if (must || config_.checkpoint.on_failure == "stop")
     throw Error("step {}: the checkpoint cannot be saved: {}; {}", state.step, cause,
                 last_good_text());
-  spdlog::warn(
+  log_warn(
       "step {}: no checkpoint saved ({} saves have failed so far); training continues until the "
       "next save is due; {}",
       state.step, failures_, last_good_text());

@@ -17,6 +17,7 @@
 
 #include "core/error.h"
 #include "core/input_file.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "core/output_file.h"
 
@@ -89,7 +90,7 @@ std::string lines_before(const std::string& text, int64_t first_step) {
   for (size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
     end = std::min(text.find('\n', begin), text.size());
     const std::string line = text.substr(begin, end - begin);
-    const auto json = nlohmann::json::parse(line, nullptr, false);
+    const nlohmann::json json = parse_json(line);
     if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
     if (json["step"].get<int64_t>() < first_step) kept += line + "\n";
   }
@@ -118,8 +119,7 @@ void drop_lines_from(const std::string& path, int64_t first_step) {
 /// Line breaks stay, other control characters and what is not UTF-8 do not; every line is indented,
 /// so that none looks like one of the log.
 std::string shown_sample(const std::string& text) {
-  const std::string valid = nlohmann::json::parse(
-      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  const std::string valid = parse_json(json_text(nlohmann::json(text)));
   std::string shown = "  | ";
   for (const char c : valid) {
     const auto byte = static_cast<unsigned char>(c);
@@ -147,16 +147,15 @@ MetricsLog::~MetricsLog() { finish_line(); }
 
 void MetricsLog::write(nlohmann::ordered_json json) {
   json["time"] = utc_time_text();
-  const std::string line =
-      json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const std::string line = json_text(json) + "\n";
   const int64_t missing = file_.failed();
   if (file_.append(line)) {
     if (missing > 0)
-      spdlog::warn("{} can be written again; {} lines are missing", file_.path(), missing);
+      log_warn("{} can be written again; {} lines are missing", file_.path(), missing);
   } else if (missing == 0) {
     finish_line();
-    spdlog::warn("{}: cannot be written: {}; training continues, lines are counted", file_.path(),
-                 file_.cause());
+    log_warn("{}: cannot be written: {}; training continues, lines are counted", file_.path(),
+             file_.cause());
   }
 }
 
@@ -192,7 +191,7 @@ void MetricsLog::step(const StepMetrics& m) {
       m.learning_rate, bytes_text(m.exchanged_bytes), bytes_text(m.gradient_bytes),
       m.parameter_bytes > 0 ? fmt::format(" + {} parameters", bytes_text(m.parameter_bytes)) : "",
       bytes_text(m.memory_bytes));
-  if (!display_) return spdlog::info("{}", line);
+  if (!display_) return log_info("{}", line);
   if (last || m.step % std::max<int64_t>(1, run_.log_every) == 0) log_to_file(line);
   show(line, m.step, m.steps);
 }
@@ -218,14 +217,14 @@ void MetricsLog::evaluation(int64_t step, const std::string& split, double loss,
       {"step", step}, {"evaluation", split}, {"loss", loss}, {"tokens", tokens}};
   if (bits >= 0) json["bits_per_byte"] = bits;
   write(json);
-  spdlog::info("step {}: {} loss {:.4f} nats{} over {} tokens", step, split, loss,
-               bits >= 0 ? fmt::format(", {:.4f} bits/byte", bits) : "", tokens);
+  log_info("step {}: {} loss {:.4f} nats{} over {} tokens", step, split, loss,
+           bits >= 0 ? fmt::format(", {:.4f} bits/byte", bits) : "", tokens);
 }
 
 void MetricsLog::sample(int64_t step, const std::string& text) {
   finish_line();
   write({{"step", step}, {"sample", text}});
-  spdlog::info("step {}: sample\n{}", step, shown_sample(text));
+  log_info("step {}: sample\n{}", step, shown_sample(text));
 }
 
 }  // namespace longnet

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/json.h"
 #include "core/log.h"
 #include "core/threads.h"
 #include "train/agreement.h"
@@ -85,16 +86,15 @@ void warn_if_crowded(Communicator& world, const Context& context) {
   char host[256] = {};
   const nlohmann::json mine{gethostname(host, sizeof host - 1) == 0 ? host : "unknown host",
                             context.threads(), allowed_cores(), core_quota()};
-  const std::vector<std::string> all = world.all_gather_strings(mine.dump());
+  const std::vector<std::string> all = world.all_gather_strings(json_text(mine));
   if (world.rank() != 0) return;
   std::vector<RankThreads> ranks;
   for (const std::string& text : all) {
-    const auto rank = nlohmann::json::parse(text);
+    const nlohmann::json rank = parse_json(text);
     ranks.push_back({rank[0].get<std::string>(), rank[1].get<int>(),
                      rank[2].get<std::vector<int>>(), rank[3].get<int>()});
   }
-  if (const std::string message = crowded_message(ranks); !message.empty())
-    spdlog::warn("{}", message);
+  if (const std::string message = crowded_message(ranks); !message.empty()) log_warn("{}", message);
 }
 
 }  // namespace longnet

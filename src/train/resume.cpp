@@ -42,7 +42,7 @@ std::optional<std::string> begun_by(const Origin& origin, const Config& config) 
                                        : last.checkpoint == origin.checkpoint;
       return same ? std::optional(at->second) : std::nullopt;
     } catch (const Error& error) {
-      spdlog::warn("{} is skipped: {}", at->second, error.what());
+      log_warn("{} is skipped: {}", at->second, error.what());
     }
   }
   return std::nullopt;
@@ -68,7 +68,7 @@ ResumePlan plan_from_path(const Config& config) {
   plan.checkpoint = open_checkpoint(begun.value_or(path));
   if (!begun) plan.branch = origin;
   if (begun)
-    spdlog::info(
+    log_info(
         "checkpoint.resume={} was used before: the run continues from {}; to begin at that "
         "checkpoint again, add run.overwrite=true",
         path, *begun);
@@ -116,8 +116,8 @@ bool matters(const internal::Key& key) {
 void log_changes(const Config& was, const Config& is) {
   for (const internal::Key& key : internal::keys())
     if (matters(key) && key.print(was) != key.print(is))
-      spdlog::warn("changed since the checkpoint: {}: {} -> {}", key.name, key.print(was),
-                   key.print(is));
+      log_warn("changed since the checkpoint: {}: {} -> {}", key.name, key.print(was),
+               key.print(is));
 }
 
 /// True if sample after sample holds other tokens than before: the place in the order means
@@ -135,10 +135,10 @@ void warn_of_loss(const ResumePlan& plan, const Config& config) {
   const TrainingState& state = plan.checkpoint->state;
   if (has_sensible_loss(state, config.model.vocab_size)) return;
   const std::string good = good_start(plan, config);
-  spdlog::warn("the weights of {} give a loss of {:.4g} nats, far above guessing; {}",
-               plan.checkpoint->path, *state.loss,
-               good.empty() ? "there is no good checkpoint before it"
-                            : fmt::format("go back with checkpoint.resume={}", good));
+  log_warn("the weights of {} give a loss of {:.4g} nats, far above guessing; {}",
+           plan.checkpoint->path, *state.loss,
+           good.empty() ? "there is no good checkpoint before it"
+                        : fmt::format("go back with checkpoint.resume={}", good));
 }
 
 /// The state of the checkpoint, at the place in the data where this run continues.
@@ -155,13 +155,13 @@ TrainingState continued_state(const Checkpoint& checkpoint, const Config& config
         checkpoint.path, was.files, was.bytes, was.hash, is.files, is.bytes, is.hash);
   log_changes(checkpoint.config, config);
   if (known && !same)
-    spdlog::warn("changed since the checkpoint: content of data.train: hash {} -> {}", was.hash,
-                 is.hash);
+    log_warn("changed since the checkpoint: content of data.train: hash {} -> {}", was.hash,
+             is.hash);
   // Data shorter than the place reached are not the same data, whatever the settings.
   const bool anew = (known && !same) || order_changed(checkpoint.config, config, same) ||
                     state.data.next_sample >= data.samples();
   if (anew) {
-    spdlog::warn("the data or its order differ from the checkpoint's: the order starts anew");
+    log_warn("the data or its order differ from the checkpoint's: the order starts anew");
     state.data = {state.data.epoch + 1, 0};
   }
   return state;
@@ -212,12 +212,12 @@ TrainingState carry_out_resume(const ResumePlan& plan, const Config& config,
     const std::string home = split_path(plan.checkpoint->path).first;
     moved = set_aside(folder, same_folder(home, folder) ? state.step : -1);
     if (plan.branch) state.lineage.push_back(*plan.branch);
-    spdlog::info("resumed from {} at step {}", plan.checkpoint->path, state.step);
+    log_info("resumed from {} at step {}", plan.checkpoint->path, state.step);
     warn_of_loss(plan, config);
   } else if (plan.anew) {
     moved = set_aside(folder, -1);
   }
-  if (!moved.empty()) spdlog::warn("{}", moved);
+  if (!moved.empty()) log_warn("{}", moved);
   state.training_data = data.fingerprint();
   return state;
 }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "core/output_file.h"
 
@@ -53,7 +54,7 @@ void copy_metrics(const std::string& from, const std::string& to, int64_t last_s
   if (!in) return;
   OutputFile out(to);
   for (std::string line; std::getline(in, line);) {
-    const auto json = nlohmann::json::parse(line, nullptr, false);
+    const nlohmann::json json = parse_json(line);
     if (json.is_object() && json.contains("step") && json["step"].is_number_integer() &&
         json["step"].get<int64_t>() > last_step)
       out.write(line + "\n");
@@ -110,8 +111,8 @@ void remove_leftovers(const std::string& folder) {
     std::error_code error;
     fs::remove_all(folder + "/" + name, error);
     if (error)
-      spdlog::warn("{}/{}: left by an earlier run, cannot be removed: {}", folder, name,
-                   error.message());
+      log_warn("{}/{}: left by an earlier run, cannot be removed: {}", folder, name,
+               error.message());
   }
   remove_stale_temporaries(folder);
 }
@@ -124,7 +125,7 @@ void remove_checkpoint(const std::string& path) {
   if (!error) fs::rename(path, hidden, error);
   if (!error) fs::remove_all(hidden, error);
   if (error)
-    spdlog::warn(
+    log_warn(
         "{}: an old checkpoint cannot be removed: {}; remove it by hand before the disk "
         "is full",
         path, error.message());

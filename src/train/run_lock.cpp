@@ -18,11 +18,13 @@
 #include <optional>
 #include <random>
 #include <sstream>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "core/text.h"
 
@@ -79,10 +81,9 @@ struct Holder {
                        one_line(since, 30));
   }
   std::string json() const {
-    return Json{{"host", host}, {"pid", process},   {"process_start", start},
-                {"boot", boot}, {"started", since}, {"token", token}}
-               .dump() +
-           "\n";
+    const Json json{{"host", host}, {"pid", process},   {"process_start", start},
+                    {"boot", boot}, {"started", since}, {"token", token}};
+    return json_text(json) + "\n";
   }
 };
 
@@ -102,7 +103,7 @@ std::optional<Holder> read_holder(int file) {
   char block[kLargestFile];
   const ssize_t bytes = pread(file, block, sizeof block, 0);
   if (bytes <= 0) return std::nullopt;
-  const Json json = Json::parse(std::string(block, static_cast<size_t>(bytes)), nullptr, false);
+  const Json json = parse_json(std::string_view(block, static_cast<size_t>(bytes)));
   try {
     Holder holder;
     holder.host = json.at("host");
@@ -222,8 +223,7 @@ bool RunLock::Impl::try_to_take() {
   const std::optional<Holder> other = read_holder(file);
   if (other && lives(*other)) throw refused(folder, other->text());
   if (other)
-    spdlog::info("run.folder {}: {} no longer exists; its lock is taken over", folder,
-                 other->text());
+    log_info("run.folder {}: {} no longer exists; its lock is taken over", folder, other->text());
   write();
   return still_at_path();
 }
@@ -286,8 +286,8 @@ bool RunLock::Impl::beats(const Holder& other) {
   const int64_t age = file_system_time(folder) - first->time.tv_sec;
   if (age >= kStaleSeconds) return false;
   const int64_t wait = std::min(kStaleSeconds, kStaleSeconds - age);
-  spdlog::info("run.folder {}: waiting up to {} s to see whether {} still runs", folder, wait,
-               other.text());
+  log_info("run.folder {}: waiting up to {} s to see whether {} still runs", folder, wait,
+           other.text());
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(wait);
   while (std::chrono::steady_clock::now() < end) {
     std::this_thread::sleep_for(500ms);

@@ -200,7 +200,7 @@ bool Trainer::Impl::plan_start() {
   run_on_root(*mesh.world, [&] {
     start = plan_resume(config);
     complete = start.complete ? 1 : 0;
-    if (start.complete) spdlog::info("{}", complete_text(start, config));
+    if (start.complete) log_info("{}", complete_text(start, config));
   });
   mesh.world->broadcast(&complete, sizeof complete, 0);
   return complete == 0;
@@ -229,9 +229,9 @@ void Trainer::Impl::resume() {
 }
 
 void Trainer::Impl::describe() {
-  spdlog::info("{}", train_data->description());
-  if (validation_data) spdlog::info("{}", validation_data->description());
-  spdlog::info(
+  log_info("{}", train_data->description());
+  if (validation_data) log_info("{}", validation_data->description());
+  log_info(
       "model: {} parameters, {} layers, C {}, H {}, D {}; sequence of {} tokens over {} rank{} "
       "x {} replica{}, {} threads each, {}",
       learner->layout().parameter_count(), config.model.layers, config.model.dim,
@@ -240,9 +240,8 @@ void Trainer::Impl::describe() {
       mesh.replicas == 1 ? "" : "s", context.threads(), isa_name(context.isa()));
   const int64_t warmup = warmup_steps_of(config.optimizer, config.train.steps);
   if (warmup != config.optimizer.warmup_steps)
-    spdlog::warn(
-        "optimizer.warmup_steps {} is above train.steps {}: warm-up is shortened to {} steps",
-        config.optimizer.warmup_steps, config.train.steps, warmup);
+    log_warn("optimizer.warmup_steps {} is above train.steps {}: warm-up is shortened to {} steps",
+             config.optimizer.warmup_steps, config.train.steps, warmup);
   const SequencePlan& plan = learner->plan();
   for (size_t k = 0; k < plan.branches().size(); ++k) {
     const int branch = static_cast<int>(k);
@@ -250,8 +249,8 @@ void Trainer::Impl::describe() {
     std::string text = fmt::format("{} local segments on rank 0", plan.local_segment_count(branch));
     for (const GatheredSegment& g : gathered)
       text += fmt::format(", one gathered over ranks {}..{}", g.first_rank, g.last_rank);
-    spdlog::info("branch {}:{}: {}", plan.branches()[k].segment_length, plan.branches()[k].dilation,
-                 text);
+    log_info("branch {}:{}: {}", plan.branches()[k].segment_length, plan.branches()[k].dilation,
+             text);
   }
   std::string memory;
   int64_t total = 0;
@@ -259,9 +258,9 @@ void Trainer::Impl::describe() {
     memory += fmt::format("{}{} {}", memory.empty() ? "" : ", ", purpose, bytes_text(bytes));
     total += bytes;
   }
-  spdlog::info("memory of rank 0: {}; in all {}", memory, bytes_text(total));
-  spdlog::info("measured {} matmul peak of all ranks: {:.0f} GFLOP/s, the best of many products",
-               config.run.dtype, matmul_peak.gflops());
+  log_info("memory of rank 0: {}; in all {}", memory, bytes_text(total));
+  log_info("measured {} matmul peak of all ranks: {:.0f} GFLOP/s, the best of many products",
+           config.run.dtype, matmul_peak.gflops());
 }
 
 /// This rank's samples of the micro-step at `place`, which moves behind it.
@@ -376,12 +375,12 @@ void Trainer::Impl::keep_folder() {
   lock = std::make_unique<RunLock>(config.run.folder);
   signals.remove_at_end(lock->path());
   if (!deleted)
-    return spdlog::warn("{} was deleted during the run; it has been created again", lock->path());
+    return log_warn("{} was deleted during the run; it has been created again", lock->path());
   init_log(0, config.run.folder, config.run.log_level);
   metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
   saver->forget();
   saved_step = -1;
-  spdlog::warn(
+  log_warn(
       "step {}: run.folder {} was deleted during the run and has been created again; its log, "
       "metrics and checkpoints so far are lost, the next checkpoint is complete",
       state.step, config.run.folder);
@@ -436,7 +435,7 @@ void Trainer::Impl::judge(double loss) {
   const bool before = std::exchange(in_spike, watch.add(loss));
   if (!in_spike || before || !root()) return;
   metrics->finish_line();
-  spdlog::warn(
+  log_warn(
       "step {}: the loss of {:.4g} nats is a spike: at most {:.4g} was expected{}; if it does not "
       "fall soon, lower optimizer.learning_rate and resume from an earlier checkpoint; {}",
       state.step, loss, limit, median ? fmt::format(" after a median of {:.4g}", *median) : "",
@@ -460,8 +459,8 @@ void Trainer::Impl::save_and_end(int signal) {
   save(true);
   if (!root()) return;
   metrics->finish_line();
-  spdlog::info("step {}: ended by {}; the same command continues from here", state.step,
-               signal_name(signal));
+  log_info("step {}: ended by {}; the same command continues from here", state.step,
+           signal_name(signal));
 }
 
 void Trainer::Impl::run() {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/text.h"
 
 namespace longnet {
@@ -23,9 +24,7 @@ const Json& field(const Json& json, const char* name, const std::string& where) 
   return json.at(name);
 }
 
-std::string shown(const Json& value) {
-  return one_line(value.dump(-1, ' ', false, Json::error_handler_t::replace), 40);
-}
+std::string shown(const Json& value) { return one_line(json_text(value), 40); }
 
 std::string text(const Json& json, const char* name, const std::string& where) {
   const Json& value = field(json, name, where);

@@ -2,6 +2,7 @@
 #include "core/log.h"
 
 #include <gtest/gtest.h>
+#include <spdlog/spdlog.h>
 
 #include <filesystem>
 
@@ -34,8 +35,8 @@ TEST_F(Log, RankZeroWritesConsoleAndFile) {
   testing::internal::CaptureStdout();
   init_log(0, folder.path(), "info");
   spdlog::debug("hidden");
-  spdlog::info("step {} of {}", 3, 7);
-  spdlog::warn("second");
+  log_info("step {} of {}", 3, 7);
+  log_warn("second");
   const std::string console = testing::internal::GetCapturedStderr();
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "") << "standard output is for results";
   EXPECT_EQ(digits_as_zero(console),
@@ -49,8 +50,8 @@ TEST_F(Log, OtherRanksWriteWarningsToTheirFile) {
   const TemporaryFolder folder;
   testing::internal::CaptureStderr();
   init_log(12, folder.path(), "debug");
-  spdlog::info("hidden");
-  spdlog::warn("seen");
+  log_info("hidden");
+  log_warn("seen");
   spdlog::error("also");
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   const std::string text = read_whole_file(folder.file("log.rank12.txt"));
@@ -65,7 +66,7 @@ TEST_F(Log, LevelsHoldOnEveryRank) {
     const TemporaryFolder folder;
     testing::internal::CaptureStderr();
     init_log(rank, folder.path(), "error");
-    spdlog::warn("hidden");
+    log_warn("hidden");
     spdlog::error("seen");
     testing::internal::GetCapturedStderr();
     const std::string text = read_whole_file(folder.file(rank == 0 ? "log.txt" : "log.rank1.txt"));
@@ -85,7 +86,7 @@ TEST_F(Log, MakesTheFolderAndAppends) {
   for (const char* text : {"first run", "second run"}) {
     testing::internal::CaptureStderr();
     init_log(0, deep, "info");
-    spdlog::info("{}", text);
+    log_info("{}", text);
     testing::internal::GetCapturedStderr();
   }
   const std::string text = read_whole_file(deep + "/log.txt");

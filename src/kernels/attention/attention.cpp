@@ -2,8 +2,6 @@
 // one that Context::attention() forces, or the first that supports the call.
 #include "kernels/attention/attention.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <limits>
 #include <set>
@@ -11,6 +9,7 @@
 #include <type_traits>
 
 #include "core/bf16.h"
+#include "core/log.h"
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_native.h"
@@ -149,8 +148,8 @@ void log_choice(Context& context, std::span<const SegmentTask> segments,
   if (lines.count(line) || (backward && lines.count({length, options.dilation, choice, false})))
     return;
   lines.insert(line);
-  spdlog::info("attention of branch ({}, {}){}: {}; {}", length, options.dilation,
-               backward ? ", backward" : "", attention_choice_name(choice), why);
+  log_info("attention of branch ({}, {}){}: {}; {}", length, options.dilation,
+           backward ? ", backward" : "", attention_choice_name(choice), why);
 }
 
 /// What a call on the GPU can be given to; segments: of the call, or those left of it.

@@ -1,7 +1,12 @@
-// See usage.h.
-#include "cli/usage.h"
+// See parser.h. What is said about a wrong command line is in our own words: CLI11 finds the fault,
+// here it gets a name, what is allowed and the nearest word.
+#include "cli/parser.h"
 
-#include <algorithm>
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -89,12 +94,95 @@ std::string fault(const CLI::App& command, const CLI::ParseError& error) {
   return text;
 }
 
-}  // namespace
-
+/// One line, with the help to read at its end.
 std::string usage_text(const CLI::App& app, const CLI::ParseError& error) {
   std::string name;
   const CLI::App& command = reached(app, name);
   return fmt::format("{}; see {} --help", fault(command, error), name);
+}
+
+}  // namespace
+
+Option& Option::required() {
+  option_->required();
+  return *this;
+}
+
+Option& Option::check(const ValueCheck& check) {
+  option_->check(CLI::Validator(check.run, check.allowed));
+  return *this;
+}
+
+Option& Option::transform(const ValueCheck& check) {
+  option_->transform(CLI::Validator(check.run, check.allowed));
+  return *this;
+}
+
+Option& Option::capture_default_str() {
+  option_->capture_default_str();
+  return *this;
+}
+
+Option& Option::repeatable() {
+  option_->take_all()->allow_extra_args(false);
+  return *this;
+}
+
+Option& Option::comma_separated() {
+  option_->delimiter(',')->allow_extra_args(false);
+  return *this;
+}
+
+Option& Option::excludes(const Option& other) {
+  option_->excludes(other.option_);
+  return *this;
+}
+
+Command Command::add_subcommand(const std::string& name, const std::string& help) {
+  return Command(app_->add_subcommand(name, help));
+}
+
+void Command::require_subcommand() { app_->require_subcommand(1); }
+
+template <typename Value>
+Option Command::add_option(const std::string& name, Value& value, const std::string& help) {
+  return Option(app_->add_option(name, value, help));
+}
+template Option Command::add_option(const std::string&, std::string&, const std::string&);
+template Option Command::add_option(const std::string&, int&, const std::string&);
+template Option Command::add_option(const std::string&, int64_t&, const std::string&);
+template Option Command::add_option(const std::string&, double&, const std::string&);
+template Option Command::add_option(const std::string&, std::vector<std::string>&,
+                                    const std::string&);
+template Option Command::add_option(const std::string&, std::vector<int>&, const std::string&);
+template Option Command::add_option(const std::string&, std::vector<int64_t>&, const std::string&);
+
+void Command::add_flag(const std::string& name, bool& value, const std::string& help) {
+  app_->add_flag(name, value, help);
+}
+
+void Command::footer(const std::string& text) { app_->footer(text); }
+
+void Command::callback(std::function<void()> chosen) { app_->callback(std::move(chosen)); }
+
+Parser::Parser(const std::string& description, const std::string& version)
+    : app_(std::make_unique<CLI::App>(description)) {
+  app_->set_version_flag("--version", version);
+  app_->require_subcommand(1);
+}
+
+Parser::~Parser() = default;
+
+Parsed Parser::parse(int argc, char** argv) {
+  try {
+    app_->parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() != 0) return {Parsed::kFault, usage_text(*app_, error)};
+    std::ostringstream text, nothing;  // --help and --version
+    app_->exit(error, text, nothing);
+    return {Parsed::kHelp, text.str()};
+  }
+  return {};
 }
 
 }  // namespace longnet
