@@ -1,7 +1,5 @@
 // The program `longnet`: parses the command line, runs one subcommand and is the only place that
 // catches. Exit codes: 0 done, 1 error, 2 usage. With several ranks an error ends all of them.
-#include <unistd.h>
-
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -15,6 +13,7 @@
 #include "core/error.h"
 #include "core/failure.h"
 #include "core/log.h"
+#include "core/system.h"
 #include "core/text.h"
 #include "train/agreement.h"
 #include "train/learner.h"
@@ -24,11 +23,6 @@ namespace {
 
 constexpr size_t kMaxMessage = 4000;  // bytes; a path may have 4096
 std::string typed;
-
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown host";
-}
 
 /// One line on standard error; newlines inside a message become spaces.
 void print_error(int rank, int ranks, std::string message) {

@@ -6,16 +6,16 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/system.h"
 
 namespace longnet {
 namespace {
 
 [[noreturn]] void output_failed() {
-  const std::string cause = std::strerror(errno);
+  const std::string cause = system_cause();
   throw Error("standard output cannot be written: {}; the result is lost or incomplete", cause);
 }
 

@@ -11,6 +11,8 @@
 #include <system_error>
 #include <utility>
 
+#include "core/system.h"
+
 namespace longnet {
 
 AppendedFile::AppendedFile(std::string path) : path_(std::move(path)) {}
@@ -27,7 +29,7 @@ bool AppendedFile::open() {
   const int file =
       ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
   if (file < 0) {
-    cause_ = std::strerror(errno);
+    cause_ = system_cause();
     return false;
   }
   struct stat info {};

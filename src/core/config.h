@@ -65,6 +65,8 @@ struct TrainConfig {
   int64_t sample_every = 0;        // steps; 0: never
   std::string sample_prompt = "The ";
   int64_t sample_tokens = 200;
+  std::string on_spike = "warn";  // warn | stop | rollback: where a step's loss jumps
+  int64_t max_rollbacks = 3;      // in a row to one checkpoint
   bool operator==(const TrainConfig&) const = default;
 };
 

@@ -114,6 +114,12 @@ std::vector<Key> make_keys() {
            "between printed text samples; 0: never"),
       other(KEY(train.sample_prompt), "", "a sample continues this text"),
       number(KEY(train.sample_tokens), "tokens", range(1, 1073741824), "length of a sample"),
+      word(KEY(train.on_spike), {"warn", "stop", "rollback"},
+           "where a step's loss jumps (docs/files.md) or is not finite: warn and train on (not "
+           "finite: end); end before the update; or go back to the last good checkpoint and leave "
+           "out the data since"),
+      number(KEY(train.max_rollbacks), "rollbacks", range(1, kMaxCount),
+           "to one checkpoint, of train.on_spike=rollback; the next spike ends the run"),
 
       word(KEY(optimizer.name), {"adamw", "stable_adamw"},
            "stable_adamw limits each tensor's update (arXiv 2304.13013)"),

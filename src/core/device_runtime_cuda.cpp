@@ -5,12 +5,12 @@
 // is not linked. This source has been compiled and linked on machines without a GPU; only
 // availability() has run.
 #include <nvtx3/nvToolsExt.h>
-#include <unistd.h>
 
 #include <cstring>
 
 #include "core/cuda_check.h"
 #include "core/device_runtime.h"
+#include "core/system.h"
 
 namespace longnet {
 namespace internal {
@@ -20,11 +20,9 @@ void check_cuda(cudaError_t code, const char* call, const char* file, int line) 
   cudaGetLastError();
   int device = -1;
   const bool known = cudaGetDevice(&device) == cudaSuccess;
-  char host[256] = {};
-  if (gethostname(host, sizeof host - 1) != 0) std::strcpy(host, "unknown host");
   const char* tail = std::strstr(file, "src/");
   throw Error("GPU {} on {}: {} failed: {} ({}; {}:{})",
-              known ? fmt::format("{}", device) : std::string("?"), host, call,
+              known ? fmt::format("{}", device) : std::string("?"), host_name(), call,
               cudaGetErrorString(code), cudaGetErrorName(code), tail ? tail : file, line);
 }
 

@@ -2,7 +2,6 @@
 #include "core/failure.h"
 
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -13,6 +12,7 @@
 
 #include "core/arena.h"
 #include "core/error.h"
+#include "core/system.h"
 
 namespace longnet {
 namespace {
@@ -27,12 +27,6 @@ int64_t machine_memory(const std::string& name) {
   while (info >> word)
     if (word == name + ":" && info >> kib) return kib * 1024;
   return 0;
-}
-
-int64_t address_space_in_use() {
-  std::ifstream info("/proc/self/statm");
-  int64_t pages = 0;
-  return info >> pages ? pages * sysconf(_SC_PAGESIZE) : 0;
 }
 
 std::string out_of_memory_text() {
@@ -54,7 +48,7 @@ std::string memory_limit_text() {
     rlimit limit{};
     if (getrlimit(resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
       return fmt::format("; {} allows {} bytes, {} are in use; raise it", name, limit.rlim_cur,
-                         address_space_in_use());
+                         address_space_bytes());
   }
   const int64_t total = machine_memory("MemTotal");
   if (total == 0) return "";

@@ -7,17 +7,15 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "core/error.h"
+#include "core/system.h"
 
 namespace longnet {
 namespace {
 
 constexpr int64_t kPieceBytes = 1 << 30;  // Linux reads at most 2 GiB at once
-
-std::string cause() { return std::strerror(errno); }
 
 std::string kind_of(mode_t mode) {
   return S_ISREG(mode)    ? ""
@@ -36,14 +34,14 @@ InputFile::InputFile(const std::string& path) : path_(path) {
   if (const std::string kind = irregular_kind(path); !kind.empty())
     throw Error("{}: is {}, not a regular file", path, kind);
   file_ = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  if (file_ < 0) throw Error("{}: cannot be opened: {}", path, cause());
+  if (file_ < 0) throw Error("{}: cannot be opened: {}", path, system_cause());
   struct stat info {};
   const bool known = ::fstat(file_, &info) == 0;
   if (known && S_ISREG(info.st_mode)) {
     size_ = info.st_size;
     return;
   }
-  const std::string text = known ? "it is no regular file any more" : cause();
+  const std::string text = known ? "it is no regular file any more" : system_cause();
   ::close(file_);
   throw Error("{}: cannot be read: {}", path, text);
 }
@@ -62,7 +60,8 @@ int64_t InputFile::read_some(int64_t begin, void* to, int64_t bytes) const {
     const ssize_t part = ::pread(
         file_, next + done, static_cast<size_t>(std::min(bytes - done, kPieceBytes)), begin + done);
     if (part < 0 && errno == EINTR) continue;
-    if (part < 0) throw Error("{}: cannot be read at byte {}: {}", path_, begin + done, cause());
+    if (part < 0)
+      throw Error("{}: cannot be read at byte {}: {}", path_, begin + done, system_cause());
     if (part == 0) break;
     done += part;
   }
@@ -81,7 +80,7 @@ void InputFile::read(int64_t begin, void* to, int64_t bytes) const {
 
 std::string irregular_kind(const std::string& path) {
   struct stat info {};
-  if (::stat(path.c_str(), &info) != 0) throw Error("{}: cannot be read: {}", path, cause());
+  if (::stat(path.c_str(), &info) != 0) throw Error("{}: cannot be read: {}", path, system_cause());
   return kind_of(info.st_mode);
 }
 

@@ -11,11 +11,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <vector>
 
 #include "core/error.h"
+#include "core/system.h"
 
 namespace longnet {
 namespace {
@@ -24,8 +24,6 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kPieceBytes = 16 << 20;
 constexpr int kAttempts = 100;  // more than enough for leftovers of equal names and quick removers
-
-std::string cause() { return std::strerror(errno); }
 
 std::string folder_of(const std::string& path) {
   const std::string folder = fs::path(path).parent_path().string();
@@ -52,16 +50,6 @@ bool is_temporary_name(const std::string& name) {
   return rest.front() != '-' && rest.find_first_not_of("0123456789-") == std::string::npos;
 }
 
-/// Some file systems cannot sync a folder; then there is nothing more to do.
-void sync_folder(const std::string& folder) {
-  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return;  // a folder that may be written, but not listed
-  const bool failed = ::fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP;
-  const std::string text = failed ? cause() : "";
-  ::close(fd);
-  if (failed) throw Error("{}: the folder cannot be synced: {}", folder, text);
-}
-
 }  // namespace
 
 OutputFile::OutputFile(const std::string& path) : path_(path), target_(behind_links(path)) {
@@ -69,10 +57,10 @@ OutputFile::OutputFile(const std::string& path) : path_(path), target_(behind_li
   const bool exists = ::stat(target_.c_str(), &info) == 0;
   if (exists && S_ISDIR(info.st_mode)) throw Error("{}: is a folder; name a file", path);
   if (exists && ::access(target_.c_str(), W_OK) != 0)
-    throw Error("{}: cannot be written: {}", path, cause());
+    throw Error("{}: cannot be written: {}", path, system_cause());
   if (exists && !S_ISREG(info.st_mode)) {
     file_ = ::open(target_.c_str(), O_WRONLY | O_CLOEXEC);
-    if (file_ < 0) throw Error("{}: cannot be written: {}", path, cause());
+    if (file_ < 0) throw Error("{}: cannot be written: {}", path, system_cause());
     return;
   }
   create_temporary(exists ? static_cast<int>(info.st_mode & 07777) : -1);
@@ -85,7 +73,7 @@ void OutputFile::create_temporary(int mode) {
     file_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file_ < 0 && errno == EEXIST) continue;  // of a dead process with the same number
     if (file_ < 0) {
-      const std::string text = cause();
+      const std::string text = system_cause();
       temporary_.clear();
       throw Error("{}: cannot be written: {}", path_, text);
     }
@@ -117,7 +105,7 @@ void OutputFile::write(const void* data, int64_t bytes) {
   while (bytes > 0) {
     const ssize_t done = ::write(file_, next, static_cast<size_t>(std::min(bytes, kPieceBytes)));
     if (done < 0 && errno == EINTR) continue;
-    if (done < 0) throw Error("{}: cannot be written: {}", path_, cause());
+    if (done < 0) throw Error("{}: cannot be written: {}", path_, system_cause());
     if (observer_) observer_(next, done);
     next += done;
     bytes -= done;
@@ -133,19 +121,28 @@ void OutputFile::commit() {
   };
   if (temporary_.empty()) {
     const int fd = std::exchange(file_, -1);
-    if (::close(fd) != 0) throw Error("{}: cannot be written: {}", path_, cause());
+    if (::close(fd) != 0) throw Error("{}: cannot be written: {}", path_, system_cause());
     return;
   }
   struct stat info {};
-  if (::fsync(file_) != 0 || ::fstat(file_, &info) != 0) fail(cause());
+  if (::fsync(file_) != 0 || ::fstat(file_, &info) != 0) fail(system_cause());
   if (info.st_size != bytes_)
     fail(fmt::format("the file holds {} bytes of {}", info.st_size, bytes_));
   // Renamed while it is still locked: a remover must not take it.
-  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail(cause());
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail(system_cause());
   temporary_.clear();
   const int fd = std::exchange(file_, -1);
-  if (::close(fd) != 0) throw Error("{}: cannot be written: {}", path_, cause());
+  if (::close(fd) != 0) throw Error("{}: cannot be written: {}", path_, system_cause());
   sync_folder(folder_of(target_));
+}
+
+void sync_folder(const std::string& folder) {
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;  // a folder that may be written, but not listed
+  const bool failed = ::fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP;
+  const std::string text = failed ? system_cause() : "";
+  ::close(fd);
+  if (failed) throw Error("{}: the folder cannot be synced: {}", folder, text);
 }
 
 void write_output_file(const std::string& path, std::string_view text) {
@@ -158,7 +155,8 @@ void check_output_path(const std::string& path) {
   struct stat info {};
   // Opening a pipe would wait for its reader.
   if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) {
-    if (::access(path.c_str(), W_OK) != 0) throw Error("{}: cannot be written: {}", path, cause());
+    if (::access(path.c_str(), W_OK) != 0)
+      throw Error("{}: cannot be written: {}", path, system_cause());
     return;
   }
   const OutputFile probe(path);

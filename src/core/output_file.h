@@ -48,6 +48,10 @@ class OutputFile {
   void discard();
 };
 
+/// Makes renames and new names in a folder last. Some file systems cannot sync a folder; then there
+/// is nothing more to do. Throws Error with the folder and the cause.
+void sync_folder(const std::string& folder);
+
 /// Writes a whole text.
 void write_output_file(const std::string& path, std::string_view text);
 

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -14,6 +13,7 @@
 #include "core/input_file.h"
 #include "core/json.h"
 #include "core/output_file.h"
+#include "core/system.h"
 #include "data/content_hash.h"
 #include "data/gzip.h"
 
@@ -47,8 +47,7 @@ std::string content_hash(const InputFile& file) {
 /// What a cache file depends on: the source's absolute path, size and time.
 std::string identity(const std::string& path) {
   struct stat info {};
-  if (stat(path.c_str(), &info) != 0)
-    throw Error("{}: cannot be read: {}", path, std::strerror(errno));
+  if (stat(path.c_str(), &info) != 0) throw Error("{}: cannot be read: {}", path, system_cause());
   return fmt::format("{}|{}|{}.{}\n", fs::absolute(path).string(), info.st_size,
                      info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
 }

@@ -1,8 +1,6 @@
 // See host_wait.h.
 #include "dist/host_wait.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -19,6 +17,7 @@
 #include "core/config.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/system.h"
 #include "dist/communicator.h"
 #include "dist/pause.h"
 #include "dist/transfer_plan.h"
@@ -51,11 +50,6 @@ Limit limit_now() {
   return {host_timeout * (lone_work > 0 ? LoneWork::kFactor : 1), lone_work > 0};
 }
 
-std::string own_host() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown host";
-}
-
 /// On standard error of every rank, and in its log where it has one.
 void say(const std::string& line) {
   const bool has_log = log_is_set_up();
@@ -81,9 +75,9 @@ void say_waiting(const char* name, double seconds, const std::vector<int>& ranks
 
 std::string rank_and_host() {
   const Identity& own = identity();
-  if (own.rank < 0) return "a rank on " + own_host();
+  if (own.rank < 0) return "a rank on " + host_name();
   const bool known = own.rank < static_cast<int>(own.hosts.size());
-  return fmt::format("rank {} on {}", own.rank, known ? own.hosts[own.rank] : own_host());
+  return fmt::format("rank {} on {}", own.rank, known ? own.hosts[own.rank] : host_name());
 }
 
 void set_identity(int rank, std::vector<std::string> hosts) {

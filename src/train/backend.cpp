@@ -1,13 +1,12 @@
 // See backend.h.
 #include "train/backend.h"
 
-#include <unistd.h>
-
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/json.h"
+#include "core/system.h"
 #include "dist/communicator_nccl.h"
 #include "train/agreement.h"
 
@@ -16,8 +15,7 @@ namespace {
 
 VisibleGpus visible_gpus(const Communicator& world, const device_runtime::Availability& found) {
   VisibleGpus gpus;
-  char host[256] = {};
-  gpus.host = gethostname(host, sizeof host - 1) == 0 ? host : "unknown host";
+  gpus.host = host_name();
   gpus.local_size = world.local_size();
   for (const device_runtime::VisibleDevice& device : found.devices) gpus.ids.push_back(device.id);
   // docs/cli.md: every rank counts the GPUs it sees as its own, to try several ranks on one GPU.

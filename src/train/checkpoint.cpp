@@ -10,7 +10,7 @@
 #include <array>
 #include <cerrno>
 #include <cmath>
-#include <cstring>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -25,6 +25,7 @@
 #include "core/json.h"
 #include "core/output_file.h"
 #include "core/safetensors.h"
+#include "core/system.h"
 
 namespace longnet {
 namespace {
@@ -72,23 +73,13 @@ Fingerprint fingerprint(const std::string& path, bool from_disk = false) {
   return print;
 }
 
-void sync_path(const std::string& path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0 || fsync(file) != 0) {
-    const std::string cause = std::strerror(errno);
-    if (file >= 0) close(file);
-    throw Error("checkpoint: {} cannot be synced: {}", path, cause);
-  }
-  close(file);
-}
-
 /// Distinguishes a path that does not exist from one that cannot be accessed. wanted: S_IFDIR,
 /// S_IFREG; missing: the text of the message.
 void check_kind(const std::string& path, mode_t wanted, const char* missing) {
   struct stat info {};
   if (stat(path.c_str(), &info) != 0) {
     if (errno == ENOENT || errno == ENOTDIR) throw Error("{}: {}", path, missing);
-    throw Error("{}: cannot be read: {}", path, std::strerror(errno));
+    throw Error("{}: cannot be read: {}", path, system_cause());
   }
   if ((info.st_mode & S_IFMT) == wanted) return;
   throw Error("{}: {}", path, wanted == S_IFDIR ? "is not a folder" : "is not a regular file");
@@ -338,7 +329,7 @@ void write_files(const std::string& folder, const Config& config, const Paramete
   json["crc32"] = state_checksum(json);
   const std::string text = json_text(json, 2) + "\n";
   const Fingerprint state_written = write_text(folder + "/" + kStateFile, text);
-  sync_path(folder);
+  sync_folder(folder);
   for (size_t i = 0; i < written.size(); ++i)
     check_file(folder + "/" + kCheckedFiles[i], written[i], true);
   check_file(folder + "/" + kStateFile, state_written, true);
@@ -351,6 +342,12 @@ void put_in_place(const std::string& temporary, const std::string& path) {
   const std::string hidden = folder + "/.old-" + name;
   std::error_code error, ignored;
   const bool replaces = fs::exists(path, ignored);
+  // In one go where the file system can: a kill in between leaves one of the two.
+  if (replaces &&
+      renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) == 0) {
+    fs::remove_all(temporary, ignored);
+    return;
+  }
   if (replaces) fs::remove_all(hidden, ignored);
   if (replaces) fs::rename(path, hidden, error);
   if (!error) fs::rename(temporary, path, error);
@@ -401,7 +398,7 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
     fs::remove_all(temporary, error);
     throw;
   }
-  sync_path(folder);
+  sync_folder(folder);
   if (keep_last > 0) remove_older(folder, config, state, keep_last);
   return final_path;
 }

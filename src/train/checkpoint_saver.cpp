@@ -17,19 +17,19 @@ constexpr std::chrono::milliseconds kPause{200};  // long enough for a hiccup of
 }  // namespace
 
 CheckpointSaver::CheckpointSaver(const Config& config, Communicator& world, Learner& learner,
-                                 std::string good)
-    : config_(config), world_(world), learner_(learner), good_(std::move(good)) {
+                                 const std::string& good)
+    : config_(config), world_(world), learner_(learner) {
+  use(good);
+}
+
+void CheckpointSaver::use(const std::string& good) {
+  good_ = good;
   learner_.set_last_checkpoint(good_);
 }
 
 std::string CheckpointSaver::last_good_text() const {
   return good_.empty() ? "there is no earlier checkpoint"
                        : fmt::format("the last good checkpoint is {}", good_);
-}
-
-void CheckpointSaver::forget() {
-  good_.clear();
-  learner_.set_last_checkpoint("");
 }
 
 bool CheckpointSaver::save(const TrainingState& state, bool must) {
@@ -43,13 +43,15 @@ bool CheckpointSaver::save(const TrainingState& state, bool must) {
   world_.broadcast(&saved, sizeof saved, 0);
   if (saved == 0) return false;
   if (has_sensible_loss(state, config_.model.vocab_size)) {
-    good_ = config_.run.folder + "/" + step_name(state.step);
-    learner_.set_last_checkpoint(good_);
+    use(config_.run.folder + "/" + step_name(state.step));
   } else if (world_.rank() == 0) {
     log_warn(
-        "step {}: these weights give a loss of {:.4g} nats, far above guessing ({:.3g} nats): the "
-        "checkpoint does not count as good; {}",
-        state.step, *state.loss, std::log(static_cast<double>(config_.model.vocab_size)),
+        "step {}: these weights give a loss of {:.4g} nats, {}: the checkpoint does not count as "
+        "good; {}",
+        state.step, *state.loss,
+        state.spike ? "a spike"
+                    : fmt::format("far above guessing ({:.3g} nats)",
+                                  std::log(static_cast<double>(config_.model.vocab_size))),
         last_good_text());
   }
   return true;

@@ -16,7 +16,8 @@ class CheckpointSaver {
  public:
   /// good: path of the checkpoint that the run starts from; empty: none. All arguments must outlive
   /// this.
-  CheckpointSaver(const Config& config, Communicator& world, Learner& learner, std::string good);
+  CheckpointSaver(const Config& config, Communicator& world, Learner& learner,
+                  const std::string& good);
 
   /// Saves `state` and logs it; tells the learner which checkpoint to name from now on. must: the
   /// run ends after this save, so a failure is an Error. Returns whether the state is saved. Throws
@@ -25,12 +26,14 @@ class CheckpointSaver {
   bool save(const TrainingState& state, bool must);
 
   /// The run's folder was deleted: there is no good checkpoint any longer.
-  void forget();
-  /// The last checkpoint saved with a sensible loss; empty: none.
+  void forget() { use(""); }
+  /// The last checkpoint saved with a sensible loss; empty: none. Known on rank 0 from the start, on
+  /// the others from the first save on.
   const std::string& last_good() const { return good_; }
   int64_t failures() const { return failures_; }
 
  private:
+  void use(const std::string& good);
   bool save_on_root(const TrainingTensors& tensors, const TrainingState& state, bool must);
   std::string last_good_text() const;
 

@@ -119,7 +119,8 @@ void Learner::prepare_forward() {
   matrices_current_ = true;
 }
 
-StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step) {
+StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step,
+                               const Accept& accept) {
   LN_CHECK(!batches.empty(), "a step without data");
   const Phase phase("step");
   StepResult result;
@@ -133,8 +134,9 @@ StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step
     gradient_sum_->wait();
     result.loss = sum_over_ranks({loss.nats, 0}).nats / static_cast<double>(result.targets);
   }
-  Range range(context_, "optimizer");
   result.gradient_norm = std::sqrt(optimizer_->gradient_sum_of_squares());
+  if (accept && !accept(result)) return result;
+  Range range(context_, "optimizer");
   stop_if_not_finite(step, result.loss, result.gradient_norm);
   result.learning_rate = learning_rate_at(config_.optimizer, step, config_.train.steps);
   // Sharded: pieces of this rank's range travel while the rest of it is updated.
@@ -143,6 +145,7 @@ StepResult Learner::train_step(std::span<const MicroBatch> batches, int64_t step
                        if (parameter_gather_) parameter_gather_->ready(end);
                      });
   parameters_changed();
+  result.updated = true;
   return result;
 }
 

@@ -29,6 +29,7 @@ struct StepResult {
   int64_t targets = 0;       // over all ranks
   double gradient_norm = 0;  // L2, of all parameters, before clipping
   double learning_rate = 0;
+  bool updated = false;  // false: the step was refused, the weights are as before
 };
 
 /// Summed loss and number of targets over all participating ranks.
@@ -52,9 +53,14 @@ class Learner {
   Learner(Context& context, const Config& config, Mesh& mesh);
   ~Learner();
 
+  /// Called with loss and gradient norm before any weight changes. Returns whether to update, the
+  /// same answer on every rank. Collective.
+  using Accept = std::function<bool(const StepResult&)>;
   /// One optimizer step (1, 2, ...) from config.train.accumulation micro-batches. Throws
-  /// NonFiniteError on every rank before any weight changes. Collective.
-  StepResult train_step(std::span<const MicroBatch> batches, int64_t step);
+  /// NonFiniteError on every rank, before any weight changes, if `accept` accepts numbers that are
+  /// not finite. Collective.
+  StepResult train_step(std::span<const MicroBatch> batches, int64_t step,
+                        const Accept& accept = nullptr);
   /// Loss of a micro-batch, summed over all ranks; no gradients. Collective.
   LossSum evaluate(const MicroBatch& batch);
   /// Initialises the parameters from the seed.

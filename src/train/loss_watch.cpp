@@ -32,10 +32,15 @@ double LossWatch::limit() const {
 }
 
 bool LossWatch::add(double loss) {
-  const bool spike = !(loss <= limit());
+  const bool spike = is_spike(loss);
   losses_.push_back(loss);
   if (losses_.size() > kWindow) losses_.pop_front();
   return spike;
+}
+
+void LossWatch::restore(std::span<const double> losses) {
+  const auto last = losses.last(std::min(losses.size(), kWindow));
+  losses_.assign(last.begin(), last.end());
 }
 
 }  // namespace longnet

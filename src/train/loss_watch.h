@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <span>
+#include <vector>
 
 namespace longnet {
 
@@ -24,7 +26,12 @@ class LossWatch {
   /// True: a spike. The loss then belongs to the window as any other, so that a lasting change of
   /// the data is reported for at most half a window.
   bool add(double loss);
-  void clear() { losses_.clear(); }
+  /// Whether add(loss) would be true. A loss that is no number is a spike.
+  bool is_spike(double loss) const { return !(loss <= limit()); }
+
+  /// The window, oldest loss first, for a checkpoint, and back. More than kWindow: the last count.
+  std::vector<double> losses() const { return {losses_.begin(), losses_.end()}; }
+  void restore(std::span<const double> losses);
 
  private:
   double guess_;  // loss of guessing among vocab_size tokens, nats

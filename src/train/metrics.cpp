@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -20,6 +19,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "core/output_file.h"
+#include "core/system.h"
 
 namespace longnet {
 
@@ -36,13 +36,6 @@ std::string bytes_text(int64_t bytes) {
     ++unit;
   }
   return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.3g} {}", value, kUnits[unit]);
-}
-
-int64_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  int64_t total = 0, resident = 0;
-  statm >> total >> resident;
-  return resident * sysconf(_SC_PAGESIZE);
 }
 
 int64_t memory_in_use(const Context& context) {
@@ -219,6 +212,22 @@ void MetricsLog::evaluation(int64_t step, const std::string& split, double loss,
   write(json);
   log_info("step {}: {} loss {:.4f} nats{} over {} tokens", step, split, loss,
            bits >= 0 ? fmt::format(", {:.4f} bits/byte", bits) : "", tokens);
+}
+
+void MetricsLog::spike(const Spike& spike) {
+  const bool back = spike.action == "rollback";
+  // Of the step that the run is at from now on, so that a resumed run keeps the line.
+  nlohmann::ordered_json json{{"step", back ? spike.went_back : spike.step},
+                              {"spike", spike.action},
+                              {"spike_step", spike.step},
+                              {"spike_loss", spike.loss},
+                              {"spike_limit", spike.limit}};
+  if (back) {
+    json["checkpoint"] = spike.checkpoint;
+    json["skipped_sequences"] = spike.skipped;
+    json["rollbacks"] = spike.rollbacks;
+  }
+  write(std::move(json));
 }
 
 void MetricsLog::sample(int64_t step, const std::string& text) {

@@ -28,12 +28,22 @@ struct StepMetrics {
   int64_t memory_bytes = 0;     // of the rank that has most: memory_in_use()
 };
 
+/// A loss that jumped, and what was done (train.on_spike).
+struct Spike {
+  int64_t step = 0;       // whose loss it is
+  double loss = 0;        // nats
+  double limit = 0;       // nats, LossWatch::limit() before it
+  std::string action{};   // warn, stop or rollback
+  int64_t went_back = 0;  // rollback: the step that training continues from, and:
+  std::string checkpoint{};
+  int64_t skipped = 0;    // sequences that are left out, those of the steps done since included
+  int64_t rollbacks = 0;  // to this checkpoint so far
+};
+
 /// nats per token -> bits per byte; negative where bytes per token are unknown (0).
 double bits_per_byte(double nats, double bytes_per_token);
 /// "1.5 MB", three digits, powers of 1000.
 std::string bytes_text(int64_t bytes);
-/// Resident memory of this process, bytes.
-int64_t resident_bytes();
 /// Memory used by a rank, bytes: on the CPU the resident memory of this process; on a GPU the
 /// memory in use on that GPU, by this process and others.
 int64_t memory_in_use(const Context& context);
@@ -55,6 +65,8 @@ class MetricsLog {
   void evaluation(int64_t step, const std::string& split, double loss, double bits_per_byte,
                   int64_t tokens);
   void sample(int64_t step, const std::string& text);
+  /// Writes to the file only; the log has a line of its own.
+  void spike(const Spike& spike);
   /// Ends the rewritten line, so that the next log line stands alone.
   void finish_line();
 

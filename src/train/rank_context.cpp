@@ -1,14 +1,13 @@
 // See rank_context.h.
 #include "train/rank_context.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/json.h"
 #include "core/log.h"
+#include "core/system.h"
 #include "core/threads.h"
 #include "train/agreement.h"
 #include "train/backend.h"
@@ -83,9 +82,7 @@ std::string crowded_message(const std::vector<RankThreads>& ranks) {
 
 void warn_if_crowded(Communicator& world, const Context& context) {
   if (context.on_gpu()) return;
-  char host[256] = {};
-  const nlohmann::json mine{gethostname(host, sizeof host - 1) == 0 ? host : "unknown host",
-                            context.threads(), allowed_cores(), core_quota()};
+  const nlohmann::json mine{host_name(), context.threads(), allowed_cores(), core_quota()};
   const std::vector<std::string> all = world.all_gather_strings(json_text(mine));
   if (world.rank() != 0) return;
   std::vector<RankThreads> ranks;

@@ -14,11 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool same_folder(const std::string& a, const std::string& b) {
-  std::error_code error;
-  return fs::equivalent(a, b, error) && !error;
-}
-
 /// How states name the checkpoint at `path`; step and id are left at 0.
 Origin name_of(const std::string& path, const Config& config) {
   const auto [folder, name] = split_path(path);
@@ -104,7 +99,8 @@ bool matters(const internal::Key& key) {
   static constexpr std::array kWithout{
       "data.cache",           "data.bytes_per_token",   "train.recompute",
       "train.evaluate_every", "train.evaluate_samples", "train.sample_every",
-      "train.sample_prompt",  "train.sample_tokens"};
+      "train.sample_prompt",  "train.sample_tokens",    "train.on_spike",
+      "train.max_rollbacks"};
   static constexpr std::array kBeside{"parallel.data_ranks", "run.backend", "run.attention",
                                       "run.dtype"};
   if (std::find(kBeside.begin(), kBeside.end(), key.name) != kBeside.end()) return true;
@@ -135,10 +131,11 @@ void warn_of_loss(const ResumePlan& plan, const Config& config) {
   const TrainingState& state = plan.checkpoint->state;
   if (has_sensible_loss(state, config.model.vocab_size)) return;
   const std::string good = good_start(plan, config);
-  log_warn("the weights of {} give a loss of {:.4g} nats, far above guessing; {}",
-           plan.checkpoint->path, *state.loss,
-           good.empty() ? "there is no good checkpoint before it"
-                        : fmt::format("go back with checkpoint.resume={}", good));
+  log_warn("the weights of {} give a loss of {:.4g} nats, {}; {}", plan.checkpoint->path,
+               state.loss.value_or(0),
+               state.spike ? "a spike when they were saved" : "far above guessing",
+               good.empty() ? "there is no good checkpoint before it"
+                            : fmt::format("go back with checkpoint.resume={}", good));
 }
 
 /// The state of the checkpoint, at the place in the data where this run continues.
@@ -163,6 +160,7 @@ TrainingState continued_state(const Checkpoint& checkpoint, const Config& config
   if (anew) {
     log_warn("the data or its order differ from the checkpoint's: the order starts anew");
     state.data = {state.data.epoch + 1, 0};
+    if (!same) state.recent_losses.clear();  // say nothing of what is expected now
   }
   return state;
 }

@@ -48,19 +48,18 @@ std::string make_aside(const std::string& folder) {
   }
 }
 
-/// Copies the metrics of steps above last_step; the run's own file loses them when it is opened.
-void copy_metrics(const std::string& from, const std::string& to, int64_t last_step) {
-  std::ifstream in(from);
-  if (!in) return;
-  OutputFile out(to);
+/// The lines of steps above last_step in a metrics file, which loses them when the run opens it.
+std::string metrics_after(const std::string& path, int64_t last_step) {
+  std::ifstream in(path);
+  std::string lines;
   for (std::string line; std::getline(in, line);) {
     const nlohmann::json json = parse_json(line);
     if (json.is_object() && json.contains("step") && json["step"].is_number_integer() &&
         json["step"].get<int64_t>() > last_step)
-      out.write(line + "\n");
+      lines += line + "\n";
   }
-  if (in.bad()) throw Error("{}: cannot be read", from);
-  out.commit();
+  if (in.bad()) throw Error("{}: cannot be read", path);
+  return lines;
 }
 
 }  // namespace
@@ -99,6 +98,11 @@ std::optional<std::string> latest_checkpoint(const std::string& folder) {
   return all.back().second;
 }
 
+bool same_folder(const std::string& a, const std::string& b) {
+  std::error_code error;
+  return fs::equivalent(a, b, error) && !error;
+}
+
 bool holds_run(const std::string& folder) {
   std::error_code error;
   const auto bytes = fs::file_size(folder + "/" + kMetricsFile, error);
@@ -131,17 +135,19 @@ void remove_checkpoint(const std::string& path) {
         path, error.message());
 }
 
-std::string set_aside(const std::string& folder, int64_t last_step) {
+std::string set_aside(const std::string& folder, int64_t last_step, Aside what) {
   std::vector<std::string> names;
   for (const auto& [step, path] : checkpoints_in(folder))
     if (step > last_step) names.push_back(split_path(path).second);
   const bool all = last_step < 0;
-  if (names.empty() && !(all && holds_run(folder))) return "";
-  const std::string aside = make_aside(folder);
-  const std::string metrics = folder + "/" + kMetricsFile, kept = aside + "/" + kMetricsFile;
+  const std::string metrics = folder + "/" + kMetricsFile;
+  const std::string lines = all ? "" : metrics_after(metrics, last_step);
+  const bool alone = all ? holds_run(folder) : what == Aside::kMetricsAlone && !lines.empty();
+  if (names.empty() && !alone) return "";
+  const std::string aside = make_aside(folder), kept = aside + "/" + kMetricsFile;
   std::error_code error;
   if (!all)
-    copy_metrics(metrics, kept, last_step);
+    write_output_file(kept, lines);
   else if (fs::exists(metrics, error))
     rename_or_throw(metrics, kept);
   // The newest first: what a kill in between leaves is a run that ends earlier.

@@ -22,6 +22,8 @@ std::pair<std::string, std::string> split_path(const std::string& path);
 std::vector<std::pair<int64_t, std::string>> checkpoints_in(const std::string& folder);
 /// The checkpoint of the highest step, or nothing. Throws Error as checkpoints_in does.
 std::optional<std::string> latest_checkpoint(const std::string& folder);
+/// True if both paths lead to the same folder, and it is there.
+bool same_folder(const std::string& a, const std::string& b);
 /// True if a folder holds checkpoints or metrics.
 bool holds_run(const std::string& folder);
 
@@ -31,9 +33,15 @@ void remove_leftovers(const std::string& folder);
 /// is only a warning in the log: training does not depend on it, but the disk fills.
 void remove_checkpoint(const std::string& path);
 
+enum class Aside {
+  kWithCheckpoints,  // metrics only where there are checkpoints to set aside, or all goes
+  kMetricsAlone,     // metrics in any case
+};
+
 /// Moves the checkpoints of steps above `last_step` and the metrics of these steps into a new
 /// folder FOLDER/set-aside-N; with last_step < 0 all checkpoints and all metrics. Returns one
 /// sentence that says where things are; empty: there was nothing to move. Throws Error.
-std::string set_aside(const std::string& folder, int64_t last_step);
+std::string set_aside(const std::string& folder, int64_t last_step,
+                      Aside what = Aside::kWithCheckpoints);
 
 }  // namespace longnet

@@ -10,7 +10,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
@@ -26,6 +25,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/log.h"
+#include "core/system.h"
 #include "core/text.h"
 
 namespace longnet {
@@ -39,11 +39,6 @@ constexpr auto kBeat = 10s;
 // Six missed beats. A holder that lives is seen to beat long before.
 constexpr int64_t kStaleSeconds = 60;
 constexpr size_t kLargestFile = 4096;  // bytes; a lock file has about 200
-
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
-}
 
 /// Differs between machines and between starts of a machine; empty where /proc has none.
 std::string boot_id() {
@@ -239,7 +234,7 @@ bool RunLock::Impl::open_file() {
     throw Error(
         "{}: the lock of run.folder cannot be created: {}; set run.folder to a folder that you may "
         "write",
-        path, std::strerror(errno));
+        path, system_cause());
   if (!S_ISREG(info.st_mode))
     throw Error("{}: not a regular file; remove it or set another run.folder", path);
   return true;
@@ -303,7 +298,7 @@ void RunLock::Impl::write() {
   if (ftruncate(file, 0) != 0 ||
       pwrite(file, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
       fsync(file) != 0)
-    throw Error("{}: the lock of run.folder cannot be written: {}", path, std::strerror(errno));
+    throw Error("{}: the lock of run.folder cannot be written: {}", path, system_cause());
 }
 
 void RunLock::Impl::beat() {

@@ -20,6 +20,7 @@
 #include "train/metrics.h"
 #include "train/rank_context.h"
 #include "train/resume.h"
+#include "train/rollback.h"
 #include "train/run_lock.h"
 #include "train/schedule.h"
 #include "train/signals.h"
@@ -119,19 +120,27 @@ struct Trainer::Impl {
   void resume();
   void describe();
   std::vector<int64_t> next_samples(DataState& place) const;
-  std::vector<MicroBatch> read_step();
+  std::vector<MicroBatch> read_step(DataState& place);
   void report(const StepResult& result, double seconds, const Work& before, const Traffic& traffic,
               int64_t gradient_bytes, int64_t parameter_bytes);
-  void evaluate();
+  bool evaluate();
   void sample();
   double loss_of_next();
-  void save(bool must);
+  void save(std::optional<double> loss, bool must);
+  void write_checkpoint(const TrainingState& to_save, bool must);
+  void save_now(bool must);
   void save_and_end(int signal);
   void keep_folder();
   void end_together(const std::string& failure);
   std::vector<MicroBatch> next_batches();
-  void judge(double loss);
-  StepResult step();
+  bool refuses(double loss, double norm) const;
+  bool accept(const StepResult& result);
+  std::string spike_text(double loss) const;
+  void warn_of_spike(double loss);
+  void answer_spike(double loss, bool must);
+  void end_at_spike(const Spike& spike, const std::string& reason);
+  void roll_back(Spike spike, bool must);
+  bool step();
   int agreed_stop();
   bool agreed_save();
   std::string way_back() const;
@@ -150,8 +159,11 @@ struct Trainer::Impl {
   TrainingState state;
   PeakRate matmul_peak;  // of all ranks
   LossWatch watch{config.model.vocab_size};
-  bool in_spike = false;   // the last step's loss was one
-  double folder_seen = 0;  // when; rank 0
+  bool in_spike = false;    // the last step's loss was one
+  double folder_seen = 0;   // when; rank 0
+  DataState next_place;     // behind the data that were read last
+  bool save_due = false;    // of these weights, as soon as the next step's forward has judged them
+  double save_seconds = 0;  // spent on it inside of the step
   int64_t saved_step = -1;
 };
 
@@ -210,14 +222,11 @@ void Trainer::Impl::resume() {
   learner->with_tensors_on_root([&](const TrainingTensors& tensors) {
     state = carry_out_resume(start, config, learner->layout(), tensors, *train_data);
   });
-  std::array<int64_t, 5> numbers{state.step, state.tokens_seen, state.data.epoch,
-                                 state.data.next_sample, start.checkpoint ? 1 : 0};
-  mesh.world->broadcast(numbers.data(), sizeof numbers, 0);
-  // Rank 0 keeps the rest of the state, which only checkpoints need.
-  state.step = numbers[0];
-  state.tokens_seen = numbers[1];
-  state.data = {numbers[2], numbers[3]};
-  if (numbers[4] == 0) {
+  share_state(*mesh.world, state);
+  watch.restore(state.recent_losses);
+  int64_t resumed = start.checkpoint ? 1 : 0;
+  mesh.world->broadcast(&resumed, sizeof resumed, 0);
+  if (resumed == 0) {
     learner->initialise();
   } else {
     learner->broadcast_tensors();
@@ -275,11 +284,12 @@ std::vector<int64_t> Trainer::Impl::next_samples(DataState& place) const {
   return mine;
 }
 
-std::vector<MicroBatch> Trainer::Impl::read_step() {
+/// The data of the step at `place`, which moves behind it.
+std::vector<MicroBatch> Trainer::Impl::read_step(DataState& place) {
   Range range(context, "data");
   std::vector<MicroBatch> batches;
   for (int64_t micro = 0; micro < config.train.accumulation; ++micro)
-    batches.push_back(read_micro_batch(*train_data, learner->plan(), next_samples(state.data)));
+    batches.push_back(read_micro_batch(*train_data, learner->plan(), next_samples(place)));
   return batches;
 }
 
@@ -317,15 +327,24 @@ void Trainer::Impl::report(const StepResult& result, double seconds, const Work&
   metrics->step(m);
 }
 
-void Trainer::Impl::evaluate() {
+/// False: these weights give no number, and training went back.
+bool Trainer::Impl::evaluate() {
   bool stopped = false;
-  const LossSum loss =
-      evaluate_dataset(*learner, mesh, config, *validation_data, config.train.evaluate_samples,
-                       [&] { return stopped = agreed_stop() != 0; });
+  LossSum loss;
+  try {
+    loss = evaluate_dataset(*learner, mesh, config, *validation_data, config.train.evaluate_samples,
+                            [&] { return stopped = agreed_stop() != 0; });
+  } catch (const NonFiniteError&) {  // on every rank
+    if (config.train.on_spike != "rollback") throw;
+    next_place = state.data;
+    answer_spike(std::nan(""), false);
+    return false;
+  }
   if (root() && !stopped)
     metrics->evaluation(state.step, "validation", loss.mean(),
                         bits_per_byte(loss.mean(), validation_data->bytes_per_token()),
                         loss.targets);
+  return true;
 }
 
 void Trainer::Impl::sample() {
@@ -338,22 +357,51 @@ void Trainer::Impl::sample() {
   mesh.world->barrier();
 }
 
-/// Mean loss of the weights as they are on the sequences of the next micro-step. Collective.
+/// Mean loss of the weights as they are on the data of the next step. Collective.
 double Trainer::Impl::loss_of_next() {
-  DataState place = state.data;
-  const std::vector<int64_t> mine = next_samples(place);
-  return learner->evaluate(read_micro_batch(*train_data, learner->plan(), mine)).mean();
+  LossSum sum;
+  for (const MicroBatch& batch : next_batches()) {
+    const LossSum part = learner->evaluate(batch);
+    sum.nats += part.nats;
+    sum.targets += part.targets;
+  }
+  return sum.mean();
 }
 
-void Trainer::Impl::save(bool must) {
+/// Saves the weights as they are. loss: theirs on the data of the next step; nothing where these
+/// cannot be read. Collective.
+void Trainer::Impl::save(std::optional<double> loss, bool must) {
+  save_due = false;
   if (saved_step == state.step) return;
+  TrainingState to_save = state;
+  to_save.loss = loss;
+  to_save.spike = loss && watch.is_spike(*loss);
+  to_save.recent_losses = watch.losses();
+  if (has_sensible_loss(to_save, config.model.vocab_size)) to_save.rollbacks = 0;
+  write_checkpoint(to_save, must);
+}
+
+void Trainer::Impl::write_checkpoint(const TrainingState& to_save, bool must) {
+  const double start = seconds_now();
   Range range(context, "checkpoint");
   run_on_root(*mesh.world, [&] {
     keep_folder();
     metrics->finish_line();
   });
-  state.loss = loss_of_next();
-  if (saver->save(state, must)) saved_step = state.step;
+  if (saver->save(to_save, must)) {
+    state = to_save;
+    saved_step = state.step;
+  }
+  save_seconds += seconds_now() - start;
+}
+
+/// Saves without a next step, whose forward would judge the weights: one more forward does.
+void Trainer::Impl::save_now(bool must) {
+  if (saved_step == state.step) return;
+  save_due = true;
+  const double loss = loss_of_next();
+  if (refuses(loss, 0)) return answer_spike(loss, must);
+  save(loss, must);
 }
 
 /// " the last checkpoint is ...", for the end of a message.
@@ -386,60 +434,167 @@ void Trainer::Impl::keep_folder() {
       state.step, config.run.folder);
 }
 
-/// Throws on all ranks if any of them has a failure to report.
+/// Throws on all ranks if any of them has a failure to report. What was to be saved is saved first:
+/// the next data cannot be read, the weights are as good as they were.
 void Trainer::Impl::end_together(const std::string& failure) {
   std::array<double, 1> failed{failure.empty() ? 0.0 : 1.0};
   mesh.world->all_reduce_max(failed);
   if (failed[0] == 0) return;
+  if (save_due) save(std::nullopt, false);
   run_on_all(*mesh.world, [&] {
-    if (!failure.empty()) throw Error("{}", failure);
+    if (!failure.empty()) throw Error("{}; {}", failure, way_back());
   });
 }
 
-/// This step's data, and a look at the folder: what may fail on one rank alone.
+/// The next step's data, and a look at the folder: what may fail on one rank alone.
 std::vector<MicroBatch> Trainer::Impl::next_batches() {
   std::vector<MicroBatch> batches;
   std::string failure;
+  next_place = state.data;
   try {
     if (root() && seconds_now() - folder_seen > kFolderSeconds) {
       keep_folder();
       folder_seen = seconds_now();
     }
-    batches = read_step();
+    batches = read_step(next_place);
   } catch (const Error& error) {
-    failure = fmt::format("{}; {}", error.what(), way_back());
+    failure = error.what();
   }
   end_together(failure);
   return batches;
 }
 
-StepResult Trainer::Impl::step() {
+/// False: no step was done, training went back.
+bool Trainer::Impl::step() {
   const double start = seconds_now();
+  save_seconds = 0;
   const Work before = context.work();
   const Traffic traffic = learner->traffic();
   const int64_t gradient_bytes = learner->gradient_bytes_sent();
   const int64_t parameter_bytes = learner->parameter_bytes_sent();
   const std::vector<MicroBatch> batches = next_batches();
-  const StepResult result = learner->train_step(batches, state.step + 1);
+  const StepResult result = learner->train_step(
+      batches, state.step + 1, [&](const StepResult& found) { return accept(found); });
+  if (!result.updated) {
+    answer_spike(result.loss, false);
+    return false;
+  }
   ++state.step;
   state.tokens_seen += result.targets;
-  report(result, seconds_now() - start, before, traffic, gradient_bytes, parameter_bytes);
-  judge(result.loss);
-  return result;
+  state.data = next_place;
+  report(result, seconds_now() - start - save_seconds, before, traffic, gradient_bytes, parameter_bytes);
+  warn_of_spike(result.loss);
+  watch.add(result.loss);
+  return true;
 }
 
-/// Says where the loss jumps: once for steps in a row.
-void Trainer::Impl::judge(double loss) {
-  const double limit = watch.limit();
+/// Before the update of a step, whose loss is that of the weights as they are: their checkpoint may
+/// be due. Returns whether to update. The same on every rank, as loss and norm are.
+bool Trainer::Impl::accept(const StepResult& result) {
+  const bool refused = refuses(result.loss, result.gradient_norm);
+  if (save_due && !refused && std::isfinite(result.loss)) save(result.loss, false);
+  return !refused;
+}
+
+/// Whether train.on_spike forbids to train on. What is not finite ends the run by itself, but for
+/// rollback.
+bool Trainer::Impl::refuses(double loss, double norm) const {
+  const std::string& action = config.train.on_spike;
+  if (!std::isfinite(loss) || !std::isfinite(norm)) return action == "rollback";
+  return action != "warn" && watch.is_spike(loss);
+}
+
+/// Beginning of a line about the loss of the step after the last one.
+std::string Trainer::Impl::spike_text(double loss) const {
   const std::optional<double> median = watch.median();
-  const bool before = std::exchange(in_spike, watch.add(loss));
+  if (!watch.is_spike(loss)) return "the gradient is not finite";
+  if (!std::isfinite(loss)) return fmt::format("the loss is {}", std::abs(loss));
+  return fmt::format("the loss of {:.4g} nats is a spike: at most {:.4g} was expected{}",
+                     loss, watch.limit(),
+                     median ? fmt::format(" after a median of {:.4g}", *median) : "");
+}
+
+/// Says where the loss jumps: once for steps in a row. The step is done, its loss not yet in the
+/// watch.
+void Trainer::Impl::warn_of_spike(double loss) {
+  const bool before = std::exchange(in_spike, watch.is_spike(loss));
   if (!in_spike || before || !root()) return;
   metrics->finish_line();
+  metrics->spike({.step = state.step, .loss = loss, .limit = watch.limit(), .action = "warn"});
   log_warn(
-      "step {}: the loss of {:.4g} nats is a spike: at most {:.4g} was expected{}; if it does not "
-      "fall soon, lower optimizer.learning_rate and resume from an earlier checkpoint; {}",
-      state.step, loss, limit, median ? fmt::format(" after a median of {:.4g}", *median) : "",
-      way_back());
+      "step {}: {}; if it does not fall soon, lower optimizer.learning_rate and resume from an "
+      "earlier checkpoint, or let train.on_spike=rollback do so; {}",
+      state.step, spike_text(loss), way_back());
+}
+
+/// The weights stay as they are after state.step; the data up to next_place gave `loss`. must: the
+/// run ends next. Collective.
+void Trainer::Impl::answer_spike(double loss, bool must) {
+  const Spike spike{.step = state.step + 1,
+                    .loss = loss,
+                    .limit = watch.limit(),
+                    .action = config.train.on_spike};
+  if (spike.action == "stop") return end_at_spike(spike, "train.on_spike is stop");
+  const bool often = state.rollbacks >= config.train.max_rollbacks;
+  int64_t stuck = often || saver->last_good().empty() ? 1 : 0;  // rank 0 knows
+  mesh.world->broadcast(&stuck, sizeof stuck, 0);
+  if (stuck == 0) return roll_back(spike, must);
+  end_at_spike(spike,
+               often ? fmt::format("training went back {} time{} (train.max_rollbacks) without "
+                                   "reaching a new good checkpoint",
+                                   state.rollbacks, state.rollbacks == 1 ? "" : "s")
+                     : "train.on_spike is rollback, but there is no good checkpoint to go back to");
+}
+
+/// Saves what was reached, though not as good, and throws on all ranks.
+void Trainer::Impl::end_at_spike(const Spike& spike, const std::string& reason) {
+  const std::string text = spike_text(spike.loss);
+  if (std::isfinite(spike.loss)) save(spike.loss, false);
+  run_on_root(*mesh.world, [&] {
+    metrics->finish_line();
+    Spike ended = spike;
+    ended.action = "stop";
+    metrics->spike(ended);
+    const std::string& good = saver->last_good();
+    throw Error(
+        "step {}: {}; {}: the run ends at step {}, before an update by these data{}; {}; lower "
+        "optimizer.learning_rate, look at the data, or train on with train.on_spike={}",
+        spike.step, text, reason, state.step,
+        saved_step == state.step ? fmt::format(" (saved in {})", step_name(state.step)) : "",
+        good.empty() ? "there is no good checkpoint"
+                     : fmt::format("the last good checkpoint is {}", good),
+        config.train.on_spike == "stop" ? "rollback or warn" : "warn");
+  });
+}
+
+void Trainer::Impl::roll_back(Spike spike, bool must) {
+  const std::string text = spike_text(spike.loss);
+  spike.checkpoint = saver->last_good();
+  run_on_root(*mesh.world, [&] {
+    keep_folder();
+    metrics->finish_line();
+  });
+  const WentBack back = go_back(spike.checkpoint, state, next_place, config, *mesh.world, *learner);
+  state = back.state;
+  watch.restore(state.recent_losses);
+  saved_step = -1;
+  run_on_root(*mesh.world, [&] {
+    metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
+    spike.went_back = state.step;
+    spike.rollbacks = state.rollbacks;
+    spike.skipped = (state.data.epoch - back.place.epoch) * train_data->samples() +
+                    state.data.next_sample - back.place.next_sample;
+    metrics->spike(spike);
+    log_warn(
+        "step {}: {}; training goes back to {}, rollback {} of at most {} (train.max_rollbacks), "
+        "and leaves out {} sequences{}{}",
+        spike.step, text, spike.checkpoint, spike.rollbacks, config.train.max_rollbacks,
+        spike.skipped, back.set_aside.empty() ? "" : "; ", back.set_aside);
+  });
+  // Under the same name, with the new place in the data: a later start does not repeat the old one.
+  write_checkpoint(state, must);
+  save_due = false;
+  in_spike = false;
 }
 
 /// The signal that asked any rank for the end; 0: none. Collective.
@@ -456,7 +611,7 @@ bool Trainer::Impl::agreed_save() {
 }
 
 void Trainer::Impl::save_and_end(int signal) {
-  save(true);
+  save_now(true);
   if (!root()) return;
   metrics->finish_line();
   log_info("step {}: ended by {}; the same command continues from here", state.step,
@@ -466,13 +621,15 @@ void Trainer::Impl::save_and_end(int signal) {
 void Trainer::Impl::run() {
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
   while (learner && state.step < config.train.steps) {  // none: complete from the start
-    step();
+    if (!step()) continue;
     const bool last = state.step == config.train.steps;
     if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
-    if (validation_data && (due(config.train.evaluate_every) || last)) evaluate();
+    if (validation_data && (due(config.train.evaluate_every) || last) && !evaluate()) continue;
     if (due(config.train.sample_every)) sample();
-    if (const bool wanted = agreed_save(); wanted || last || due(config.checkpoint.every))
-      save(last);
+    if (const bool wanted = agreed_save(); wanted || last)
+      save_now(last);
+    else
+      save_due = save_due || due(config.checkpoint.every);
     if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
   }
 }

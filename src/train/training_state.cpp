@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/text.h"
+#include "train/loss_watch.h"
 
 namespace longnet {
 namespace {
@@ -33,12 +34,28 @@ std::string text(const Json& json, const char* name, const std::string& where) {
   return value.get<std::string>();
 }
 
-double loss(const Json& value, const std::string& where) {
+double loss(const Json& value, const char* name, const std::string& where) {
   const double number = value.is_number() ? value.get<double>() : std::nan("");
   if (!std::isfinite(number) || number < 0)
-    throw Error("{}: loss is {}, not a finite number of at least 0; it is damaged", where,
+    throw Error("{}: {} is {}, not a finite number of at least 0; it is damaged", where, name,
                 shown(value));
   return number;
+}
+
+std::vector<double> recent_losses(const Json& list, const std::string& where) {
+  if (!list.is_array() || list.size() > LossWatch::kWindow)
+    throw Error("{}: recent_losses is {}, not a list of at most {} numbers; it is damaged", where,
+                shown(list), LossWatch::kWindow);
+  std::vector<double> losses;
+  for (const Json& value : list) losses.push_back(loss(value, "one of recent_losses", where));
+  return losses;
+}
+
+bool flag(const Json& json, const char* name, const std::string& where) {
+  const Json& value = field(json, name, where);
+  if (!value.is_boolean())
+    throw Error("{}: {} is {}, not true or false; it is damaged", where, name, shown(value));
+  return value.get<bool>();
 }
 
 std::vector<Origin> lineage(const Json& list, const std::string& where) {
@@ -75,6 +92,9 @@ Json to_json(const TrainingState& state) {
             {"next_sample", state.data.next_sample},
             {"seed", state.seed},
             {"loss", state.loss ? Json(*state.loss) : Json()},
+            {"spike", state.spike},
+            {"rollbacks", state.rollbacks},
+            {"recent_losses", state.recent_losses},
             {"lineage", Json::array()},
             {"training_data",
              {{"files", state.training_data.files},
@@ -95,12 +115,16 @@ TrainingState state_from_json(const Json& json, int version, const std::string& 
   if (version < 3) return state;
   state.seed = whole_number(json, "seed", 0, kMaxCount, where);
   if (const Json& value = field(json, "loss", where); !value.is_null())
-    state.loss = loss(value, where);
+    state.loss = loss(value, "loss", where);
   state.lineage = lineage(field(json, "lineage", where), where);
   const Json& data = field(json, "training_data", where);
   state.training_data.files = whole_number(data, "files", 0, kMaxCount, where);
   state.training_data.bytes = whole_number(data, "bytes", 0, kMaxTotal, where);
   state.training_data.hash = text(data, "hash", where);
+  if (version < 4) return state;
+  state.spike = flag(json, "spike", where);
+  state.rollbacks = whole_number(json, "rollbacks", 0, kMaxCount, where);
+  state.recent_losses = recent_losses(field(json, "recent_losses", where), where);
   return state;
 }
 
@@ -109,7 +133,7 @@ double largest_sensible_loss(int64_t vocab_size) {
 }
 
 bool has_sensible_loss(const TrainingState& state, int64_t vocab_size) {
-  return !state.loss || *state.loss <= largest_sensible_loss(vocab_size);
+  return !state.spike && (!state.loss || *state.loss <= largest_sensible_loss(vocab_size));
 }
 
 }  // namespace longnet

@@ -26,14 +26,18 @@ struct TrainingState {
   int64_t step = 0;         // optimizer steps done
   int64_t tokens_seen = 0;  // over all ranks
   DataState data;
-  int64_t seed = -1;                // train.seed; -1: not stated (formats 1 and 2)
-  std::optional<double> loss{};     // nats, of these weights on the tokens that come next
-  DataFingerprint training_data{};  // no hash: not stated
-  std::vector<Origin> lineage{};    // every step back, in order; the last one is this branch's
+  int64_t seed = -1;             // train.seed; -1: not stated (formats 1 and 2)
+  std::optional<double> loss{};  // nats, of these weights on the data of the step that came next
+  bool spike = false;            // that loss stood out from those of the steps before it
+  int64_t rollbacks = 0;         // to this checkpoint, since training last reached a good one
+  std::vector<double> recent_losses{};  // nats, of the last steps (LossWatch)
+  DataFingerprint training_data{};      // no hash: not stated
+  std::vector<Origin> lineage{};        // every step back, in order; the last one is this branch's
   bool operator==(const TrainingState&) const = default;
 };
 
-constexpr int kStateVersion = 3;  // 2 had no seed, loss, data, lineage; 1 no checksum either
+/// 3 had no spike, rollbacks, recent_losses; 2 no seed, loss, data, lineage; 1 no checksum either.
+constexpr int kStateVersion = 4;
 
 /// The fields of state.json that hold the state.
 nlohmann::json to_json(const TrainingState& state);
@@ -47,7 +51,7 @@ int64_t whole_number(const nlohmann::json& json, const char* field, int64_t low,
 /// Largest sensible loss of weights, in nats: 1.5 times the loss of guessing among vocab_size
 /// tokens, plus one. A newly initialised model lies well below.
 double largest_sensible_loss(int64_t vocab_size);
-/// False for weights with a larger loss; true if no loss is recorded.
+/// False for weights with a larger loss or a spike; true if no loss is recorded.
 bool has_sensible_loss(const TrainingState& state, int64_t vocab_size);
 
 }  // namespace longnet

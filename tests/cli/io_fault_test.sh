@@ -2,11 +2,13 @@
 # Makes one system call after another fail in a training run (faults/io_faults.cpp) and checks that nothing
 # is lost: the run ends well, or with an error that names the last good checkpoint; every checkpoint is whole;
 # no half-written folder stays; and the same command afterwards ends with the same weights, bit for bit.
-# Usage: tests/cli/io_fault_test.sh PROGRAM SHIM
+# Then one save that fails for good, with both values of checkpoint.on_failure, on one rank and on two with a
+# divided optimizer. Usage: tests/cli/io_fault_test.sh PROGRAM SHIM
 #   FAULTS: how many places per kind of call (default 2, without limit with LN_TEST_LONG=1)
 set -uo pipefail
 program=$(realpath "$1") shim=$(realpath "$2")
 limit=${FAULTS:-$([ -n "${LN_TEST_LONG:-}" ] && echo 100000 || echo 2)}
+source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -68,5 +70,39 @@ for call in open write fsync rename read mkdir unlink; do
     done
   done
 done
+# The save of step 2 fails for good, on the rank that writes. RANKS ON_FAILURE EXIT
+fail_save() {
+  local ranks=$1 on_failure=$2 expected=$3 settings=() launch=() status what="on_failure=$2 on $1 ranks"
+  [ "$ranks" = 1 ] || launch=("$source_dir/scripts/mpirun_local.sh" "$ranks") settings=(parallel.shard_optimizer=true)
+  settings+=("checkpoint.on_failure=$on_failure")
+  rm -rf run "whole$ranks$on_failure"
+  "${launch[@]}" "$program" train config.yaml "${settings[@]}" > run.log 2>&1 || fail "$what: undisturbed"
+  mv run "whole$ranks$on_failure"
+  LD_PRELOAD=$shim LN_FAULT_PATH=run/.tmp-step-00000002 LN_FAULT_CALL=write LN_FAULT_ERRNO=28 LN_FAULT_COUNT=0 \
+    LN_FAULT_AT=1 timeout 60 "${launch[@]}" "$program" train config.yaml "${settings[@]}" > run.log 2>&1
+  status=$?
+  [ $status = "$expected" ] || fail "$what: exit code $status"
+  [ "$(grep -c 'attempt [12] of 2 to save failed: .*No space left' run.log)" = 2 ] || fail "$what: two attempts"
+  ! compgen -G 'run/.tmp-step-*' > /dev/null || fail "$what: .tmp-step left"
+  [ ! -e run/step-00000002 ] || fail "$what: half a checkpoint"
+  if [ "$on_failure" = stop ]; then
+    [ "$(grep -c '^error' run.log)" = 1 ] || fail "$what: error lines"
+    grep -q '^error.*: step 2: the checkpoint cannot be saved: .*; the last good checkpoint is run/step-00000001$' \
+      run.log || fail "$what: the error line"
+    [ "$(ls -d run/step-*)" = run/step-00000001 ] || fail "$what: $(ls -d run/step-*)"
+  else
+    grep -q 'step 2: no checkpoint saved (1 so far could not be); .*; the last good checkpoint is run/step-00000001$' \
+      run.log || fail "$what: the warning"
+  fi
+  "${launch[@]}" "$program" train config.yaml "${settings[@]}" > run.log 2>&1 || fail "$what: the start after it"
+  for file in model.safetensors optimizer.safetensors; do
+    cmp -s "whole$ranks$on_failure/step-00000004/$file" run/step-00000004/$file || fail "$what: $file differs"
+  done
+}
+for ranks in 1 2; do
+  fail_save $ranks stop 1
+  fail_save $ranks continue 0
+done
+
 [ $runs -gt 10 ] || fail "only $runs runs were disturbed"
 echo "$runs runs, $failed failed calls: $carried ended well, $ended with an error; nothing lost"

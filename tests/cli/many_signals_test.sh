@@ -3,18 +3,12 @@
 # through them unharmed. Usage: many_signals_test.sh LONGNET
 set -euo pipefail
 longnet=$1
+. "$(dirname "$0")/tiny_training.sh"
 work=$(mktemp -d)
 trap 'kill -KILL "$training" 2> /dev/null || true; rm -rf "$work"' EXIT
 training=
 cd "$work"
-for _ in $(seq 200); do echo "the cat sat on the mat and the dog lay by the log."; done > text.txt
-cat > tiny.yaml << 'YAML'
-model: {dim: 32, layers: 2, heads: 4, ffn_dim: 64, branches: [[16, 1], [128, 4]]}
-data: {train: text.txt, cache: cache}
-train: {sequence_length: 128, batch_size: 2, steps: 1000000, evaluate_every: 0}
-checkpoint: {every: 0}
-run: {progress: "off"}
-YAML
+write_tiny_training text.txt tiny.yaml
 export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 for round in 1 2 3 4 5; do
   "$longnet" train tiny.yaml run.folder="run$round" > "log$round" 2>&1 &

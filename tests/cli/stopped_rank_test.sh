@@ -10,15 +10,8 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 fail() { echo "FAILED: $*"; cat log; exit 1; }
 
-for i in $(seq 2000); do echo "line $i of a small text about nothing"; done > text.txt
-cat > config.yaml <<'Y'
-model: {dim: 32, heads: 4, ffn_dim: 64, layers: 2, branches: [[16, 1], [128, 4]]}
-data: {train: text.txt, cache: cache}
-train: {sequence_length: 128, batch_size: 2, steps: 1000000, evaluate_every: 0}
-optimizer: {warmup_steps: 1}
-checkpoint: {every: 0}
-run: {folder: run, progress: "off", log_every: 1}
-Y
+. "$source_dir/tests/cli/tiny_training.sh"
+write_tiny_training text.txt config.yaml
 # The path of the configuration tells these ranks from those of other tests that run at the same time.
 # What a rank does before the program: LATE ranks wait, others have a library that stops them.
 cat > rank.sh <<'R'

@@ -224,8 +224,8 @@ TEST(Checkpoint, DamagedOrForeignOnesAreRefusedWithTheReason) {
        },
        "state.json: is not a regular file"},
       {"newer format",
-       [](const std::string& p) { edit_state(p, [](auto& j) { j["format_version"] = 4; }); },
-       "format version 4, this program reads 1 to 3"},
+       [](const std::string& p) { edit_state(p, [](auto& j) { j["format_version"] = 5; }); },
+       "format version 5, this program reads 1 to 4"},
       {"no checksum",
        [](const std::string& p) {
          edit_state(p, [](auto& j) { j["files"].erase("config.yaml"); });
@@ -361,11 +361,28 @@ TEST(Checkpoint, AStateWithoutChecksumOfTheFirstFormatIsRead) {
   EXPECT_EQ(open_checkpoint(path).state.step, saved.state.step);
 }
 
+TEST(Checkpoint, AStateOfTheThirdFormatIsRead) {
+  Saved saved;
+  saved.state.loss = 2.0;
+  const std::string path = saved.save();
+  edit_state(path, [](auto& j) {
+    for (const char* field : {"spike", "rollbacks", "recent_losses"}) j.erase(field);
+    j["format_version"] = 3;
+  });
+  const TrainingState state = open_checkpoint(path).state;
+  EXPECT_EQ(state.loss, 2.0);
+  EXPECT_FALSE(state.spike);
+  EXPECT_EQ(state.rollbacks, 0);
+  EXPECT_TRUE(state.recent_losses.empty());
+}
+
 TEST(Checkpoint, AStateOfTheSecondFormatIsRead) {
   Saved saved;
   const std::string path = saved.save();
   edit_state(path, [](auto& j) {
-    for (const char* field : {"seed", "loss", "lineage", "training_data"}) j.erase(field);
+    for (const char* field :
+         {"seed", "loss", "lineage", "training_data", "spike", "rollbacks", "recent_losses"})
+      j.erase(field);
     j["format_version"] = 2;
   });
   const TrainingState state = open_checkpoint(path).state;

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "support/temporary_folder.h"
+#include "support/tiny_training.h"
 #include "train/trainer.h"
 
 namespace longnet::test {
@@ -12,16 +12,6 @@ namespace {
 class Evaluate : public ::testing::Test {
  protected:
   Evaluate() {
-    std::string text;
-    while (text.size() < 4000) text += "the cat sat on the mat and the dog lay by the log. ";
-    config_.model.dim = 32;
-    config_.model.layers = 1;
-    config_.model.heads = 2;
-    config_.model.ffn_dim = 32;
-    config_.model.branches = {{16, 1}, {64, 4}};
-    config_.data.train = {folder_.write("text.txt", text)};
-    config_.data.cache = folder_.file("cache");
-    config_.train.sequence_length = 64;
     mesh_ = make_mesh(make_single_communicator(), 0, 1);
     learner_ = std::make_unique<Learner>(context_, config_, mesh_);
     learner_->initialise();
@@ -29,7 +19,7 @@ class Evaluate : public ::testing::Test {
   }
 
   TemporaryFolder folder_;
-  Config config_;
+  Config config_ = tiny_training(folder_);
   Context context_;
   Mesh mesh_;
   std::unique_ptr<Learner> learner_;

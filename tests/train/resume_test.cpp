@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "support/temporary_folder.h"
+#include "support/tiny_training.h"
 #include "train/run_folder.h"
 #include "train/trainer.h"
 
@@ -20,26 +20,8 @@ namespace fs = std::filesystem;
 class Resume : public ::testing::Test {
  protected:
   Resume() {
-    config_.model.dim = 32;
-    config_.model.layers = 1;
-    config_.model.heads = 2;
-    config_.model.ffn_dim = 32;
-    config_.model.branches = {{16, 1}, {64, 4}};
-    config_.data.train = {folder_.write("text.txt", text("the cat sat on the mat. "))};
-    config_.data.cache = folder_.file("cache");
-    config_.train.sequence_length = 64;
     config_.train.steps = 4;
-    config_.train.evaluate_every = 0;
-    config_.optimizer.warmup_steps = 1;
     config_.checkpoint.every = 1;
-    config_.checkpoint.keep_last = 0;
-    config_.run.folder = folder_.file("run");
-    config_.run.progress = "off";
-  }
-  static std::string text(const std::string& line) {
-    std::string all;
-    while (all.size() < 4000) all += line;
-    return all;
   }
   /// Trains to `steps` with checkpoint.resume; returns what this start added to log.txt.
   std::string train(int64_t steps, const std::string& resume = "auto", bool overwrite = false) {
@@ -83,7 +65,7 @@ class Resume : public ::testing::Test {
   using Steps = std::vector<int64_t>;
 
   TemporaryFolder folder_;
-  Config config_;
+  Config config_ = tiny_training(folder_, repeated("the cat sat on the mat. "));
 };
 
 bool contains(const std::string& text, const std::string& part) {
@@ -186,11 +168,11 @@ TEST_F(Resume, ChangedSettingsAreListed) {
 TEST_F(Resume, OtherDataMustBeAccepted) {
   train(1);
   // Moved, the same content.
-  config_.data.train = {folder_.write("moved.txt", text("the cat sat on the mat. "))};
+  config_.data.train = {folder_.write("moved.txt", repeated("the cat sat on the mat. "))};
   const std::string moved = train(2);
   EXPECT_TRUE(contains(moved, "data.train: ")) << moved;
   EXPECT_FALSE(contains(moved, "starts anew")) << moved;
-  folder_.write("moved.txt", text("the dog lay by the log. "));
+  folder_.write("moved.txt", repeated("the dog lay by the log. "));
   const std::string refused = refusal(3);
   EXPECT_TRUE(contains(refused, "holds other data than " + step(2))) << refused;
   EXPECT_TRUE(contains(refused, "checkpoint.accept_new_data=true")) << refused;

@@ -6,7 +6,7 @@
 #include <csignal>
 #include <filesystem>
 
-#include "support/temporary_folder.h"
+#include "support/tiny_training.h"
 #include "train/checkpoint.h"
 #include "train/trainer.h"
 
@@ -17,25 +17,6 @@ namespace fs = std::filesystem;
 
 class Signal : public ::testing::Test {
  protected:
-  Signal() {
-    std::string text;
-    while (text.size() < 4000) text += "the cat sat on the mat and the dog lay by the log. ";
-    config_.model.dim = 32;
-    config_.model.layers = 1;
-    config_.model.heads = 2;
-    config_.model.ffn_dim = 32;
-    config_.model.branches = {{16, 1}, {64, 4}};
-    config_.data.train = {folder_.write("text.txt", text)};
-    config_.data.cache = folder_.file("cache");
-    config_.train.sequence_length = 64;
-    config_.train.steps = 3;
-    config_.train.evaluate_every = 0;
-    config_.optimizer.warmup_steps = 1;
-    config_.checkpoint.every = 0;
-    config_.checkpoint.keep_last = 0;
-    config_.run.folder = folder_.file("run");
-    config_.run.progress = "off";
-  }
   bool saved(int step) const {
     return fs::exists(config_.run.folder + "/step-0000000" + std::to_string(step));
   }
@@ -47,7 +28,7 @@ class Signal : public ::testing::Test {
   }
 
   TemporaryFolder folder_;
-  Config config_;
+  Config config_ = tiny_training(folder_);
 };
 
 TEST_F(Signal, Usr1SavesOnceAndTrainingContinues) {

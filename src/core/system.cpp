@@ -1,0 +1,36 @@
+// See system.h.
+#include "core/system.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+namespace longnet {
+namespace {
+
+/// Field `place` of /proc/self/statm (proc(5): 0 address space, 1 resident), in bytes; 0: not
+/// there.
+int64_t memory_field(int place) {
+  std::ifstream statm("/proc/self/statm");
+  int64_t pages = 0;
+  for (int i = 0; i <= place; ++i)
+    if (!(statm >> pages)) return 0;
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+}  // namespace
+
+std::string system_cause() { return std::strerror(errno); }
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown host";
+}
+
+int64_t resident_bytes() { return memory_field(1); }
+
+int64_t address_space_bytes() { return memory_field(0); }
+
+}  // namespace longnet
