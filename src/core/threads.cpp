@@ -1,12 +1,17 @@
 #include "core/threads.h"
 
 #include <omp.h>
+#include <pthread.h>
 #include <sched.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
+#include <mutex>
+#include <string>
 
 #include "core/error.h"
 
@@ -27,6 +32,27 @@ int largest_team(int wanted) {
   asked = wanted;
   got = size;
   return size;
+}
+
+void* wait_for(void* mutex) {
+  const std::lock_guard<std::mutex> wait(*static_cast<std::mutex*>(mutex));
+  return nullptr;
+}
+
+/// The limits that a failed start of a thread may come from: "; ulimit -u allows 100, ...".
+std::string thread_limits_text() {
+  std::string text;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NPROC, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    text += fmt::format("; ulimit -u allows {} threads of this user", limit.rlim_cur);
+  for (const char* path : {"/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"}) {
+    std::ifstream file(path);
+    if (int64_t most = 0; file >> most)
+      text += fmt::format("; {} allows {} in the control group", path, most);
+  }
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    text += fmt::format("; ulimit -v allows {} bytes, stacks of threads included", limit.rlim_cur);
+  return text;
 }
 
 }  // namespace
@@ -63,6 +89,28 @@ int thread_count(int wanted) {
   if (!asked && std::getenv("OMP_NUM_THREADS") == nullptr)
     if (const int quota = core_quota(); quota > 0) threads = std::min(threads, quota);
   return std::max(1, std::min(threads, omp_get_thread_limit()));
+}
+
+void check_threads_start(int threads) {
+  static int known = 1;
+  if (threads <= known) return;
+  std::vector<pthread_t> started;
+  std::mutex end;
+  end.lock();  // they wait for it, so that all are there at once
+  int failure = 0;
+  while (failure == 0 && static_cast<int>(started.size()) < threads - 1) {
+    pthread_t thread;
+    failure = pthread_create(&thread, nullptr, wait_for, &end);
+    if (failure == 0) started.push_back(thread);
+  }
+  end.unlock();
+  for (const pthread_t thread : started) pthread_join(thread, nullptr);
+  if (failure != 0)
+    throw Error(
+        "{} threads are wanted, {} can be started ({}){}; set parallel.threads=1 (or what is left "
+        "for each rank of this machine) or raise the limit",
+        threads, started.size() + 1, std::strerror(failure), thread_limits_text());
+  known = threads;
 }
 
 LibraryTeam::LibraryTeam(int wanted)

@@ -23,6 +23,11 @@ int core_quota();
 /// the message says where the number comes from.
 int thread_count(int wanted);
 
+/// Throws Error if `threads` threads cannot run at once in this process; the message gives the number
+/// that can and the limits. Without it OpenMP's library ends the process with its own message. Starts
+/// the threads briefly, unless as many were started before.
+void check_threads_start(int threads);
+
 /// While it exists, a parallel region that a library opens on this thread with the thread count
 /// that OpenMP reports gets exactly that many threads: size(), the most that this thread can have
 /// of `wanted`. Inside another parallel region that is one. The destructor restores the previous

@@ -51,7 +51,7 @@ std::string remedy(const Host& host) {
 
 Context make_context(Communicator& world, const std::string& backend, int threads) {
   const Device device = device_of_rank(world, backend);
-  run_on_all(world, [&] { thread_count(threads); });
+  run_on_all(world, [&] { check_threads_start(thread_count(threads)); });
   return Context({.device = device, .threads = threads, .counting = false});
 }
 

@@ -354,5 +354,6 @@ std::string RunLock::holder() const {
 }
 
 const std::string& RunLock::path() const { return impl_->path; }
+int RunLock::folders_made() const { return static_cast<int>(impl_->made.size()); }
 
 }  // namespace longnet

@@ -35,6 +35,8 @@ class RunLock {
   std::string holder() const;
   /// FOLDER/run.lock
   const std::string& path() const;
+  /// How many folders above it the constructor made.
+  int folders_made() const;
 
  private:
   struct Impl;

@@ -22,6 +22,7 @@ constexpr double kSettleSeconds = 0.5;
 constexpr size_t kStackBytes = 64 * 1024;
 
 volatile std::sig_atomic_t save_wanted = 0, stop_signal = 0, training = 0, speaking = 0;
+volatile std::sig_atomic_t holding = 0, held_signal = 0, folders_removed = 0;
 double stop_time = 0;  // of the first request to end
 char removed_at_end[4096] = "";
 
@@ -33,14 +34,35 @@ void say(int signal, const char* text) {
   [[maybe_unused]] const ssize_t ignored = write(STDERR_FILENO, line, std::strlen(line));
 }
 
+/// The file, then the folders that were made for it as far as they are empty. Cuts the path.
+void remove_what_was_made() {
+  if (removed_at_end[0] == '\0') return;
+  unlink(removed_at_end);
+  size_t length = std::strlen(removed_at_end);
+  for (int i = 0; i < folders_removed; ++i) {
+    while (length > 0 && removed_at_end[length - 1] != '/') --length;
+    while (length > 1 && removed_at_end[length - 1] == '/') --length;
+    removed_at_end[length] = '\0';
+    rmdir(removed_at_end);
+  }
+}
+
 [[noreturn]] void end_now(int signal, const char* text) {
   say(signal, text);
-  if (removed_at_end[0] != '\0') unlink(removed_at_end);
+  remove_what_was_made();
   _exit(128 + signal);
 }
 
+[[noreturn]] void end_set_up(int signal) {
+  end_now(signal, " during set-up: ended, no step was trained\n");
+}
+
 void on_stop(int signal) {
-  if (!training) end_now(signal, " during set-up: ended, no step was trained\n");
+  if (holding) {
+    held_signal = signal;
+    return;
+  }
+  if (!training) end_set_up(signal);
   if (stop_signal == 0) {
     stop_time = seconds_now();
     stop_signal = signal;
@@ -65,7 +87,8 @@ void on_signal(int signal) {
 }  // namespace
 
 SignalGuard::SignalGuard() {
-  for (volatile std::sig_atomic_t* flag : {&save_wanted, &stop_signal, &training, &speaking})
+  for (volatile std::sig_atomic_t* flag :
+       {&save_wanted, &stop_signal, &training, &speaking, &holding, &held_signal, &folders_removed})
     *flag = 0;
   removed_at_end[0] = '\0';
   stack_.resize(kStackBytes);
@@ -93,10 +116,19 @@ SignalGuard::~SignalGuard() {
 
 void SignalGuard::speak() { speaking = 1; }
 
-void SignalGuard::remove_at_end(const std::string& path) {
+SignalGuard::Hold::Hold(bool wanted) { holding = wanted ? 1 : 0; }
+
+SignalGuard::Hold::~Hold() {
+  if (!holding) return;
+  holding = 0;
+  if (held_signal != 0) end_set_up(held_signal);
+}
+
+void SignalGuard::remove_at_end(const std::string& path, int folders) {
   LN_CHECK(path.size() < sizeof removed_at_end, "a path of {} bytes", path.size());
   // Empty while it changes: the handler must never see half a path.
   removed_at_end[0] = '\0';
+  folders_removed = folders;
   if (path.empty()) return;
   std::memcpy(removed_at_end + 1, path.data() + 1, path.size());  // with the zero at the end
   removed_at_end[0] = path[0];

@@ -30,9 +30,19 @@ class SignalGuard {
 
   /// From now on prints caught signals to standard error; for rank 0.
   void speak();
-  /// File (the run's lock) to remove when a signal ends the process at once; empty: none. At most
-  /// 4095 bytes.
-  void remove_at_end(const std::string& path);
+  /// File (the run's lock) to remove when a signal ends the process at once, and how many of the
+  /// folders above it were created for it; they are removed too if they are empty. Empty path: none.
+  /// At most 4095 bytes.
+  void remove_at_end(const std::string& path, int folders);
+  /// While one exists, a request to end that arrives during set-up takes effect when it is
+  /// destroyed: what is being created can then be removed. For short work. wanted false: no effect.
+  class Hold {
+   public:
+    explicit Hold(bool wanted);
+    ~Hold();
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+  };
   /// From now on a request to end takes effect at the end of a step, and OpenMP's other threads,
   /// which have no stack for the handler, block all signals.
   void set_up_done();

@@ -175,8 +175,13 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
                             config_in.parallel)) {
   if (root()) signals.speak();
   run_on_root(*mesh.world, [&] {
-    lock = std::make_unique<RunLock>(config.run.folder);
-    signals.remove_at_end(lock->path());
+    {
+      // A folder that is not there yet is nobody's: its lock is taken without a wait.
+      std::error_code error;
+      const SignalGuard::Hold hold(!std::filesystem::exists(config.run.folder, error));
+      lock = std::make_unique<RunLock>(config.run.folder);
+      signals.remove_at_end(lock->path(), lock->folders_made());
+    }
     remove_leftovers(config.run.folder);
   });
   run_on_all(*mesh.world, [&] {
@@ -421,7 +426,7 @@ void Trainer::Impl::keep_folder() {
         config.run.folder, lock->holder(), state.step);
   const bool deleted = !std::filesystem::exists(config.run.folder);
   lock = std::make_unique<RunLock>(config.run.folder);
-  signals.remove_at_end(lock->path());
+  signals.remove_at_end(lock->path(), lock->folders_made());
   if (!deleted)
     return log_warn("{} was deleted during the run; it has been created again", lock->path());
   init_log(0, config.run.folder, config.run.log_level);

@@ -233,6 +233,17 @@ TEST_F(BadInput, MemoryLimits) {
     EXPECT_NE(outcome.err.find(part, line), std::string::npos) << outcome.err;
 }
 
+TEST_F(BadInput, ThreadsThatCannotBeStarted) {
+  // The stacks of 3000 threads do not fit; libgomp would end the process with its own line.
+  const Outcome outcome =
+      program.run_limited("train tiny.yaml parallel.threads=3000", "ulimit -v 3000000");
+  EXPECT_EQ(outcome.exit_code, 1);
+  for (const char* part : {"error: 3000 threads are wanted, ", " can be started (",
+                           "ulimit -v allows 3072000000 bytes", "set parallel.threads="})
+    EXPECT_NE(outcome.err.find(part), std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.err.find("libgomp"), std::string::npos) << outcome.err;
+}
+
 /// What run.backend=cuda says on a machine without a GPU, in this build.
 std::string cuda_refusal() {
   return device_runtime::built_with_cuda()

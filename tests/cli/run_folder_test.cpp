@@ -138,6 +138,26 @@ TEST(RunFolder, SetUpEndsAtOnce) {
       << training.errors();
 }
 
+TEST(RunFolder, AnEndDuringSetUpLeavesNoFolder) {
+  for (const int ranks : {1, 2}) {
+    Program program;
+    program.write_tiny_config();
+    fs::create_directory(program.file("kept"));
+    // At the least it measures the machine for 0.3 s after the folder is made.
+    Background training(program, "t", "train tiny.yaml run.folder=kept/a//b/ run.log_level=debug",
+                        ranks);
+    const auto limit = std::chrono::steady_clock::now() + 60s;
+    while (!fs::exists(program.file("kept/a/b")) && std::chrono::steady_clock::now() < limit)
+      std::this_thread::sleep_for(1ms);
+    training.send(SIGTERM);
+    EXPECT_NE(training.finish(), 0) << training.errors();
+    EXPECT_TRUE(training.said("SIGTERM during set-up: ended, no step was trained"))
+        << training.errors();
+    EXPECT_FALSE(fs::exists(program.file("kept/a"))) << training.errors();
+    EXPECT_TRUE(fs::exists(program.file("kept")));
+  }
+}
+
 TEST(RunFolder, ADeletedFolderIsNoticedAndMadeAnew) {
   Program program;
   program.write_tiny_config();
