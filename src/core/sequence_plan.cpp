@@ -144,22 +144,45 @@ RowRange SequencePlan::rows(int branch, const Segment& segment, int rank, int64_
 
 GatherLayout::GatherLayout(const SequencePlan& plan, int branch, const GatheredSegment& gathered,
                            int64_t batch_in, int64_t head_dim_in)
-    : batch(batch_in), head_dim(head_dim_in), mine(plan.rank() - gathered.first_rank) {
-  chunk_begin.push_back(0);
-  for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
-    std::vector<RowRange> head_rows(plan.heads());
-    std::vector<int64_t> slots(plan.heads());
-    int64_t total = 0;
-    for (int64_t h = 0; h < plan.heads(); ++h) {
-      head_rows[h] = plan.rows(branch, gathered.segment, rank, h);
-      slots[h] = total;
-      total += head_rows[h].count;
-    }
-    rows.push_back(std::move(head_rows));
-    row_slot.push_back(std::move(slots));
-    chunk_rows.push_back(total);
-    chunk_begin.push_back(chunk_begin.back() + 2 * batch * total * head_dim);
+    : batch(batch_in),
+      head_dim(head_dim_in),
+      mine(plan.rank() - gathered.first_rank),
+      gathered_(gathered),
+      tokens_(plan.tokens()),
+      shard_length_(plan.shard_length()),
+      dilation_(plan.branches()[branch].dilation),
+      head_offsets_(plan.head_offsets(branch)) {
+  elements_ = chunk_begin(ranks());
+}
+
+int64_t GatherLayout::begin_of(int member) const {
+  return std::min(tokens_, (gathered_.first_rank + member) * shard_length_);
+}
+
+RowRange GatherLayout::rows(int first, int end, int64_t head) const {
+  return kept_rows(gathered_.segment, begin_of(first), begin_of(end), head_offsets_[head],
+                   dilation_);
+}
+
+std::vector<int64_t> GatherLayout::row_slot(int first, int end) const {
+  std::vector<int64_t> slots;
+  int64_t total = 0;
+  for (size_t h = 0; h < head_offsets_.size(); ++h) {
+    slots.push_back(total);
+    total += rows(first, end, static_cast<int64_t>(h)).count;
   }
+  return slots;
+}
+
+int64_t GatherLayout::chunk_rows(int first, int end) const {
+  int64_t total = 0;
+  for (size_t h = 0; h < head_offsets_.size(); ++h)
+    total += rows(first, end, static_cast<int64_t>(h)).count;
+  return total;
+}
+
+int64_t GatherLayout::chunk_begin(int member) const {
+  return 2 * batch * chunk_rows(0, member) * head_dim;
 }
 
 }  // namespace longnet

@@ -114,21 +114,42 @@ class SequencePlan {
 };
 
 /// How the rows of a gathered segment lie in one buffer: the ranks' chunks in rank order, each
-/// chunk [2 (keys, values), B, R, D] with R the rank's rows of all heads, head after head.
-struct GatherLayout {
+/// chunk [2 (keys, values), B, R, D] with R the rank's rows of all heads, head after head. It stores
+/// no list of ranks; each call computes its answer in O(H), so the cost does not depend on the
+/// number of ranks. member: place in the group, 0 .. ranks() - 1.
+class GatherLayout {
+ public:
   GatherLayout(const SequencePlan& plan, int branch, const GatheredSegment& gathered, int64_t batch,
                int64_t head_dim);
 
   int64_t batch = 0;
   int64_t head_dim = 0;
-  int mine = 0;                                // this rank's place in the group
-  std::vector<std::vector<RowRange>> rows;     // [ranks][H]
-  std::vector<std::vector<int64_t>> row_slot;  // [ranks][H] first row of a head inside the chunk
-  std::vector<int64_t> chunk_rows;             // [ranks] R
-  std::vector<int64_t> chunk_begin;            // [ranks + 1] elements from the buffer's start
+  int mine = 0;  // this rank's place in the group
 
-  int64_t chunk_elements(int member) const { return chunk_begin[member + 1] - chunk_begin[member]; }
-  int64_t elements() const { return chunk_begin.back(); }
+  int ranks() const { return gathered_.ranks(); }
+  RowRange rows(int member, int64_t head) const { return rows(member, member + 1, head); }
+  std::vector<int64_t> row_slot(int member) const {  // [H] first row of a head inside the chunk
+    return row_slot(member, member + 1);
+  }
+  int64_t chunk_rows(int member) const { return chunk_rows(member, member + 1); }  // R
+  int64_t chunk_begin(int member) const;  // elements from the buffer's start; 0 <= member <= ranks
+  int64_t chunk_elements(int member) const { return 2 * batch * chunk_rows(member) * head_dim; }
+  int64_t elements() const { return elements_; }
+
+  /// The same for members first .. end - 1 together, as if they were one rank.
+  RowRange rows(int first, int end, int64_t head) const;
+  std::vector<int64_t> row_slot(int first, int end) const;
+  int64_t chunk_rows(int first, int end) const;
+
+ private:
+  int64_t begin_of(int member) const;  // its first token
+
+  GatheredSegment gathered_;
+  int64_t tokens_;
+  int64_t shard_length_;
+  int64_t dilation_;
+  std::vector<int64_t> head_offsets_;  // [H]
+  int64_t elements_ = 0;
 };
 
 }  // namespace longnet

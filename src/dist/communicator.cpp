@@ -54,14 +54,23 @@ void Communicator::count_all_reduce(int64_t n) {
 
 void Communicator::count_all_gather(std::span<const int64_t> begin_bytes) {
   check_chunks(begin_bytes);
-  last_bytes_ = (size() - 1) * (begin_bytes[rank() + 1] - begin_bytes[rank()]);
-  bytes_sent_ += last_bytes_;
+  count_all_gather(begin_bytes[rank() + 1] - begin_bytes[rank()]);
 }
 
 void Communicator::count_reduce_scatter(std::span<const int64_t> begin) {
   check_chunks(begin);
-  const int64_t own = begin[rank() + 1] - begin[rank()];
-  last_bytes_ = static_cast<int64_t>(sizeof(float)) * (begin.back() - begin.front() - own);
+  count_reduce_scatter(begin.back() - begin.front(), begin[rank() + 1] - begin[rank()]);
+}
+
+void Communicator::count_all_gather(int64_t own) {
+  LN_CHECK(own >= 0, "a chunk of {} bytes", own);
+  last_bytes_ = (size() - 1) * own;
+  bytes_sent_ += last_bytes_;
+}
+
+void Communicator::count_reduce_scatter(int64_t all, int64_t own) {
+  LN_CHECK(own >= 0 && all >= own, "a chunk of {} of {} floats", own, all);
+  last_bytes_ = static_cast<int64_t>(sizeof(float)) * (all - own);
   bytes_sent_ += last_bytes_;
 }
 

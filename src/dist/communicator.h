@@ -89,6 +89,12 @@ class Communicator {
   /// Bytes of the operation started last.
   int64_t last_bytes() const { return last_bytes_; }
 
+  /// Count a start_all_gather with a chunk of `own` bytes, or a start_reduce_scatter of `all`
+  /// floats with an own chunk of `own`, and move nothing: for the counting transport, where a list
+  /// of the chunks of a million ranks would cost more than everything else.
+  void count_all_gather(int64_t own);
+  void count_reduce_scatter(int64_t all, int64_t own);
+
  protected:
   // Checks the arguments of a start_* operation and counts its bytes; shared by the transports.
   void count_all_reduce(int64_t n);

@@ -19,7 +19,8 @@ struct SequenceExchange::Impl {
         : group(std::move(group_in)), layout(std::move(layout_in)) {}
     std::unique_ptr<Communicator> group;
     GatherLayout layout;
-    float* staging = nullptr;  // [ranks - 1][own chunk]
+    std::vector<int64_t> begin;  // [ranks + 1] chunk_begin of all; empty where bytes are counted
+    float* staging = nullptr;    // [ranks - 1][own chunk]
     Communicator::Request gather = 0;
     Communicator::Request reduce = 0;
     bool gathering = false;
@@ -29,8 +30,8 @@ struct SequenceExchange::Impl {
 
   Impl(Communicator& sequence, const SequencePlan& plan, int64_t batch, int64_t head_dim)
       : sequence_(sequence),
-        staging_(std::make_unique<Arena>("exchange staging", sequence.transport() == "counting",
-                                         sequence.device())) {
+        counting_(sequence.transport() == "counting"),
+        staging_(std::make_unique<Arena>("exchange staging", counting_, sequence.device())) {
     LN_CHECK(sequence.size() == plan.ranks() && sequence.rank() == plan.rank(),
              "the plan is rank {} of {}, the sequence group rank {} of {}", plan.rank(),
              plan.ranks(), sequence.rank(), sequence.size());
@@ -54,6 +55,9 @@ struct SequenceExchange::Impl {
                                  plan.rank()),
             GatherLayout(plan, branch, segment, batch, head_dim));
         const int64_t own = slot->layout.chunk_elements(slot->layout.mine);
+        if (!counting())
+          for (int member = 0; member <= segment.ranks(); ++member)
+            slot->begin.push_back(slot->layout.chunk_begin(member));
         slot->staging = static_cast<float*>(staging_->allocate_bytes(
             (segment.ranks() - 1) * own * static_cast<int64_t>(sizeof(float))));
         slots_[branch][which] = std::move(slot);
@@ -66,6 +70,8 @@ struct SequenceExchange::Impl {
     if (std::uncaught_exceptions() > 0) staging_.release();
   }
 
+  bool counting() const { return counting_; }
+
   Slot& slot(int branch, int which) {
     LN_CHECK(branch >= 0 && branch < static_cast<int>(slots_.size()) && which >= 0 && which < 2 &&
                  slots_[branch][which] != nullptr,
@@ -74,6 +80,7 @@ struct SequenceExchange::Impl {
   }
 
   Communicator& sequence_;
+  bool counting_;
   std::unique_ptr<Arena> staging_;
   std::vector<std::array<std::unique_ptr<Slot>, 2>> slots_;  // [branches][which]
   Traffic traffic_;
@@ -90,12 +97,15 @@ void SequenceExchange::start_gather(int branch, int which, const TensorView& buf
   LN_CHECK(buffer.elements() == slot.layout.elements() && buffer.contiguous(),
            "gather buffer {} for {} elements", buffer.describe(), slot.layout.elements());
   check_on_device(*slot.group, buffer, "gather buffer");
-  slot.begin_bytes.clear();
-  for (int64_t begin : slot.layout.chunk_begin)
-    slot.begin_bytes.push_back(begin * dtype_size(buffer.dtype));
-  slot.gather = slot.group->start_all_gather(buffer.data, slot.begin_bytes);
+  const int64_t own = slot.layout.chunk_elements(slot.layout.mine) * dtype_size(buffer.dtype);
+  if (impl_->counting()) {
+    slot.group->count_all_gather(own);
+  } else {
+    slot.begin_bytes.clear();
+    for (int64_t begin : slot.begin) slot.begin_bytes.push_back(begin * dtype_size(buffer.dtype));
+    slot.gather = slot.group->start_all_gather(buffer.data, slot.begin_bytes);
+  }
   slot.gathering = true;
-  const int64_t own = slot.begin_bytes[slot.layout.mine + 1] - slot.begin_bytes[slot.layout.mine];
   impl_->traffic_.forward_bytes += slot.group->last_bytes();
   // Causal queries that may look at this rank's rows are its own and those of the ranks after it.
   impl_->traffic_.forward_needed_bytes += own * (slot.group->size() - 1 - slot.layout.mine);
@@ -115,8 +125,12 @@ void SequenceExchange::start_reduce(int branch, int which, const TensorView& buf
                buffer.contiguous(),
            "reduce buffer {} for {} f32 elements", buffer.describe(), slot.layout.elements());
   check_on_device(*slot.group, buffer, "reduce buffer");
-  slot.reduce = slot.group->start_reduce_scatter(static_cast<float*>(buffer.data),
-                                                 slot.layout.chunk_begin, slot.staging);
+  if (impl_->counting())
+    slot.group->count_reduce_scatter(slot.layout.elements(),
+                                     slot.layout.chunk_elements(slot.layout.mine));
+  else
+    slot.reduce = slot.group->start_reduce_scatter(static_cast<float*>(buffer.data), slot.begin,
+                                                   slot.staging);
   slot.reducing = true;
   impl_->traffic_.backward_bytes += slot.group->last_bytes();
 }

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/attention/segment_tasks.h"
 #include "kernels/fill/fill.h"
 
 namespace longnet {
@@ -36,8 +35,12 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
     const std::vector<GatheredSegment> segments = plan_.gathered_segments(branch);
     for (int which = 0; which < static_cast<int>(segments.size()); ++which) {
       GatherLayout layout(plan_, branch, segments[which], batch_, settings_.head_dim);
-      gathered_.push_back(
-          {branch, which, segments[which].number, segments[which], std::move(layout), HeadRows{}});
+      GatheredTask task(
+          plan_, branch, segments[which], layout,
+          counts_only() ? GatheredTask::Sources::kJoined : GatheredTask::Sources::kRanks);
+      gathered_.push_back({branch, which, segments[which].number, layout, std::move(task),
+                           layout.row_slot(layout.mine), layout.chunk_begin(layout.mine),
+                           layout.chunk_rows(layout.mine)});
     }
   }
   // Every rank issues branch by branch, even segments before odd ones: one global order, in which
@@ -47,9 +50,7 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
                      return std::pair(a.branch, a.number % 2) < std::pair(b.branch, b.number % 2);
                    });
   for (GatheredWork& work : gathered_) {
-    const SegmentTask task = gathered_task(work, {}, {});
-    work.own_rows = task.queries;  // this rank's kept tokens are its queries and its keys
-    reserve({&task, 1});
+    reserve({&work.task.bind({}, {}), 1});
     if (settings_.training)
       grad_buffers_.push_back(workspace.allocate(DType::kF32, {work.layout.elements()}));
   }
@@ -62,7 +63,7 @@ DilatedAttentionOperator::DilatedAttentionOperator(Context& context, const Seque
 /// so that the cost of a plan does not depend on their number; a GPU's scratch depends on all of
 /// them.
 void DilatedAttentionOperator::list_local(int branch) {
-  if (!context_.counting() || context_.on_gpu()) {
+  if (!counts_only()) {
     local_tasks_.push_back(local_segment_tasks(plan_, branch, {}, {}, {}, {}));
     return;
   }
@@ -108,21 +109,14 @@ AttentionOptions DilatedAttentionOperator::options(int branch, const Visibility&
   return options;
 }
 
-SegmentTask DilatedAttentionOperator::gathered_task(const GatheredWork& work,
-                                                    const TensorView& buffer,
-                                                    const TensorView& grad_buffer) const {
-  return gathered_segment_task(plan_, work.branch, work.gathered, work.layout, buffer, grad_buffer);
-}
-
 TensorView DilatedAttentionOperator::own_part(const GatheredWork& work, const TensorView& buffer,
                                               int64_t part) const {
   // The own chunk is [2 (keys, values), B, R, D].
-  const GatherLayout& layout = work.layout;
-  const int64_t rows = layout.chunk_rows[layout.mine];
-  return buffer.slice(0, layout.chunk_begin[layout.mine], layout.chunk_elements(layout.mine))
-      .view({2, batch_, rows, settings_.head_dim})
+  const int64_t elements = 2 * batch_ * work.own_rows * settings_.head_dim;
+  return buffer.slice(0, work.own_begin, elements)
+      .view({2, batch_, work.own_rows, settings_.head_dim})
       .slice(0, part, 1)
-      .view({batch_, rows, settings_.head_dim});
+      .view({batch_, work.own_rows, settings_.head_dim});
 }
 
 void DilatedAttentionOperator::forward(const TensorView& out, const TensorView& lse,
@@ -131,12 +125,11 @@ void DilatedAttentionOperator::forward(const TensorView& out, const TensorView& 
   {
     Range range(context_, "gather");
     for (size_t i = 0; i < gathered_.size(); ++i) {
-      const GatheredWork& work = gathered_[i];
+      GatheredWork& work = gathered_[i];
       const TensorView& buffer = saved.gathered[i];
       attention_pack_rows(context_, own_part(work, buffer, 0), own_part(work, buffer, 1),
-                          inputs.key, inputs.value, work.own_rows,
-                          work.layout.row_slot[work.layout.mine], gathered_task(work, buffer, {}),
-                          options(work.branch, visibility));
+                          inputs.key, inputs.value, work.task.queries(), work.own_slot,
+                          work.task.bind(buffer, {}), options(work.branch, visibility));
       exchange_.start_gather(work.branch, work.which, buffer);
     }
   }
@@ -181,8 +174,8 @@ void DilatedAttentionOperator::attend_gathered(size_t index, const TensorView& o
                                                const TensorView& lse, const TensorView& query,
                                                const Saved& saved, const Visibility& visibility) {
   Range range(context_, "attention");
-  const GatheredWork& work = gathered_[index];
-  const SegmentTask task = gathered_task(work, saved.gathered[index], {});
+  GatheredWork& work = gathered_[index];
+  const SegmentTask& task = work.task.bind(saved.gathered[index], {});
   attention_forward(context_, {out, lse, query, {&task, 1}}, options(work.branch, visibility),
                     workspace_);
   context_.keep_pace();
@@ -207,10 +200,9 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
     context_.keep_pace();
   };
   for (size_t i = 0; i < gathered_.size(); ++i) {
-    const GatheredWork& work = gathered_[i];
+    GatheredWork& work = gathered_[i];
     fill(context_, grad_buffers_[i], 0.0f);
-    const SegmentTask task = gathered_task(work, saved.gathered[i], grad_buffers_[i]);
-    backward({&task, 1}, work.branch);
+    backward({&work.task.bind(saved.gathered[i], grad_buffers_[i]), 1}, work.branch);
     Range range(context_, "gather");
     exchange_.start_reduce(work.branch, work.which, grad_buffers_[i]);
   }
@@ -226,13 +218,13 @@ void DilatedAttentionOperator::backward(const QueryKeyValue& gradients, const Te
               [&](std::span<const SegmentTask> part) { backward(part, static_cast<int>(branch)); });
   }
   for (size_t i = 0; i < gathered_.size(); ++i) {
-    const GatheredWork& work = gathered_[i];
+    GatheredWork& work = gathered_[i];
     Range range(context_, "gather");
     exchange_.wait_reduce(work.branch, work.which);
     attention_unpack_rows_add(
         context_, gradients.key, gradients.value, own_part(work, grad_buffers_[i], 0),
-        own_part(work, grad_buffers_[i], 1), work.own_rows, work.layout.row_slot[work.layout.mine],
-        gathered_task(work, saved.gathered[i], {}), options(work.branch, visibility));
+        own_part(work, grad_buffers_[i], 1), work.task.queries(), work.own_slot,
+        work.task.bind(saved.gathered[i], {}), options(work.branch, visibility));
   }
 }
 

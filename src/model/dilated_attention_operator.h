@@ -15,6 +15,7 @@
 #include "core/key_value_exchange.h"
 #include "core/sequence_plan.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/segment_tasks.h"
 #include "kernels/rotary/rotary.h"
 
 namespace longnet {
@@ -88,10 +89,14 @@ class DilatedAttentionOperator final : public AttentionOperator {
     int branch = 0;
     int which = 0;
     int64_t number = 0;
-    GatheredSegment gathered;
     GatherLayout layout;
-    HeadRows own_rows;  // local tokens
+    GatheredTask task;  // its queries are this rank's kept tokens, and its own keys as well
+    std::vector<int64_t> own_slot;        // [H] first row of a head in the own chunk
+    int64_t own_begin = 0, own_rows = 0;  // of the own chunk, in elements and rows
   };
+  /// A plan on a CPU: one task per class of segments and one source for all ranks are enough. A
+  /// GPU's scratch depends on all of them.
+  bool counts_only() const { return context_.counting() && !context_.on_gpu(); }
   void list_local(int branch);
   template <typename Call>
   void for_local(size_t branch, const Call& call);
@@ -100,8 +105,6 @@ class DilatedAttentionOperator final : public AttentionOperator {
   void attend_gathered(size_t index, const TensorView& out, const TensorView& lse,
                        const TensorView& query, const Saved& saved, const Visibility& visibility);
   AttentionOptions options(int branch, const Visibility& visibility) const;
-  SegmentTask gathered_task(const GatheredWork& work, const TensorView& buffer,
-                            const TensorView& grad_buffer) const;
   TensorView own_part(const GatheredWork& work, const TensorView& buffer, int64_t part) const;
 
   Context& context_;

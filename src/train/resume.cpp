@@ -132,10 +132,10 @@ void warn_of_loss(const ResumePlan& plan, const Config& config) {
   if (has_sensible_loss(state, config.model.vocab_size)) return;
   const std::string good = good_start(plan, config);
   log_warn("the weights of {} give a loss of {:.4g} nats, {}; {}", plan.checkpoint->path,
-               state.loss.value_or(0),
-               state.spike ? "a spike when they were saved" : "far above guessing",
-               good.empty() ? "there is no good checkpoint before it"
-                            : fmt::format("go back with checkpoint.resume={}", good));
+           state.loss.value_or(0),
+           state.spike ? "a spike when they were saved" : "far above guessing",
+           good.empty() ? "there is no good checkpoint before it"
+                        : fmt::format("go back with checkpoint.resume={}", good));
 }
 
 /// The state of the checkpoint, at the place in the data where this run continues.

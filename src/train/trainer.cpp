@@ -514,8 +514,8 @@ std::string Trainer::Impl::spike_text(double loss) const {
   const std::optional<double> median = watch.median();
   if (!watch.is_spike(loss)) return "the gradient is not finite";
   if (!std::isfinite(loss)) return fmt::format("the loss is {}", std::abs(loss));
-  return fmt::format("the loss of {:.4g} nats is a spike: at most {:.4g} was expected{}",
-                     loss, watch.limit(),
+  return fmt::format("the loss of {:.4g} nats is a spike: at most {:.4g} was expected{}", loss,
+                     watch.limit(),
                      median ? fmt::format(" after a median of {:.4g}", *median) : "");
 }
 

@@ -1,4 +1,5 @@
 // `longnet plan`: fields against numbers worked out by hand, bytes against what real runs count.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -39,6 +40,28 @@ TEST(Plan, FourBillionTokensCostNoMoreThanFew) {
   const double pairs =
       static_cast<double>(local / 16) * 136 + static_cast<double>(local / 128) * 528;
   EXPECT_EQ(r["flops_per_step"]["attention"], pairs * 4 * 2 * 2 * 12.0 * 8);
+}
+
+TEST(Plan, ASegmentOverAMillionRanksCostsNoMoreThanOneOverTwo) {
+  Program program;
+  program.write_tiny_config();
+  const int64_t tokens = int64_t{1} << 40, ranks = int64_t{1} << 20, local = tokens / ranks;
+  // One branch over all ranks, and one whose dilation leaves most ranks without a row.
+  for (const int64_t dilation : {int64_t{4}, int64_t{4} << 20}) {
+    const auto begin = std::chrono::steady_clock::now();
+    const Json r = plan(
+        program, fmt::format("--ranks {0} --rank 1 train.sequence_length={1} model.position=rope "
+                             "'model.branches=[[16,1],[{1},{2}]]'",
+                             ranks, tokens, dilation));
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    EXPECT_LT(took.count(), 5) << "the program itself takes 0.6 s on an idle machine";
+    EXPECT_EQ(r["branches"][1]["gathered_ranks"], Json::array({ranks}));
+    EXPECT_EQ(r["branches"][1]["gathered_rows"], Json::array({4 * (tokens / dilation)}));
+    // Keys and values, B 2, D 8, 4 bytes, two layers, to all other ranks; rank 1 holds no row of
+    // the second kind: rows lie on every fourth rank from 0 on.
+    const int64_t rows = dilation == 4 ? 4 * (local / 4) : 0;
+    EXPECT_EQ(r["bytes_per_step"]["forward"], 2 * 2 * rows * 8 * 4 * 2 * (ranks - 1));
+  }
 }
 
 TEST(Plan, TinyModelOnTwoRanksByHand) {

@@ -64,8 +64,9 @@ class Spike : public testing::Test {
   std::map<int64_t, double> losses(const std::string& folder) {
     std::map<int64_t, double> all;
     for (const Json& line : metrics(folder))
-      if (line.contains("loss"))
+      if (line.contains("loss")) {
         EXPECT_TRUE(all.emplace(line.at("step"), line.at("loss")).second) << line;
+      }
     return all;
   }
   Json state(const std::string& checkpoint) {
@@ -84,7 +85,9 @@ class Spike : public testing::Test {
     const auto all = losses(folder);
     ASSERT_EQ(all.size(), 100u);
     for (const auto& [step, loss] : all)
-      if (step > 60) EXPECT_LT(loss, 1) << step;
+      if (step > 60) {
+        EXPECT_LT(loss, 1) << step;
+      }
   }
 
   Program program;

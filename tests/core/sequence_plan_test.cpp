@@ -62,21 +62,32 @@ void check_rows(const SequencePlan& plan, const Definition& d, const Segment& se
 void check_layout(const SequencePlan& plan, const Definition& d, const GatheredSegment& gathered) {
   const GatherLayout layout(plan, 0, gathered, 3, 5);
   ASSERT_EQ(layout.mine, plan.rank() - gathered.first_rank);
-  ASSERT_EQ(static_cast<int>(layout.chunk_rows.size()), gathered.ranks());
+  ASSERT_EQ(layout.ranks(), gathered.ranks());
   int64_t elements = 0, kept = 0;
   for (int member = 0; member < gathered.ranks(); ++member) {
     int64_t slot = 0;
     for (int64_t h = 0; h < d.heads; ++h) {
-      ASSERT_EQ(layout.row_slot[member][h], slot);
-      slot += layout.rows[member][h].count;
+      ASSERT_EQ(layout.row_slot(member)[h], slot);
+      slot += layout.rows(member, h).count;
     }
-    ASSERT_EQ(layout.chunk_rows[member], slot);
-    ASSERT_EQ(layout.chunk_begin[member], elements);
+    ASSERT_EQ(layout.chunk_rows(member), slot);
+    ASSERT_EQ(layout.chunk_begin(member), elements);
     elements += 2 * 3 * slot * 5;
     kept += slot;
     ASSERT_EQ(layout.chunk_elements(member), 2 * 3 * slot * 5);
   }
   ASSERT_EQ(layout.elements(), elements);
+  for (int end = 2; end < gathered.ranks(); ++end) {
+    for (int64_t h = 0; h < d.heads; ++h) {
+      const RowRange joined = layout.rows(1, end, h);
+      ASSERT_EQ(joined.count, layout.rows(1, 2, h).count + layout.rows(2, end, h).count);
+      if (joined.count > 0 && layout.rows(1, h).count > 0) {
+        ASSERT_EQ(joined.first, layout.rows(1, h).first);
+      }
+    }
+    ASSERT_EQ(layout.chunk_rows(1, end) * 2 * 3 * 5,
+              layout.chunk_begin(end) - layout.chunk_begin(1));
+  }
   int64_t defined = 0;
   for (int64_t h = 0; h < d.heads; ++h)
     for (int64_t t = gathered.segment.begin; t < gathered.segment.end; ++t) defined += d.kept(t, h);

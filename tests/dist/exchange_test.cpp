@@ -48,16 +48,16 @@ template <typename Body>
 void for_each_element(const SequencePlan& plan, int branch, const GatheredSegment& segment,
                       const GatherLayout& layout, int member, float* buffer, const Body& body) {
   const std::vector<int64_t> offsets = plan.head_offsets(branch);
-  const int64_t r = plan.branches()[branch].dilation, rows = layout.chunk_rows[member];
+  const int64_t r = plan.branches()[branch].dilation, rows = layout.chunk_rows(member);
   for (int64_t part = 0; part < 2; ++part)
     for (int64_t b = 0; b < layout.batch; ++b)
       for (int64_t h = 0; h < plan.heads(); ++h)
-        for (int64_t i = 0; i < layout.rows[member][h].count; ++i) {
+        for (int64_t i = 0; i < layout.rows(member, h).count; ++i) {
           const int64_t token =
-              segment.segment.begin + offsets[h] + (layout.rows[member][h].first + i) * r;
+              segment.segment.begin + offsets[h] + (layout.rows(member, h).first + i) * r;
           float* row =
-              buffer + layout.chunk_begin[member] +
-              ((part * layout.batch + b) * rows + layout.row_slot[member][h] + i) * layout.head_dim;
+              buffer + layout.chunk_begin(member) +
+              ((part * layout.batch + b) * rows + layout.row_slot(member)[h] + i) * layout.head_dim;
           for (int64_t d = 0; d < layout.head_dim; ++d) body(row[d], part, b, h, token, d);
         }
 }
@@ -163,7 +163,7 @@ TEST(SequenceExchange, Bf16GathersMoveHalfTheBytes) {
   }
   const GatherLayout layout(plan, 0, plan.gathered_segments(0)[0], 1, 4);
   std::vector<uint16_t> buffer(layout.elements(), 0);
-  for (int64_t i = layout.chunk_begin[layout.mine]; i < layout.chunk_begin[layout.mine + 1]; ++i)
+  for (int64_t i = layout.chunk_begin(layout.mine); i < layout.chunk_begin(layout.mine + 1); ++i)
     buffer[i] = static_cast<uint16_t>(i * 3 + 1);
   exchange.start_gather(0, 0, TensorView(buffer.data(), DType::kBF16, {layout.elements()}));
   exchange.wait_gather(0, 0);

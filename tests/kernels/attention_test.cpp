@@ -568,8 +568,8 @@ Result run_ranks(Problem& p, int ranks, Isa isa) {
           const TensorView buffer(buffer_values.data(), DType::kF32, {layout.elements()});
           const TensorView grads(grad_values.data(), DType::kF32, {layout.elements()});
           const auto chunk = [&](const TensorView& whole, int member, int part) {
-            const int64_t rows = layout.chunk_rows[member];
-            return whole.slice(0, layout.chunk_begin[member], layout.chunk_elements(member))
+            const int64_t rows = layout.chunk_rows(member);
+            return whole.slice(0, layout.chunk_begin(member), layout.chunk_elements(member))
                 .view({2, p.batch, rows, p.head_dim})
                 .slice(0, part, 1)
                 .view({p.batch, rows, p.head_dim});
@@ -583,7 +583,7 @@ Result run_ranks(Problem& p, int ranks, Isa isa) {
             task.segment = gathered.segment;
             task.origin = segment_origin(owner, branch, gathered.segment);
             attention_pack_rows(context, chunk(buffer, m, 0), chunk(buffer, m, 1), o.key, o.value,
-                                local_rows(owner, branch, gathered.segment), layout.row_slot[m],
+                                local_rows(owner, branch, gathered.segment), layout.row_slot(m),
                                 task, options_of(owner));
           });
           const SegmentTask task =
@@ -594,7 +594,7 @@ Result run_ranks(Problem& p, int ranks, Isa isa) {
             attention_unpack_rows_add(context, o.grad_key, o.grad_value, chunk(grads, m, 0),
                                       chunk(grads, m, 1),
                                       local_rows(owner, branch, gathered.segment),
-                                      layout.row_slot[m], task, options_of(owner));
+                                      layout.row_slot(m), task, options_of(owner));
           });
         }
       }
@@ -891,6 +891,45 @@ TEST(Attention, GatheredCountsAddUpToOneRank) {
   }
   EXPECT_EQ(flops[0], flops[1]);
   EXPECT_GT(flops[0], 0);
+}
+
+TEST(Attention, JoinedRanksCountAsTheirList) {
+  // Workspace and FLOPs of a plan that lists no ranks, on every rank of uneven sequences.
+  Context context({{}, 1, true});
+  for (const int64_t tokens : {97, 256, 1000})
+    for (const int ranks : {2, 3, 7, 16})
+      for (const Branch branch :
+           {Branch{tokens, 1}, Branch{tokens, 3}, Branch{200, 5}, Branch{tokens / 2 + 1, 40}})
+        for (int rank = 0; rank < ranks; ++rank) {
+          const SequencePlan plan(tokens, ranks, rank, 3, {branch}, HeadOffset::kInterleaved);
+          for (const GatheredSegment& gathered : plan.gathered_segments(0)) {
+            const GatherLayout layout(plan, 0, gathered, 2, 8);
+            const auto fake = [](std::initializer_list<int64_t> shape) {
+              return TensorView(reinterpret_cast<void*>(0x1000), DType::kF32, shape);
+            };
+            const TensorView rows = fake({2, plan.local_tokens(), 3, 8}),
+                             lse = fake({2, 3, plan.local_tokens()}),
+                             buffer = fake({layout.elements()});
+            const std::vector<int64_t> offsets = plan.head_offsets(0);
+            AttentionOptions options;
+            options.dilation = branch.dilation;
+            options.head_offset = offsets;
+            std::vector<std::pair<double, int64_t>> found;
+            for (const auto sources :
+                 {GatheredTask::Sources::kRanks, GatheredTask::Sources::kJoined}) {
+              GatheredTask gathered_task(plan, 0, gathered, layout, sources);
+              const SegmentTask& task = gathered_task.bind(buffer, buffer);
+              context.work().attention_flops = 0;
+              for (const bool causal : {true, false}) {
+                options.causal = causal;
+                attention_forward(context, {rows, lse, rows, {&task, 1}}, options, nullptr);
+              }
+              found.emplace_back(context.work().attention_flops,
+                                 attention_workspace_bytes(context, {2, 8}, {&task, 1}, true));
+            }
+            ASSERT_EQ(found[0], found[1]) << tokens << " " << ranks << " " << rank;
+          }
+        }
 }
 
 TEST(Attention, CallsProgressOnTheCallingThread) {

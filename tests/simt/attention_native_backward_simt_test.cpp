@@ -285,8 +285,8 @@ Gradients run(Case& c) {
         const GatherLayout layout(plan, k, gathered, p.batch, p.head_dim);
         std::vector<bf16> chunks(layout.elements());
         const auto chunk = [&](const TensorView& whole, int member, int which) {
-          const int64_t count = layout.chunk_rows[member];
-          return whole.slice(0, layout.chunk_begin[member], layout.chunk_elements(member))
+          const int64_t count = layout.chunk_rows(member);
+          return whole.slice(0, layout.chunk_begin(member), layout.chunk_elements(member))
               .view({2, p.batch, count, p.head_dim})
               .slice(0, which, 1)
               .view({p.batch, count, p.head_dim});
@@ -297,7 +297,7 @@ Gradients run(Case& c) {
           for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
             const int member = rank - gathered.first_rank;
             const SequencePlan& owner = plans[rank];
-            if (layout.chunk_rows[member] == 0) continue;
+            if (layout.chunk_rows(member) == 0) continue;
             f(member, owner, [&](const TensorView& x) {
               return x.slice(1, owner.local_begin(), owner.local_tokens());
             });
@@ -310,7 +310,7 @@ Gradients run(Case& c) {
           attention_pack_rows(host, chunk(buffer, member, 0), chunk(buffer, member, 1),
                               owners(host_view(host_key, DType::kBF16)),
                               owners(host_view(host_value, DType::kBF16)),
-                              local_rows(owner, k, gathered.segment), layout.row_slot[member],
+                              local_rows(owner, k, gathered.segment), layout.row_slot(member),
                               owned, options);
         });
         Values as_floats;
@@ -326,7 +326,7 @@ Gradients run(Case& c) {
           attention_unpack_rows_add(host, owners(host_view(home_key, DType::kF32)),
                                     owners(host_view(home_value, DType::kF32)),
                                     chunk(host_grads, member, 0), chunk(host_grads, member, 1),
-                                    local_rows(owner, k, gathered.segment), layout.row_slot[member],
+                                    local_rows(owner, k, gathered.segment), layout.row_slot(member),
                                     task, options);
         });
       }

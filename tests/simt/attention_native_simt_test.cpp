@@ -251,10 +251,10 @@ Result run(const Case& c, AttentionChoice choice = AttentionChoice::kNative) {
         const TensorView buffer(chunks.data(), DType::kBF16, {layout.elements()});
         for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
           const int m = rank - gathered.first_rank;
-          const int64_t count = layout.chunk_rows[m];
+          const int64_t count = layout.chunk_rows(m);
           if (count == 0) continue;
           const auto chunk = [&](int which) {
-            return buffer.slice(0, layout.chunk_begin[m], layout.chunk_elements(m))
+            return buffer.slice(0, layout.chunk_begin(m), layout.chunk_elements(m))
                 .view({2, p.batch, count, p.head_dim})
                 .slice(0, which, 1)
                 .view({p.batch, count, p.head_dim});
@@ -267,7 +267,7 @@ Result run(const Case& c, AttentionChoice choice = AttentionChoice::kNative) {
           task.segment = gathered.segment;
           task.origin = segment_origin(plans[rank], k, gathered.segment);
           attention_pack_rows(host, chunk(0), chunk(1), owned(host_key), owned(host_value),
-                              local_rows(plans[rank], k, gathered.segment), layout.row_slot[m],
+                              local_rows(plans[rank], k, gathered.segment), layout.row_slot(m),
                               task, options);
         }
         Values as_floats;
@@ -441,7 +441,8 @@ std::string outcome(Context& context, const Call& call) {
       attention_forward(context, {view(out), rows, view(x), tasks}, options, workspace.data());
     else
       attention_backward(
-          context, {view(grad_query), view(x), rows, delta.view({1, 1, t}), view(x), tasks, view(out)},
+          context,
+          {view(grad_query), view(x), rows, delta.view({1, 1, t}), view(x), tasks, view(out)},
           options, workspace.data());
     context.wait();
   } catch (const Error& error) {

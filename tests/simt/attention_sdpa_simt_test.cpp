@@ -205,8 +205,8 @@ Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudn
           const GatherLayout layout(plan, k, gathered, p.batch, p.head_dim);
           std::vector<bf16> chunks(layout.elements());
           const auto chunk = [&](const TensorView& whole, int member, int which) {
-            const int64_t count = layout.chunk_rows[member];
-            return whole.slice(0, layout.chunk_begin[member], layout.chunk_elements(member))
+            const int64_t count = layout.chunk_rows(member);
+            return whole.slice(0, layout.chunk_begin(member), layout.chunk_elements(member))
                 .view({2, p.batch, count, p.head_dim})
                 .slice(0, which, 1)
                 .view({p.batch, count, p.head_dim});
@@ -214,7 +214,7 @@ Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudn
           const TensorView buffer(chunks.data(), DType::kBF16, {layout.elements()});
           for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
             const int m = rank - gathered.first_rank;
-            if (layout.chunk_rows[m] == 0) continue;
+            if (layout.chunk_rows(m) == 0) continue;
             const SequencePlan& owner = plans[rank];
             SegmentTask owned;
             owned.segment = gathered.segment;
@@ -225,7 +225,7 @@ Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudn
             attention_pack_rows(host, chunk(buffer, m, 0), chunk(buffer, m, 1),
                                 owners(host_view(host_key, DType::kBF16)),
                                 owners(host_view(host_value, DType::kBF16)),
-                                local_rows(owner, k, gathered.segment), layout.row_slot[m], owned,
+                                local_rows(owner, k, gathered.segment), layout.row_slot(m), owned,
                                 options);
           }
           Values as_floats;
@@ -240,7 +240,7 @@ Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudn
           const TensorView host_grads(home.data(), DType::kF32, {layout.elements()});
           for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
             const int m = rank - gathered.first_rank;
-            if (layout.chunk_rows[m] == 0) continue;
+            if (layout.chunk_rows(m) == 0) continue;
             const SequencePlan& owner = plans[rank];
             const auto owners = [&](const TensorView& x) {
               return x.slice(1, owner.local_begin(), owner.local_tokens());
@@ -248,7 +248,7 @@ Result run_gpu(const Problem& p, AttentionChoice choice = AttentionChoice::kCudn
             attention_unpack_rows_add(host, owners(host_view(host_grad_key, DType::kF32)),
                                       owners(host_view(host_grad_value, DType::kF32)),
                                       chunk(host_grads, m, 0), chunk(host_grads, m, 1),
-                                      local_rows(owner, k, gathered.segment), layout.row_slot[m],
+                                      local_rows(owner, k, gathered.segment), layout.row_slot(m),
                                       task, options);
           }
         }

@@ -452,8 +452,8 @@ Result run_ranks(Problem& p, int ranks) {
           const TensorView grads =
               chunks_at(TensorView(grad_values.data(), DType::kF32, {layout.elements()}));
           const auto chunk = [&](const TensorView& whole, int member, int which) {
-            const int64_t rows = layout.chunk_rows[member];
-            return whole.slice(0, layout.chunk_begin[member], layout.chunk_elements(member))
+            const int64_t rows = layout.chunk_rows(member);
+            return whole.slice(0, layout.chunk_begin(member), layout.chunk_elements(member))
                 .view({2, p.batch, rows, p.head_dim})
                 .slice(0, which, 1)
                 .view({p.batch, rows, p.head_dim});
@@ -462,12 +462,12 @@ Result run_ranks(Problem& p, int ranks) {
           owned.segment = gathered.segment;
           for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
             const int m = rank - gathered.first_rank;
-            if (layout.chunk_rows[m] == 0) continue;
+            if (layout.chunk_rows(m) == 0) continue;
             owned.origin = segment_origin(plans[rank], branch, gathered.segment);
             cuda::attention_pack_rows(
                 context, chunk(buffer, m, 0), chunk(buffer, m, 1), input_part(plans[rank], p.key),
                 input_part(plans[rank], p.value), local_rows(plans[rank], branch, gathered.segment),
-                layout.row_slot[m], owned, options_of(plans[rank]));
+                layout.row_slot(m), owned, options_of(plans[rank]));
           }
           const SegmentTask task =
               gathered_segment_task(plan, branch, gathered, layout, buffer, grads);
@@ -475,12 +475,12 @@ Result run_ranks(Problem& p, int ranks) {
           if (pass == 0) continue;
           for (int rank = gathered.first_rank; rank <= gathered.last_rank; ++rank) {
             const int m = rank - gathered.first_rank;
-            if (layout.chunk_rows[m] == 0) continue;
+            if (layout.chunk_rows(m) == 0) continue;
             cuda::attention_unpack_rows_add(context, part(plans[rank], r.grad_key),
                                             part(plans[rank], r.grad_value), chunk(grads, m, 0),
                                             chunk(grads, m, 1),
                                             local_rows(plans[rank], branch, gathered.segment),
-                                            layout.row_slot[m], task, options_of(plans[rank]));
+                                            layout.row_slot(m), task, options_of(plans[rank]));
           }
           context.wait();
         }

@@ -31,9 +31,35 @@ std::vector<SegmentTask> local_segment_tasks(const SequencePlan& plan, int branc
                                              const TensorView& grad_value);
 
 /// The task of this rank's queries in a gathered segment: one KeySource per rank that holds rows,
-/// [B, R, H, D] views of its chunk with head stride 0 and keys already rotated.
-/// buffer: keys and values, f32 or bf16; grad_buffer: their gradients, f32; layout.elements() each;
-/// either may be undefined (forward only, or to ask for the workspace).
+/// [B, R, H, D] views of its chunk with head stride 0 and keys already rotated. It is built once;
+/// bind() sets the buffers of a call.
+class GatheredTask {
+ public:
+  /// kRanks: as above. kJoined: one source that represents all ranks together, for plans on a CPU:
+  /// workspace and FLOPs are the same, and the cost does not depend on the number of ranks.
+  enum class Sources { kRanks, kJoined };
+  GatheredTask(const SequencePlan& plan, int branch, const GatheredSegment& gathered,
+               const GatherLayout& layout, Sources sources);
+
+  /// buffer: keys and values, f32 or bf16; grad_buffer: their gradients, f32; layout.elements()
+  /// each; either may be undefined (forward only, or to ask for the workspace). Valid until the
+  /// next call.
+  const SegmentTask& bind(const TensorView& buffer, const TensorView& grad_buffer);
+  const HeadRows& queries() const { return task_.queries; }
+
+ private:
+  struct Chunk {
+    int64_t begin = 0, rows = 0;  // elements from the buffer's start; R
+  };
+  void add(const GatherLayout& layout, int first, int end);
+  TensorView view(const TensorView& buffer, const Chunk& chunk, int part) const;
+
+  SegmentTask task_;
+  std::vector<Chunk> chunks_;  // of the sources
+  int64_t batch_, heads_, head_dim_, elements_;
+};
+
+/// The same with one source per rank and with these buffers.
 SegmentTask gathered_segment_task(const SequencePlan& plan, int branch,
                                   const GatheredSegment& gathered, const GatherLayout& layout,
                                   const TensorView& buffer, const TensorView& grad_buffer);

@@ -1,8 +1,6 @@
 // The nccl transport and what dist builds on it, in GPU memory on several ranks, over the stand-in
 // of NCCL: held against the mpi transport in host memory, bit by bit (the stand-in, too, adds in
 // rank order). Work of a stream runs as late as its order allows, so a missing wait shows.
-#include "dist/communicator_nccl.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +8,7 @@
 #include <numeric>
 #include <random>
 
+#include "dist/communicator_nccl.h"
 #include "dist/mesh.h"
 #include "simt/device_values.h"
 #include "simt/emulator.h"
@@ -31,9 +30,7 @@ struct Ranks {
   int size = mpi->size(), rank = mpi->rank();
 };
 
-std::vector<float> random_floats(int64_t n, uint64_t seed) {
-  return test::random_values(n, seed);
-}
+std::vector<float> random_floats(int64_t n, uint64_t seed) { return test::random_values(n, seed); }
 
 /// Chunk limits, the same on all ranks. kind 0: equal, 1: like equal ones but for a few elements,
 /// 2: anything, often empty, 3: all in one chunk.
@@ -122,8 +119,7 @@ TEST(NcclRanks, TheSumOfRaggedChunksIsInRankOrder) {
     const simt::Defect defect(bug);
     std::mt19937_64 random(3);
     int wrong = 0;
-    for (int round = 0; round < 4; ++round)
-      wrong += !reduce_scatter_is_right(r, 1, random, round);
+    for (int round = 0; round < 4; ++round) wrong += !reduce_scatter_is_right(r, 1, random, round);
     EXPECT_GT(wrong, 0) << "defect " << bug << " was not found";
   }
 }
@@ -307,7 +303,10 @@ TEST(NcclRanks, SequenceExchangeHasTheBitsOfTheMpiTransport) {
     for (int branch = 0; branch < static_cast<int>(branches.size()); ++branch) {
       const auto segments = plan.gathered_segments(branch);
       for (int which = 0; which < static_cast<int>(segments.size()); ++which)
-        pieces.push_back({branch, which, {}, nullptr,
+        pieces.push_back({branch,
+                          which,
+                          {},
+                          nullptr,
                           GatherLayout(plan, branch, segments[which], batch, head_dim),
                           segments[which].number});
     }
@@ -338,7 +337,7 @@ TEST(NcclRanks, SequenceExchangeHasTheBitsOfTheMpiTransport) {
     for (Piece& p : pieces) {
       on_gpu.wait_reduce(p.branch, p.which);
       on_host.wait_reduce(p.branch, p.which);
-      same(p, p.layout.chunk_begin[p.layout.mine], p.layout.chunk_begin[p.layout.mine + 1]);
+      same(p, p.layout.chunk_begin(p.layout.mine), p.layout.chunk_begin(p.layout.mine + 1));
     }
     EXPECT_EQ(on_gpu.traffic().forward_bytes, on_host.traffic().forward_bytes);
     EXPECT_EQ(on_gpu.traffic().backward_bytes, on_host.traffic().backward_bytes);
