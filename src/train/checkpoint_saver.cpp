@@ -83,8 +83,8 @@ bool CheckpointSaver::save_on_root(const TrainingTensors& tensors, const Trainin
     throw Error("step {}: the checkpoint cannot be saved: {}; {}", state.step, cause,
                 last_good_text());
   log_warn(
-      "step {}: no checkpoint saved ({} saves have failed so far); training continues until the "
-      "next save is due; {}",
+      "step {}: no checkpoint saved (failed saves so far: {}); training continues until the next "
+      "save is due; {}",
       state.step, failures_, last_good_text());
   return false;
 }

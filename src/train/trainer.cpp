@@ -138,8 +138,9 @@ struct Trainer::Impl {
   std::string spike_text(double loss) const;
   void warn_of_spike(double loss);
   void answer_spike(double loss, bool must);
-  void end_at_spike(const Spike& spike, const std::string& reason);
-  void roll_back(Spike spike, bool must);
+  void answer(const Spike& spike, const std::string& text, bool must);
+  void end_at_spike(const Spike& spike, const std::string& text, const std::string& reason);
+  void roll_back(Spike spike, const std::string& text, bool must);
   bool step();
   int agreed_stop();
   bool agreed_save();
@@ -342,7 +343,11 @@ bool Trainer::Impl::evaluate() {
   } catch (const NonFiniteError&) {  // on every rank
     if (config.train.on_spike != "rollback") throw;
     next_place = state.data;
-    answer_spike(std::nan(""), false);
+    answer({.step = state.step,
+            .loss = std::nan(""),
+            .limit = watch.limit(),
+            .action = config.train.on_spike},
+           "the validation loss is not finite", false);
     return false;
   }
   if (root() && !stopped)
@@ -487,7 +492,8 @@ bool Trainer::Impl::step() {
   ++state.step;
   state.tokens_seen += result.targets;
   state.data = next_place;
-  report(result, seconds_now() - start - save_seconds, before, traffic, gradient_bytes, parameter_bytes);
+  report(result, seconds_now() - start - save_seconds, before, traffic, gradient_bytes,
+         parameter_bytes);
   warn_of_spike(result.loss);
   watch.add(result.loss);
   return true;
@@ -528,23 +534,28 @@ void Trainer::Impl::warn_of_spike(double loss) {
   metrics->spike({.step = state.step, .loss = loss, .limit = watch.limit(), .action = "warn"});
   log_warn(
       "step {}: {}; if it does not fall soon, lower optimizer.learning_rate and resume from an "
-      "earlier checkpoint, or let train.on_spike=rollback do so; {}",
+      "earlier checkpoint, or set train.on_spike=rollback to leave out the data of spikes; {}",
       state.step, spike_text(loss), way_back());
 }
 
 /// The weights stay as they are after state.step; the data up to next_place gave `loss`. must: the
 /// run ends next. Collective.
 void Trainer::Impl::answer_spike(double loss, bool must) {
-  const Spike spike{.step = state.step + 1,
-                    .loss = loss,
-                    .limit = watch.limit(),
-                    .action = config.train.on_spike};
-  if (spike.action == "stop") return end_at_spike(spike, "train.on_spike is stop");
+  answer({.step = state.step + 1,
+          .loss = loss,
+          .limit = watch.limit(),
+          .action = config.train.on_spike},
+         spike_text(loss), must);
+}
+
+/// text: what was seen at spike.step.
+void Trainer::Impl::answer(const Spike& spike, const std::string& text, bool must) {
+  if (spike.action == "stop") return end_at_spike(spike, text, "train.on_spike is stop");
   const bool often = state.rollbacks >= config.train.max_rollbacks;
   int64_t stuck = often || saver->last_good().empty() ? 1 : 0;  // rank 0 knows
   mesh.world->broadcast(&stuck, sizeof stuck, 0);
-  if (stuck == 0) return roll_back(spike, must);
-  end_at_spike(spike,
+  if (stuck == 0) return roll_back(spike, text, must);
+  end_at_spike(spike, text,
                often ? fmt::format("training went back {} time{} (train.max_rollbacks) without "
                                    "reaching a new good checkpoint",
                                    state.rollbacks, state.rollbacks == 1 ? "" : "s")
@@ -552,8 +563,8 @@ void Trainer::Impl::answer_spike(double loss, bool must) {
 }
 
 /// Saves what was reached, though not as good, and throws on all ranks.
-void Trainer::Impl::end_at_spike(const Spike& spike, const std::string& reason) {
-  const std::string text = spike_text(spike.loss);
+void Trainer::Impl::end_at_spike(const Spike& spike, const std::string& text,
+                                 const std::string& reason) {
   if (std::isfinite(spike.loss)) save(spike.loss, false);
   run_on_root(*mesh.world, [&] {
     metrics->finish_line();
@@ -562,8 +573,8 @@ void Trainer::Impl::end_at_spike(const Spike& spike, const std::string& reason) 
     metrics->spike(ended);
     const std::string& good = saver->last_good();
     throw Error(
-        "step {}: {}; {}: the run ends at step {}, before an update by these data{}; {}; lower "
-        "optimizer.learning_rate, look at the data, or train on with train.on_spike={}",
+        "step {}: {}; {}: the run ends after step {}{}; {}; lower optimizer.learning_rate, look at "
+        "the data, or continue with train.on_spike={}",
         spike.step, text, reason, state.step,
         saved_step == state.step ? fmt::format(" (saved in {})", step_name(state.step)) : "",
         good.empty() ? "there is no good checkpoint"
@@ -572,8 +583,7 @@ void Trainer::Impl::end_at_spike(const Spike& spike, const std::string& reason) 
   });
 }
 
-void Trainer::Impl::roll_back(Spike spike, bool must) {
-  const std::string text = spike_text(spike.loss);
+void Trainer::Impl::roll_back(Spike spike, const std::string& text, bool must) {
   spike.checkpoint = saver->last_good();
   run_on_root(*mesh.world, [&] {
     keep_folder();

@@ -91,7 +91,7 @@ fail_save() {
       run.log || fail "$what: the error line"
     [ "$(ls -d run/step-*)" = run/step-00000001 ] || fail "$what: $(ls -d run/step-*)"
   else
-    grep -q 'step 2: no checkpoint saved (1 so far could not be); .*; the last good checkpoint is run/step-00000001$' \
+    grep -q 'step 2: no checkpoint saved (failed saves so far: 1); .*; the last good checkpoint is run/step-00000001$' \
       run.log || fail "$what: the warning"
   fi
   "${launch[@]}" "$program" train config.yaml "${settings[@]}" > run.log 2>&1 || fail "$what: the start after it"

@@ -205,7 +205,7 @@ TEST_F(Spike, StopSavesWhatWasReachedAndNamesTheLastGoodCheckpoint) {
       EXPECT_EQ(outcome.exit_code, 1) << outcome.err;
       EXPECT_EQ(errors(outcome), 1) << outcome.err;
       EXPECT_TRUE(says(outcome, "step 91: the loss of ")) << outcome.err;
-      EXPECT_TRUE(says(outcome, "train.on_spike is stop: the run ends at step 90")) << outcome.err;
+      EXPECT_TRUE(says(outcome, "train.on_spike is stop: the run ends after step 90")) << outcome.err;
       EXPECT_TRUE(says(outcome, "the last good checkpoint is " + run + "/step-00000080"))
           << outcome.err;
       EXPECT_TRUE(state(run + "/step-00000090").at("spike"));
