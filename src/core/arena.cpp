@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <mutex>
 
 #include "core/alignment.h"
+#include "core/byte_count.h"
 #include "core/device_runtime.h"
 #include "core/failure.h"
 
@@ -94,6 +96,8 @@ void Arena::reserve(int64_t bytes) {
 void* Arena::allocate_bytes(int64_t bytes) {
   LN_CHECK(bytes >= 0, "arena {}: {} bytes", purpose_, bytes);
   // An empty tensor still gets an address, because null means "not set".
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max() - 2 * kAlignment;
+  if (bytes > kMost - bytes_) throw_beyond_64_bits(purpose_);
   const int64_t padded = aligned_bytes(std::max<int64_t>(bytes, 1));
   void* block = nullptr;
   if (counting_) {

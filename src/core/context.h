@@ -5,6 +5,7 @@
 // kernels add their FLOPs and return, which is how `longnet plan` measures a step without doing it.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <functional>
@@ -37,6 +38,16 @@ struct Work {
   double matmul_flops = 0;      // linear layers and the output projection
   double attention_flops = 0;   // of pairs that the mask keeps: 4 D forward, 8 D backward each
   double recomputed_flops = 0;  // of both kinds, repeated by a backward that kept no activations
+
+  /// Counts what was done since `before` as if it had been done `times` times.
+  void repeat_since(const Work& before, int64_t times) {
+    const auto repeat = [times](double& now, double then) {
+      now = then + (now - then) * static_cast<double>(times);
+    };
+    repeat(matmul_flops, before.matmul_flops);
+    repeat(attention_flops, before.attention_flops);
+    repeat(recomputed_flops, before.recomputed_flops);
+  }
 };
 
 struct ContextOptions {
@@ -124,6 +135,20 @@ class Context {
 /// Throws Error unless the tensor lies on the context's device (undefined tensors pass). name: the
 /// tensor's name in the message.
 void check_on_device(const Context& context, const TensorView& view, const char* name);
+
+/// body(begin, count) for all rows, in pieces of at most `piece`. A counting context runs one piece
+/// of each size and multiplies its FLOPs, so that the time of a plan does not depend on the rows.
+template <typename Body>
+void for_pieces(Context& context, int64_t rows, int64_t piece, const Body& body) {
+  int64_t begin = 0;
+  if (context.counting() && rows >= 2 * piece) {
+    const Work before = context.work();
+    body(0, piece);
+    context.work().repeat_since(before, rows / piece);
+    begin = rows - rows % piece;
+  }
+  for (; begin < rows; begin += piece) body(begin, std::min(piece, rows - begin));
+}
 
 /// Profiler range: adds the time until its end to Context::seconds()[name]. The names are the words
 /// of a step: data, embed, norm, qkv, gather, attention, out, feed_forward, loss, optimizer, ... A

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/byte_count.h"
+#include "core/tensor.h"
+
 namespace longnet {
 namespace {
 
@@ -152,7 +155,11 @@ GatherLayout::GatherLayout(const SequencePlan& plan, int branch, const GatheredS
       shard_length_(plan.shard_length()),
       dilation_(plan.branches()[branch].dilation),
       head_offsets_(plan.head_offsets(branch)) {
-  elements_ = chunk_begin(ranks());
+  constexpr const char* kWhat = "gathered keys and values";
+  int64_t elements = checked_product(chunk_rows(0, ranks()), 2 * head_dim, kWhat);
+  elements = checked_product(elements, batch, kWhat);
+  checked_product(elements, dtype_size(DType::kF32), kWhat);
+  elements_ = elements;
 }
 
 int64_t GatherLayout::begin_of(int member) const {

@@ -1,5 +1,7 @@
 #include "core/tensor.h"
 
+#include "core/byte_count.h"
+
 namespace longnet {
 
 const char* dtype_name(DType dtype) {
@@ -33,11 +35,14 @@ TensorView::TensorView(void* data_in, DType dtype_in, std::initializer_list<int6
     LN_CHECK(extent >= 0, "extent {} of axis {} is negative", extent, axis);
     shape[axis++] = extent;
   }
-  int64_t step = 1;
+  int64_t step = 1, bytes = 0;
+  bool fits = true;
   for (axis = rank - 1; axis >= 0; --axis) {
     stride[axis] = step;
-    step *= shape[axis];
+    fits = !__builtin_mul_overflow(step, shape[axis], &step) && fits;
   }
+  if (!fits || __builtin_mul_overflow(step, dtype_size(dtype), &bytes))
+    throw_beyond_64_bits("a tensor " + describe());
 }
 
 int64_t TensorView::elements() const {

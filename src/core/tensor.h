@@ -66,7 +66,7 @@ struct TensorView {
   std::array<int64_t, kMaxRank> stride{};  // elements
 
   TensorView() = default;
-  /// Contiguous (row-major) view.
+  /// Contiguous (row-major) view. Throws Error for more than 2^63 bytes.
   TensorView(void* data, DType dtype, std::initializer_list<int64_t> shape, Device device = {});
 
   bool defined() const { return data != nullptr; }

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/byte_count.h"
+
 namespace longnet {
 
 int64_t block_begin(int64_t n, int blocks, int index) {
@@ -48,8 +50,12 @@ void Communicator::check_chunks(std::span<const int64_t> begin) const {
 void Communicator::count_all_reduce(int64_t n) {
   LN_CHECK(n >= 0, "all-reduce of {} values", n);
   const int64_t own = block_begin(n, size(), rank() + 1) - block_begin(n, size(), rank());
-  last_bytes_ = static_cast<int64_t>(sizeof(float)) * (n - own + (size() - 1) * own);
-  bytes_sent_ += last_bytes_;
+  count_sent(checked_product(sizeof(float), n - own + (size() - 1) * own, "bytes sent"));
+}
+
+void Communicator::count_sent(int64_t bytes) {
+  last_bytes_ = bytes;
+  bytes_sent_ = checked_sum(bytes_sent_, bytes, "bytes sent");
 }
 
 void Communicator::count_all_gather(std::span<const int64_t> begin_bytes) {
@@ -64,14 +70,12 @@ void Communicator::count_reduce_scatter(std::span<const int64_t> begin) {
 
 void Communicator::count_all_gather(int64_t own) {
   LN_CHECK(own >= 0, "a chunk of {} bytes", own);
-  last_bytes_ = (size() - 1) * own;
-  bytes_sent_ += last_bytes_;
+  count_sent(checked_product(size() - 1, own, "bytes sent"));
 }
 
 void Communicator::count_reduce_scatter(int64_t all, int64_t own) {
   LN_CHECK(own >= 0 && all >= own, "a chunk of {} of {} floats", own, all);
-  last_bytes_ = static_cast<int64_t>(sizeof(float)) * (all - own);
-  bytes_sent_ += last_bytes_;
+  count_sent(checked_product(sizeof(float), all - own, "bytes sent"));
 }
 
 }  // namespace longnet

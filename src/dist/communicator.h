@@ -103,6 +103,7 @@ class Communicator {
 
  private:
   void check_chunks(std::span<const int64_t> begin) const;
+  void count_sent(int64_t bytes);
   int64_t bytes_sent_ = 0;
   int64_t last_bytes_ = 0;
 };

@@ -8,9 +8,17 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/byte_count.h"
 #include "dist/mesh.h"
 
 namespace longnet {
+namespace {
+
+void add_traffic(int64_t& total, int64_t bytes) {
+  total = checked_sum(total, bytes, "keys and values sent in a step");
+}
+
+}  // namespace
 
 struct SequenceExchange::Impl {
   /// A gathered segment of this rank.
@@ -106,9 +114,10 @@ void SequenceExchange::start_gather(int branch, int which, const TensorView& buf
     slot.gather = slot.group->start_all_gather(buffer.data, slot.begin_bytes);
   }
   slot.gathering = true;
-  impl_->traffic_.forward_bytes += slot.group->last_bytes();
+  add_traffic(impl_->traffic_.forward_bytes, slot.group->last_bytes());
   // Causal queries that may look at this rank's rows are its own and those of the ranks after it.
-  impl_->traffic_.forward_needed_bytes += own * (slot.group->size() - 1 - slot.layout.mine);
+  add_traffic(impl_->traffic_.forward_needed_bytes,
+              own * (slot.group->size() - 1 - slot.layout.mine));  // at most as many as above
 }
 
 void SequenceExchange::wait_gather(int branch, int which) {
@@ -132,7 +141,7 @@ void SequenceExchange::start_reduce(int branch, int which, const TensorView& buf
     slot.reduce = slot.group->start_reduce_scatter(static_cast<float*>(buffer.data), slot.begin,
                                                    slot.staging);
   slot.reducing = true;
-  impl_->traffic_.backward_bytes += slot.group->last_bytes();
+  add_traffic(impl_->traffic_.backward_bytes, slot.group->last_bytes());
 }
 
 void SequenceExchange::wait_reduce(int branch, int which) {

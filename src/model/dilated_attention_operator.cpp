@@ -80,11 +80,10 @@ template <typename Call>
 void DilatedAttentionOperator::for_local(size_t branch, const Call& call) {
   const std::span<const SegmentTask> tasks = local_tasks_[branch];
   if (copies_.empty()) return call(tasks);
-  double& flops = context_.work().attention_flops;
   for (size_t i = 0; i < tasks.size(); ++i) {
-    const double before = std::exchange(flops, 0.0);
+    const Work before = context_.work();
     call(tasks.subspan(i, 1));
-    flops = before + flops * static_cast<double>(copies_[branch][i]);
+    context_.work().repeat_since(before, copies_[branch][i]);
   }
 }
 

@@ -344,11 +344,10 @@ TensorView FeedForwardLayer::gate_of(const TensorView& hidden) const {
 
 template <typename Body>
 void FeedForwardLayer::for_parts(Context& context, const TensorView& x, Body body) {
-  const int64_t rows = x.shape[0], part = kept_.hidden.shape[0];
-  for (int64_t begin = 0; begin < rows; begin += part) {
-    body(begin, std::min(part, rows - begin));
+  for_pieces(context, x.shape[0], kept_.hidden.shape[0], [&](int64_t begin, int64_t count) {
+    body(begin, count);
     if (in_parts(x)) context.keep_pace();
-  }
+  });
 }
 
 void FeedForwardLayer::forward(Context& context, const TensorView& out, const TensorView& x,

@@ -311,15 +311,14 @@ void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gr
   const TensorView flat_targets = targets.view({rows_});
   cross_entropy_begin(context_, loss_sums_);
   const int64_t chunk = chunk_logits_.shape[0];
-  for (int64_t begin = 0; begin < rows_; begin += chunk) {
-    const int64_t count = std::min(chunk, rows_ - begin);
+  for_pieces(context_, rows_, chunk, [&](int64_t begin, int64_t count) {
     const TensorView chunk_logits = chunk_logits_.slice(0, 0, count);  // [c, V]
     const TensorView chunk_hidden = hidden_.slice(0, begin, count);    // [c, C]
     linear_forward(context_, chunk_logits, chunk_hidden, output_weight_, {});
     cross_entropy(context_, loss_sums_, chunk_logits, flat_targets.slice(0, begin, count),
                   static_cast<float>(scale), with_gradient);
     context_.keep_pace();
-    if (!with_gradient) continue;
+    if (!with_gradient) return;
     TensorView chunk_grad = chunk_logits;  // [c, V], which the loss has overwritten
     if (rounded_chunk_grad_.defined()) {
       chunk_grad = rounded_chunk_grad_.slice(0, 0, count);
@@ -328,7 +327,7 @@ void LongNet::chunked_loss(const TensorView& targets, double scale, bool with_gr
     linear_backward_weight(context_, grad_output_weight_, {}, chunk_grad, chunk_hidden);
     linear_backward_input(context_, grad_normed_.slice(0, begin, count), chunk_grad,
                           output_weight_);
-  }
+  });
 }
 
 /// Counted targets scale nothing when nothing runs; every target is taken as one that counts.

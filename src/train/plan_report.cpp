@@ -1,6 +1,7 @@
 // See plan_report.h.
 #include "train/plan_report.h"
 
+#include "core/byte_count.h"
 #include "core/device_runtime.h"
 #include "train/learner.h"
 
@@ -42,8 +43,11 @@ PlanReport plan_run(const Config& config_in, int ranks, int rank) {
   mesh.sequence = make_counting_communicator(sequence_ranks, rank);
   mesh.replicas = static_cast<int>(data_ranks);
   Learner learner(context, config, mesh);
-  const std::vector<MicroBatch> batches(config.train.accumulation);
-  learner.train_step(batches, 1);
+  // One micro-batch represents all: they are equal, and a step sums gradients after the last only.
+  const int64_t micro_batches = config.train.accumulation;
+  const MicroBatch batch;
+  learner.train_step({&batch, 1}, 1);
+  context.work().repeat_since({}, micro_batches);
 
   PlanReport report;
   report.ranks = ranks;
@@ -72,18 +76,22 @@ PlanReport plan_run(const Config& config_in, int ranks, int rank) {
   }
   const bool on_gpu = config.run.backend == "cuda" && device_runtime::built_with_cuda();
   report.memory = on_gpu ? gpu_memory(config, mesh) : learner.memory();
-  for (const auto& [purpose, bytes] : report.memory) report.memory_total += bytes;
+  for (const auto& [purpose, bytes] : report.memory)
+    report.memory_total = checked_sum(report.memory_total, bytes, "the memory of one rank");
   const Traffic& traffic = learner.traffic();
-  report.forward_bytes = traffic.forward_bytes;
-  report.forward_needed_bytes = traffic.forward_needed_bytes;
-  report.backward_bytes = traffic.backward_bytes;
+  const auto per_step = [&](int64_t bytes) {
+    return checked_product(bytes, micro_batches, "keys and values sent in a step");
+  };
+  report.forward_bytes = per_step(traffic.forward_bytes);
+  report.forward_needed_bytes = per_step(traffic.forward_needed_bytes);
+  report.backward_bytes = per_step(traffic.backward_bytes);
   report.gradient_bytes = learner.gradient_bytes_sent();
   report.parameter_bytes = learner.parameter_bytes_sent();
   report.matmul_flops = context.work().matmul_flops;
   report.attention_flops = context.work().attention_flops;
   report.recomputed_flops = context.work().recomputed_flops;
   const double tokens =
-      static_cast<double>(learner.local_rows()) * static_cast<double>(config.train.accumulation);
+      static_cast<double>(learner.local_rows()) * static_cast<double>(micro_batches);
   report.flops_per_token =
       tokens > 0 ? (report.matmul_flops + report.attention_flops) / tokens : 0.0;
   return report;

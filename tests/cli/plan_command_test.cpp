@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <chrono>
 #include <sstream>
 
@@ -62,6 +63,37 @@ TEST(Plan, ASegmentOverAMillionRanksCostsNoMoreThanOneOverTwo) {
     const int64_t rows = dilation == 4 ? 4 * (local / 4) : 0;
     EXPECT_EQ(r["bytes_per_step"]["forward"], 2 * 2 * rows * 8 * 4 * 2 * (ranks - 1));
   }
+}
+
+TEST(Plan, RowsAndMicroBatchesCostNoTime) {
+  Program program;
+  program.write_tiny_config();
+  const auto flops = [&](int64_t batch, int64_t micro) {
+    const Json r = plan(program, fmt::format("--ranks 2 train.recompute=layer train.batch_size={} "
+                                             "train.accumulation={}",
+                                             batch, micro));
+    return std::array{r["flops_per_step"]["matmul"].get<double>(),
+                      r["flops_per_step"]["recomputed"].get<double>(),
+                      r["bytes_per_step"]["backward"].get<double>()};
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  // Both work on the feed-forward layer in parts, which recomputation counts in another way.
+  const int64_t batch = 1 << 16, more = 16, micro = 1 << 20;
+  const auto one = flops(batch, 1), many = flops(batch * more, micro);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  EXPECT_LT(took.count(), 10) << "a walk over all pieces of the rows takes hours";
+  for (size_t i = 0; i < one.size(); ++i)
+    EXPECT_DOUBLE_EQ(many[i], one[i] * static_cast<double>(more * micro));
+}
+
+TEST(Plan, MoreThan63BitsOfBytesAreAnErrorAndNoNumber) {
+  Program program;
+  program.write_tiny_config();
+  const Outcome outcome = program.run(
+      "plan tiny.yaml --json train.batch_size=1048576 train.sequence_length=1099511627776");
+  EXPECT_EQ(outcome.exit_code, 1);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_NE(outcome.err.find("more than 2^63 bytes"), std::string::npos) << outcome.err;
 }
 
 TEST(Plan, TinyModelOnTwoRanksByHand) {

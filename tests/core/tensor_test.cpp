@@ -1,6 +1,7 @@
 // TensorView: shapes, strides, slices, and the checks that guard a pointer.
 #include "core/tensor.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -36,6 +37,22 @@ TEST(Tensor, NothingIsEmpty) {
   EXPECT_EQ(none.elements(), 0);
   EXPECT_EQ(none.bytes(), 0);
   EXPECT_EQ(TensorView(nullptr, DType::kF32, {3, 0, 4}).elements(), 0);
+}
+
+TEST(Tensor, MoreThanAnAddressSpaceIsAnError) {
+  constexpr int64_t k32 = int64_t{1} << 32;
+  const auto message = [](std::initializer_list<int64_t> shape) -> std::string {
+    try {
+      const TensorView view(nullptr, DType::kF32, shape);
+      return "";
+    } catch (const Error& error) {
+      return error.what();
+    }
+  };
+  EXPECT_EQ(message({k32 / 4, k32 / 4}), "");  // 2^62 bytes
+  EXPECT_THAT(message({k32 / 4, k32 / 2}), testing::HasSubstr("more than 2^63 bytes"));
+  EXPECT_THAT(message({k32, k32, k32}),
+              testing::HasSubstr("f32[4294967296, 4294967296, 4294967296]"));
 }
 
 TEST(Tensor, CountsBeyond32Bits) {
