@@ -10,33 +10,40 @@ follow_mpirun() {
   local code new tied=()
   # Killed with this shell, should that be killed. util-linux; without it mpirun would live on.
   if setpriv --pdeathsig TERM true 2> /dev/null; then tied=(setpriv --pdeathsig TERM); fi
-  mpirun_asked= mpirun_caught=
+  mpirun_asked=
   set -m
   ${tied[@]+"${tied[@]}"} "$@" <&0 &
   mpirun_pid=$!
   set +m
   trap 'ask_to_end SIGINT' INT
   trap 'ask_to_end SIGTERM' TERM
-  trap 'mpirun_caught=1; kill -USR2 "$mpirun_pid" 2> /dev/null || true' HUP USR2
-  trap 'mpirun_caught=1; kill -USR1 "$mpirun_pid" 2> /dev/null || true' USR1
+  trap 'kill -USR2 "$mpirun_pid" 2> /dev/null || true' HUP USR2
+  trap 'kill -USR1 "$mpirun_pid" 2> /dev/null || true' USR1
   code=0
-  while :; do  # a trapped signal ends `wait` before mpirun has ended
-    mpirun_caught= new=0
+  # A trapped signal ends `wait` before mpirun has ended, and may end the next one too: two within a moment.
+  while :; do
+    new=0
     wait "$mpirun_pid" || new=$?
     if [ "$new" != 127 ]; then code=$new; fi
-    [ -n "$mpirun_caught" ] && [ "$new" != 127 ] || exit "$code"
+    kill -0 "$mpirun_pid" 2> /dev/null || break
   done
+  for _ in 1 2; do  # where it ended during a trap, its code is still to be fetched
+    new=0
+    wait "$mpirun_pid" 2> /dev/null || new=$?
+    if [ "$new" != 127 ]; then code=$new; fi
+  done
+  exit "$code"
 }
 
 ask_to_end() {
-  mpirun_caught=1
-  if [ -n "$mpirun_asked" ] && [ "$SECONDS" -gt "$mpirun_asked" ]; then
+  local now=${EPOCHREALTIME/[.,]/}  # microseconds
+  if [ -n "$mpirun_asked" ] && [ $((now - mpirun_asked)) -ge 1000000 ]; then
     echo "$(basename "$0"): $1 again: all ranks end at once" >&2
     kill -TERM "$mpirun_pid" 2> /dev/null || true
     return
   fi
   if [ -n "$mpirun_asked" ]; then return; fi  # twice at once: `timeout`, a closing terminal
-  mpirun_asked=$SECONDS
+  mpirun_asked=$now
   echo "$(basename "$0"): $1: the ranks are asked to save and end; once more ends them at once" >&2
   kill -USR2 "$mpirun_pid" 2> /dev/null || true
 }

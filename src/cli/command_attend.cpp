@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -16,6 +17,7 @@
 #include "cli/commands.h"
 #include "core/arena.h"
 #include "core/host_copy.h"
+#include "core/log.h"
 #include "core/no_exchange.h"
 #include "core/output_file.h"
 #include "core/safetensors.h"
@@ -201,6 +203,17 @@ std::vector<float> assemble(Communicator& world, const SequencePlan& plan,
   return whole;
 }
 
+/// One line if values are nan or infinite. -inf is the lse of a query that sees no key.
+void warn_if_not_finite(const char* name, const std::vector<float>& values) {
+  const bool lse = std::string_view(name) == "lse";
+  const int64_t bad = std::count_if(values.begin(), values.end(), [&](float v) {
+    return !std::isfinite(v) && !(lse && v == -INFINITY);
+  });
+  if (bad > 0)
+    log_warn("{} of {} values of {} are nan or infinite; see q, k and v{}", bad, values.size(),
+             name, std::string_view(name).substr(0, 4) == "grad" ? " and grad_o" : "");
+}
+
 int attend(const Arguments& arguments) {
   const auto world = world_communicator();
   std::optional<SafetensorsFile> file;
@@ -288,6 +301,7 @@ int attend(const Arguments& arguments) {
   }
   run_on_root(*world, [&] {
     std::vector<SafetensorsTensor> tensors;
+    for (const Result& r : results) warn_if_not_finite(r.name, r.values);
     for (const Result& r : results)
       tensors.push_back({r.name, DType::kF32, r.shape, r.values.data()});
     write_safetensors(arguments.out, tensors, {{"made_by", command_line()}});

@@ -94,6 +94,29 @@ std::string fault(const CLI::App& command, const CLI::ParseError& error) {
   return text;
 }
 
+/// The option whose comma-separated value has an empty entry; empty if there is none. CLI11 leaves
+/// such entries out.
+std::string with_empty_entry(const CLI::App& app, int argc, char** argv) {
+  std::string command;
+  for (const CLI::Option* option : reached(app, command).get_options()) {
+    if (option->get_delimiter() != ',') continue;
+    for (int i = 1; i < argc; ++i) {
+      const std::string word = argv[i], name = option->get_name();
+      std::string value;
+      if (word == name && i + 1 < argc)
+        value = argv[i + 1];
+      else if (word.compare(0, name.size() + 1, name + "=") == 0)
+        value = word.substr(name.size() + 1);
+      else
+        continue;
+      if (("," + value + ",").find(",,") != std::string::npos)
+        return fmt::format("{}: {} has an empty entry; give the values with one comma between them",
+                           name, in_quotes(value));
+    }
+  }
+  return "";
+}
+
 /// One line, with the help to read at its end.
 std::string usage_text(const CLI::App& app, const CLI::ParseError& error) {
   std::string name;
@@ -182,6 +205,8 @@ Parsed Parser::parse(int argc, char** argv) {
     app_->exit(error, text, nothing);
     return {Parsed::kHelp, text.str()};
   }
+  if (const std::string text = with_empty_entry(*app_, argc, argv); !text.empty())
+    return {Parsed::kFault, text};
   return {};
 }
 

@@ -310,7 +310,11 @@ void Parser::read_yaml(const std::string& text, const std::string& name) {
     if (const int64_t line = tab_indented_line(text, e.mark.line + 1))
       throw Error("{}:{}: not valid YAML: the line is indented with a tab; write spaces", name,
                   line);
-    throw Error("{}: not valid YAML: {}", place_of(name, e.mark), one_line(e.msg));
+    // This text of a file that was read is yaml-cpp's for values nested too deep.
+    const bool deep = e.msg == YAML::ErrorMsg::BAD_FILE;
+    throw Error(
+        "{}: not valid YAML: {}", place_of(name, e.mark),
+        deep ? "nested too deep; a section holds keys, a key a value or a list" : one_line(e.msg));
   }
 }
 

@@ -1,11 +1,14 @@
 // See system.h.
 #include "core/system.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+
+#include "core/error.h"
 
 namespace longnet {
 namespace {
@@ -32,5 +35,19 @@ std::string host_name() {
 int64_t resident_bytes() { return memory_field(1); }
 
 int64_t address_space_bytes() { return memory_field(0); }
+
+void require_limits(int64_t open_files, int64_t address_space) {
+  const auto require = [](auto resource, int64_t least, const char* name, int64_t unit,
+                          const char* what) {
+    rlimit limit{};
+    if (getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+        limit.rlim_cur >= static_cast<rlim_t>(least))
+      return;
+    throw Error("{} allows {} {}, the start of MPI needs {}; set it to {} or more", name,
+                limit.rlim_cur, what, least, least / unit);
+  };
+  require(RLIMIT_NOFILE, open_files, "ulimit -n", 1, "open files");
+  require(RLIMIT_AS, address_space, "ulimit -v", 1024, "bytes");
+}
 
 }  // namespace longnet

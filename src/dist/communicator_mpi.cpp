@@ -19,6 +19,7 @@
 #include <numeric>
 #include <thread>
 
+#include "core/system.h"
 #include "dist/communicator.h"
 #include "dist/mpi_check.h"
 #include "dist/transfer_plan.h"
@@ -650,6 +651,8 @@ int launched(std::initializer_list<const char*> names, int otherwise) {
 }  // namespace
 
 MpiSession::MpiSession(int* argc, char*** argv) {
+  // Below these Open MPI fails half way through its start, or goes on without its transports.
+  require_limits(/*open_files=*/64, /*address_space=*/int64_t{512} << 20);
   int granted = MPI_THREAD_SINGLE;
   {
     const internal::BlockingCall watched(

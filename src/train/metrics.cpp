@@ -52,6 +52,8 @@ int64_t peak_resident_bytes() {
 
 namespace {
 
+std::string metrics_path(const RunConfig& run) { return run.folder + "/metrics.jsonl"; }
+
 /// Columns of the terminal that shows this process's standard error; 0: it is shown on none. Under
 /// mpirun standard error is a pipe to mpirun; where that runs on this host, its own is asked.
 int terminal_columns() {
@@ -76,36 +78,47 @@ std::string fitting(const std::string& line, size_t columns) {
   return line.substr(0, comma == std::string::npos ? columns : comma);
 }
 
-/// Lines of a metrics.jsonl that belong to steps before first_step. A line cut short by a kill
-/// parses to nothing and is left out.
-std::string lines_before(const std::string& text, int64_t first_step) {
-  std::string kept;
+/// keep(line, object) for every line that is an object with a step; a line cut short by a kill is
+/// none.
+template <typename Keep>
+void for_lines(const std::string& text, Keep keep) {
   for (size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
     end = std::min(text.find('\n', begin), text.size());
     const std::string line = text.substr(begin, end - begin);
     const nlohmann::json json = parse_json(line);
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
-    if (json["step"].get<int64_t>() < first_step) kept += line + "\n";
+    if (json.is_object() && json.contains("step") && json["step"].is_number_integer())
+      keep(line, json);
   }
-  return kept;
 }
 
-/// A history that cannot be read is never replaced.
-void drop_lines_from(const std::string& path, int64_t first_step) {
+std::string read_metrics(const std::string& path) {
   std::error_code error;
   if (std::filesystem::symlink_status(path, error).type() == std::filesystem::file_type::not_found)
-    return;
+    return "";
   constexpr int64_t kLargest = int64_t{16} << 30;
+  return read_input_file(path, kLargest);
+}
+
+/// Drops what is not of the run up to `place`. A history that cannot be read is never replaced.
+void drop_lines_after(const std::string& path, const RunPlace& place) {
   std::string text;
   try {
-    text = read_input_file(path, kLargest);
+    text = read_metrics(path);
   } catch (const Error& cause) {
     throw Error(
         "{}; the metrics of the run so far would be lost: make it readable, move it away or set "
         "another run.folder",
         cause.what());
   }
-  const std::string kept = lines_before(text, first_step);
+  std::string kept;
+  for_lines(text, [&](const std::string& line, const nlohmann::json& json) {
+    const int64_t step = json["step"].get<int64_t>();
+    const auto rollbacks = json.find("rollbacks");  // of a step back that was not saved
+    const bool undone = step == place.step && rollbacks != json.end() &&
+                        rollbacks->is_number_integer() &&
+                        rollbacks->get<int64_t>() > place.rollbacks;
+    if (step <= place.step && !undone) kept += line + "\n";
+  });
   if (kept != text) write_output_file(path, kept);
 }
 
@@ -128,10 +141,24 @@ std::string shown_sample(const std::string& text) {
 
 }  // namespace
 
-MetricsLog::MetricsLog(const RunConfig& run, int64_t first_step)
-    : run_(run), file_(run.folder + "/metrics.jsonl") {
+bool lacks_evaluation(const RunConfig& run, int64_t step) {
+  bool trained = false, evaluated = false;
+  try {
+    for_lines(read_metrics(metrics_path(run)), [&](const std::string&, const nlohmann::json& json) {
+      if (json["step"].get<int64_t>() != step) return;
+      trained = trained || json.contains("gradient_norm");
+      evaluated = evaluated || json.contains("evaluation");
+    });
+  } catch (const Error&) {  // said where the file is opened to be continued
+    return false;
+  }
+  return trained && !evaluated;
+}
+
+MetricsLog::MetricsLog(const RunConfig& run, const RunPlace& place)
+    : run_(run), file_(metrics_path(run)) {
   display_ = run.progress == "on" || (run.progress == "auto" && terminal_columns() > 0);
-  drop_lines_from(file_.path(), first_step);
+  drop_lines_after(file_.path(), place);
   if (!file_.open())
     throw Error("{}: cannot be written: {}; check run.folder", file_.path(), file_.cause());
 }

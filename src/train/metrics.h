@@ -50,15 +50,25 @@ int64_t memory_in_use(const Context& context);
 /// Largest resident memory of this process so far, bytes.
 int64_t peak_resident_bytes();
 
+/// How far a run is: what of its metrics is to be kept.
+struct RunPlace {
+  int64_t step = 0;       // steps done
+  int64_t rollbacks = 0;  // to the checkpoint of this step
+};
+
+/// Whether a signal ended the run in the evaluation after this step: FOLDER/metrics.jsonl has the
+/// step, but no evaluation of it.
+bool lacks_evaluation(const RunConfig& run, int64_t step);
+
 /// Rank 0's reporter. On a terminal it rewrites one line per step, otherwise it logs lines; log.txt
 /// has the step's line in both cases. Lines of metrics.jsonl that cannot be written (a full disk)
 /// are counted, with one warning, and do not stop training.
 class MetricsLog {
  public:
-  /// Opens FOLDER/metrics.jsonl for appending and drops lines of steps after first_step - 1 (left
-  /// by a run that had progressed beyond its checkpoint). If the file cannot be read or written,
-  /// throws Error and leaves it as it is.
-  MetricsLog(const RunConfig& run, int64_t first_step);
+  /// Opens FOLDER/metrics.jsonl for appending and drops lines of later steps and rollbacks (left by
+  /// a run that had progressed beyond its checkpoint). If the file cannot be read or written, throws
+  /// Error and leaves it as it is.
+  MetricsLog(const RunConfig& run, const RunPlace& place);
   ~MetricsLog();
 
   void step(const StepMetrics& metrics);

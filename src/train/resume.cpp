@@ -54,6 +54,11 @@ ResumePlan plan_from_path(const Config& config) {
       const Checkpoint chosen = peek_checkpoint(path);
       origin.step = chosen.state.step;
       origin.id = chosen.id;
+      // A rollback writes the checkpoint anew, within the branch that began at the old one.
+      if (const auto& lineage = chosen.state.lineage;
+          !lineage.empty() && lineage.back().checkpoint == origin.checkpoint &&
+          lineage.back().step == origin.step)
+        origin.id = lineage.back().id;
     } catch (const Error&) {
       open_checkpoint(path);  // says what is wrong and the way out
       throw;

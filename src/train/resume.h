@@ -4,8 +4,8 @@
 //                    auto: the highest step in run.folder. Going back sets later steps aside, so
 //                          that is always the newest branch.
 //                    path: goes back to that checkpoint, or starts from another run's. The states
-//                          that follow remember it (Origin), so that the same command given again
-// Only rank 0 runs this. Nothing on disk changes before the checkpoint has been read.
+//                          that follow remember it (Origin), so that the same command given again,
+//                          as a requeue does, continues what it began.
 // Rank 0 works here; nothing is changed on disk before the checkpoint has been read.
 #pragma once
 

@@ -123,6 +123,7 @@ struct Trainer::Impl {
   std::vector<MicroBatch> read_step(DataState& place);
   void report(const StepResult& result, double seconds, const Work& before, const Traffic& traffic,
               int64_t gradient_bytes, int64_t parameter_bytes);
+  bool evaluation_due() const;
   bool evaluate();
   void sample();
   double loss_of_next();
@@ -160,9 +161,10 @@ struct Trainer::Impl {
   TrainingState state;
   PeakRate matmul_peak;  // of all ranks
   LossWatch watch{config.model.vocab_size};
-  bool in_spike = false;    // the last step's loss was one
-  double folder_seen = 0;   // when; rank 0
-  DataState next_place;     // behind the data that were read last
+  bool in_spike = false;            // the last step's loss was one
+  bool evaluation_missing = false;  // the one that is due after state.step
+  double folder_seen = 0;           // when; rank 0
+  DataState next_place;             // behind the data that were read last
   bool save_due = false;    // of these weights, as soon as the next step's forward has judged them
   double save_seconds = 0;  // spent on it inside of the step
   int64_t saved_step = -1;
@@ -205,7 +207,7 @@ Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world
   learner = std::make_unique<Learner>(context, config, mesh);
   resume();
   run_on_root(*mesh.world, [&] {
-    metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
+    metrics = std::make_unique<MetricsLog>(config.run, RunPlace{state.step, state.rollbacks});
     describe();
   });
   warn_if_crowded(*mesh.world, context);
@@ -217,6 +219,9 @@ bool Trainer::Impl::plan_start() {
   int64_t complete = 0;
   run_on_root(*mesh.world, [&] {
     start = plan_resume(config);
+    // A signal may have ended its last evaluation.
+    if (config.train.evaluate_every > 0 && lacks_evaluation(config.run, config.train.steps))
+      start.complete = false;
     complete = start.complete ? 1 : 0;
     if (start.complete) log_info("{}", complete_text(start, config));
   });
@@ -230,9 +235,13 @@ void Trainer::Impl::resume() {
   });
   share_state(*mesh.world, state);
   watch.restore(state.recent_losses);
-  int64_t resumed = start.checkpoint ? 1 : 0;
-  mesh.world->broadcast(&resumed, sizeof resumed, 0);
-  if (resumed == 0) {
+  // A signal may have ended the run in an evaluation: it is made up for.
+  std::array<int64_t, 2> found{
+      start.checkpoint ? 1 : 0,
+      root() && evaluation_due() && lacks_evaluation(config.run, state.step) ? 1 : 0};
+  mesh.world->broadcast(found.data(), sizeof found, 0);
+  evaluation_missing = found[1] != 0;
+  if (found[0] == 0) {
     learner->initialise();
   } else {
     learner->broadcast_tensors();
@@ -333,9 +342,16 @@ void Trainer::Impl::report(const StepResult& result, double seconds, const Work&
   metrics->step(m);
 }
 
-/// False: these weights give no number, and training went back.
+/// After state.step.
+bool Trainer::Impl::evaluation_due() const {
+  return validation_data &&
+         (state.step % config.train.evaluate_every == 0 || state.step == config.train.steps);
+}
+
+/// False: these weights give no number, and training went back. A signal ends it without a result.
 bool Trainer::Impl::evaluate() {
   bool stopped = false;
+  evaluation_missing = false;
   LossSum loss;
   try {
     loss = evaluate_dataset(*learner, mesh, config, *validation_data, config.train.evaluate_samples,
@@ -350,6 +366,7 @@ bool Trainer::Impl::evaluate() {
            "the validation loss is not finite", false);
     return false;
   }
+  evaluation_missing = stopped;
   if (root() && !stopped)
     metrics->evaluation(state.step, "validation", loss.mean(),
                         bits_per_byte(loss.mean(), validation_data->bytes_per_token()),
@@ -435,7 +452,7 @@ void Trainer::Impl::keep_folder() {
   if (!deleted)
     return log_warn("{} was deleted during the run; it has been created again", lock->path());
   init_log(0, config.run.folder, config.run.log_level);
-  metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
+  metrics = std::make_unique<MetricsLog>(config.run, RunPlace{state.step, state.rollbacks});
   saver->forget();
   saved_step = -1;
   log_warn(
@@ -572,14 +589,16 @@ void Trainer::Impl::end_at_spike(const Spike& spike, const std::string& text,
     ended.action = "stop";
     metrics->spike(ended);
     const std::string& good = saver->last_good();
+    const std::string anew = good.empty() ? "none run.overwrite=true" : good;
     throw Error(
-        "step {}: {}; {}: the run ends after step {}{}; {}; lower optimizer.learning_rate, look at "
-        "the data, or continue with train.on_spike={}",
+        "step {}: {}; {}: the run ends after step {}{}; {}; look at the data, set "
+        "checkpoint.resume={} and a lower optimizer.learning_rate, or continue with "
+        "train.on_spike={}",
         spike.step, text, reason, state.step,
         saved_step == state.step ? fmt::format(" (saved in {})", step_name(state.step)) : "",
         good.empty() ? "there is no good checkpoint"
                      : fmt::format("the last good checkpoint is {}", good),
-        config.train.on_spike == "stop" ? "rollback or warn" : "warn");
+        anew, config.train.on_spike == "stop" && !good.empty() ? "rollback or warn" : "warn");
   });
 }
 
@@ -594,7 +613,7 @@ void Trainer::Impl::roll_back(Spike spike, const std::string& text, bool must) {
   watch.restore(state.recent_losses);
   saved_step = -1;
   run_on_root(*mesh.world, [&] {
-    metrics = std::make_unique<MetricsLog>(config.run, state.step + 1);
+    metrics = std::make_unique<MetricsLog>(config.run, RunPlace{state.step, state.rollbacks});
     spike.went_back = state.step;
     spike.rollbacks = state.rollbacks;
     spike.skipped = (state.data.epoch - back.place.epoch) * train_data->samples() +
@@ -634,18 +653,20 @@ void Trainer::Impl::save_and_end(int signal) {
 }
 
 void Trainer::Impl::run() {
-  const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
-  while (learner && state.step < config.train.steps) {  // none: complete from the start
-    if (!step()) continue;
-    const bool last = state.step == config.train.steps;
-    if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
-    if (validation_data && (due(config.train.evaluate_every) || last) && !evaluate()) continue;
+  // No learner: complete from the start.
+  while (learner && (state.step < config.train.steps || evaluation_missing)) {
+    if (!evaluation_missing && !step()) continue;
+    evaluation_missing = evaluation_due();
+    const auto at_end = [&] { return state.step == config.train.steps && !evaluation_missing; };
+    if (const int signal = agreed_stop(); signal != 0 && !at_end()) return save_and_end(signal);
+    if (evaluation_missing && !evaluate()) continue;
+    const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
     if (due(config.train.sample_every)) sample();
-    if (const bool wanted = agreed_save(); wanted || last)
-      save_now(last);
+    if (const bool wanted = agreed_save(); wanted || state.step == config.train.steps)
+      save_now(state.step == config.train.steps);
     else
       save_due = save_due || due(config.checkpoint.every);
-    if (const int signal = agreed_stop(); signal != 0 && !last) return save_and_end(signal);
+    if (const int signal = agreed_stop(); signal != 0 && !at_end()) return save_and_end(signal);
   }
 }
 

@@ -7,7 +7,9 @@
 
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <sstream>
 #include <thread>
 
 #include "cli/program.h"
@@ -121,6 +123,61 @@ TEST(RunFolder, ASecondRequestEndsAtOnce) {
   }
 }
 
+/// "step loss" of every evaluation, in the order of run/metrics.jsonl.
+std::vector<std::string> evaluations(const Program& program, const std::string& run) {
+  std::vector<std::string> found;
+  std::istringstream lines(read_whole_file(program.file(run + "/metrics.jsonl")));
+  for (std::string line; std::getline(lines, line);) {
+    const nlohmann::json json = nlohmann::json::parse(line);
+    if (json.contains("evaluation"))
+      found.push_back(json["step"].dump() + " " + json["loss"].dump());
+  }
+  return found;
+}
+
+/// As if a signal had ended the run in its last evaluation, which leaves no line.
+void drop_last_line(const std::string& path) {
+  std::string text = read_whole_file(path);
+  text.erase(text.rfind('\n', text.size() - 2) + 1);
+  std::ofstream(path) << text;
+}
+
+TEST(RunFolder, AnEvaluationThatASignalEndedIsMadeUpFor) {
+  Program program;
+  program.write_tiny_config();
+  const std::string text = read_whole_file(program.file("text.txt"));
+  std::string long_text;
+  for (int i = 0; i < 70; ++i) long_text += text;
+  program.folder().write("text.txt", long_text);  // an evaluation takes 0.1 s
+  const std::string train =
+      "train tiny.yaml train.steps=4 train.evaluate_every=1 train.evaluate_samples=200 "
+      "run.log_every=1 run.folder=";
+  ASSERT_EQ(program.run(train + "whole").exit_code, 0);
+  const std::vector<std::string> expected = evaluations(program, "whole");
+  ASSERT_EQ(expected.size(), 4);
+  for (const char* after : {"step 1/4", "step 2/4", "step 4/4"}) {
+    Background training(program, "cut", train + "cut");
+    ASSERT_TRUE(training.said(after)) << training.errors();
+    training.send(SIGTERM);
+    ASSERT_EQ(training.finish(), 0) << training.errors();
+    EXPECT_NE(training.errors().find("the same command continues from here"), std::string::npos)
+        << training.errors();
+    const Outcome rest = program.run(train + "cut");
+    ASSERT_EQ(rest.exit_code, 0) << rest.err;
+    EXPECT_EQ(evaluations(program, "cut"), expected) << after;
+    fs::remove_all(program.file("cut"));
+  }
+  // The last line is the evaluation after the last step.
+  drop_last_line(program.file("whole/metrics.jsonl"));
+  ASSERT_EQ(evaluations(program, "whole").size(), 3);
+  for (const char* said : {"step 4: validation loss", "already complete at step 4"}) {
+    const Outcome again = program.run(train + "whole");
+    EXPECT_EQ(again.exit_code, 0) << again.err;
+    EXPECT_NE(again.err.find(said), std::string::npos) << again.err;
+    EXPECT_EQ(evaluations(program, "whole"), expected);
+  }
+}
+
 TEST(RunFolder, SetUpEndsAtOnce) {
   Program program;
   program.write_tiny_config();
@@ -151,8 +208,7 @@ TEST(RunFolder, AnEndDuringSetUpLeavesNoFolder) {
       std::this_thread::sleep_for(1ms);
     training.send(SIGTERM);
     EXPECT_NE(training.finish(), 0) << training.errors();
-    EXPECT_TRUE(training.said("during set-up: ended, no step was trained"))
-        << training.errors();
+    EXPECT_TRUE(training.said("during set-up: ended, no step was trained")) << training.errors();
     EXPECT_FALSE(fs::exists(program.file("kept/a"))) << training.errors();
     EXPECT_TRUE(fs::exists(program.file("kept")));
   }

@@ -205,7 +205,8 @@ TEST_F(Spike, StopSavesWhatWasReachedAndNamesTheLastGoodCheckpoint) {
       EXPECT_EQ(outcome.exit_code, 1) << outcome.err;
       EXPECT_EQ(errors(outcome), 1) << outcome.err;
       EXPECT_TRUE(says(outcome, "step 91: the loss of ")) << outcome.err;
-      EXPECT_TRUE(says(outcome, "train.on_spike is stop: the run ends after step 90")) << outcome.err;
+      EXPECT_TRUE(says(outcome, "train.on_spike is stop: the run ends after step 90"))
+          << outcome.err;
       EXPECT_TRUE(says(outcome, "the last good checkpoint is " + run + "/step-00000080"))
           << outcome.err;
       EXPECT_TRUE(state(run + "/step-00000090").at("spike"));
@@ -219,6 +220,21 @@ TEST_F(Spike, StopSavesWhatWasReachedAndNamesTheLastGoodCheckpoint) {
     EXPECT_TRUE(fs::exists(program.file(run + "/set-aside-1/step-00000090")));
     expect_clean_run(run);
   }
+}
+
+TEST_F(Spike, AfterARollbackTheSameCommandContinuesTheBranchThatItBegan) {
+  write(90, 1);
+  ASSERT_EQ(train("train.steps=80").exit_code, 0);
+  // Back to step 60; the noise of step 91 rolls back to step 60 itself, which is written anew.
+  const std::string command = "checkpoint.resume=run/step-00000060 ";
+  const Outcome first = train(command + "train.steps=120 checkpoint.every=1000");
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  ASSERT_TRUE(says(first, "goes back to run/step-00000060")) << first.err;
+  const Outcome again = train(command + "train.steps=130");
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_TRUE(says(again, "was used before: the run continues from run/step-00000120"))
+      << again.err;
+  EXPECT_EQ(losses("run").size(), 130u);
 }
 
 TEST_F(Spike, WarnTrainsOnAndCallsNoCheckpointGoodThatAnswersNoise) {

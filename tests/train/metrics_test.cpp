@@ -92,7 +92,7 @@ TEST(Metrics, TheDisplayFitsTheTerminal) {
     Terminal terminal(columns);
     if (!terminal.ready()) GTEST_SKIP() << "no pseudo-terminals here";
     {
-      MetricsLog log(run, 1);
+      MetricsLog log(run, {});
       log.step(metrics_of(1999));
       log.step(metrics_of(2000));
     }
@@ -124,7 +124,7 @@ TEST(Metrics, JsonLinesHoldEveryFigure) {
   run.log_every = 1000000;
   const StepMetrics m = metrics_of(7);
   {
-    MetricsLog log(run, 1);
+    MetricsLog log(run, {});
     log.step(m);
     StepMetrics tokens = metrics_of(8);
     tokens.bits_per_byte = -1;  // bytes per token are unknown
@@ -171,10 +171,34 @@ TEST(Metrics, StepsThatAreRepeatedAndBrokenLinesAreDropped) {
       "metrics.jsonl",
       "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":2}\n{\"step\":2,\"evaluation\":\"x\"}\n"
       "[]\n{\"step\":\"2\"}\n{\"loss\":1}\n{\"step\":3,\"loss\":1}\n{\"step\":4,\"lo");
-  { MetricsLog log(run, 3); }
+  { MetricsLog log(run, {.step = 2}); }
   EXPECT_EQ(
       read_whole_file(folder.file("metrics.jsonl")),
       "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":2}\n{\"step\":2,\"evaluation\":\"x\"}\n");
+}
+
+TEST(Metrics, RollbacksThatWereNotSavedAreDropped) {
+  const TemporaryFolder folder;
+  RunConfig run;
+  run.folder = folder.path();
+  run.progress = "off";
+  const std::string earlier = "{\"step\":2,\"spike\":\"rollback\",\"rollbacks\":1}\n";
+  folder.write("metrics.jsonl", earlier + "{\"step\":2,\"spike\":\"rollback\",\"rollbacks\":2}\n");
+  { MetricsLog log(run, {.step = 2, .rollbacks = 1}); }
+  EXPECT_EQ(read_whole_file(folder.file("metrics.jsonl")), earlier);
+}
+
+TEST(Metrics, AStepWithoutItsEvaluationIsFound) {
+  const TemporaryFolder folder;
+  RunConfig run;
+  run.folder = folder.path();
+  EXPECT_FALSE(lacks_evaluation(run, 2)) << "no metrics, as in another folder";
+  folder.write("metrics.jsonl",
+               "{\"step\":1,\"gradient_norm\":3}\n{\"step\":1,\"evaluation\":\"x\"}\n"
+               "{\"step\":2,\"gradient_norm\":3}\n{\"step\":2,\"sample\":\"x\"}\n");
+  EXPECT_FALSE(lacks_evaluation(run, 1));
+  EXPECT_TRUE(lacks_evaluation(run, 2));
+  EXPECT_FALSE(lacks_evaluation(run, 3));
 }
 
 /// Puts back the logger that was there.
@@ -195,7 +219,7 @@ TEST(Metrics, TheLogFileHasStepsAndSamplesAlsoWithTheDisplayOn) {
   testing::internal::CaptureStderr();
   init_log(0, run.folder, "info");
   {
-    MetricsLog log(run, 1);
+    MetricsLog log(run, {});
     log.step(metrics_of(7));
     log.sample(7, "one\ntwo \"three\"\x1b[31m\xff");
   }
@@ -213,11 +237,11 @@ TEST(Metrics, AHistoryThatCannotBeReadIsRefusedAndStays) {
   RunConfig run;
   run.folder = folder.path();
   std::filesystem::create_directory(folder.file("metrics.jsonl"));
-  EXPECT_THROW(MetricsLog(run, 3), Error);
+  EXPECT_THROW(MetricsLog(run, {.step = 2}), Error);
   EXPECT_TRUE(std::filesystem::is_directory(folder.file("metrics.jsonl")));
   std::filesystem::remove(folder.file("metrics.jsonl"));
   ASSERT_EQ(mkfifo(folder.file("metrics.jsonl").c_str(), 0600), 0);
-  EXPECT_THROW(MetricsLog(run, 3), Error);
+  EXPECT_THROW(MetricsLog(run, {.step = 2}), Error);
   EXPECT_TRUE(std::filesystem::is_fifo(folder.file("metrics.jsonl")));
 }
 
@@ -258,7 +282,7 @@ TEST(Metrics, AFullDiskIsWarnedOfOnceCountedAndEndsNothing) {
   testing::internal::CaptureStderr();
   init_log(0, run.folder, "info");
   {
-    MetricsLog log(run, 1);
+    MetricsLog log(run, {});
     log.step(metrics_of(1));
     {
       const FullDisk full(20500);  // the second line is cut
@@ -277,7 +301,7 @@ TEST(Metrics, AFullDiskIsWarnedOfOnceCountedAndEndsNothing) {
       << text;
   EXPECT_NE(text.find("step 6/4000"), std::string::npos) << text;
   // Whole lines but for the cut one, which the next start drops.
-  { MetricsLog log(run, 100); }
+  { MetricsLog log(run, {.step = 99}); }
   std::istringstream lines(read_whole_file(folder.file("metrics.jsonl")));
   std::vector<int64_t> steps;
   for (std::string line; std::getline(lines, line);)

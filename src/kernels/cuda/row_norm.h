@@ -29,7 +29,8 @@ inline constexpr int64_t kSharedSums = 160 * 1024;  // bytes of column sums a bl
 
 struct NormSmem {
   float warp[2][kNormThreads / 32];
-  float sums[2];  // [teams, 2, W], as many as launched
+  /// Column sums [teams, 2, W] in what a launch adds behind this.
+  __device__ float* sums() { return reinterpret_cast<float*>(this + 1); }
 };
 
 /// x[i] = its sum over the team, in every thread of it; one order. Whole blocks must call it.
@@ -144,7 +145,7 @@ __device__ __forceinline__ void norm_rows_backward(float* partials, const float*
   const float inverse_width = 1.0f / static_cast<float>(width);
   const Elements weights{const_cast<float*>(weight), false};
   float* out = partials + part * 2 * width;
-  float* sum_weight = shared_sums ? sm.sums + team * 2 * width : out;
+  float* sum_weight = shared_sums ? sm.sums() + team * 2 * width : out;
   const Elements weight_sums{sum_weight, false}, bias_sums{sum_weight + width, false};
   for (int64_t column = begin; column < width; column += step) {
     const float zero[kPack] = {};
@@ -203,7 +204,7 @@ __device__ __forceinline__ void norm_rows_backward(float* partials, const float*
     __syncthreads();
     for (int64_t i = threadIdx.x; i < 2 * width; i += kNormThreads) {
       float sum = 0;
-      for (int t = 0; t < kTeams; ++t) sum += sm.sums[t * 2 * width + i];
+      for (int t = 0; t < kTeams; ++t) sum += sm.sums()[t * 2 * width + i];
       out[i] = sum;
     }
   }
