@@ -42,7 +42,25 @@ bool AppendedFile::open() {
   return true;
 }
 
+/// False if the name now stands for another file or for none. Its folder, if that is gone too, is
+/// somebody else's to make anew.
+bool AppendedFile::is_in_place() const {
+  struct stat ours {
+  }, named{};
+  if (fstat(file_, &ours) != 0) return true;
+  if (stat(path_.c_str(), &named) == 0)
+    return ours.st_ino == named.st_ino && ours.st_dev == named.st_dev;
+  std::error_code ignored;
+  return errno != ENOENT ||
+         !std::filesystem::exists(std::filesystem::path(path_).parent_path(), ignored);
+}
+
 bool AppendedFile::append(std::string_view lines) {
+  renewed_ = file_ >= 0 && !is_in_place();
+  if (renewed_) {
+    close(std::exchange(file_, -1));
+    torn_ = false;
+  }
   const bool written = open() && (!torn_ || write_all("\n")) && write_all(lines);
   failed_ = written ? 0 : failed_ + 1;
   return written;

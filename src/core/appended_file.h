@@ -24,16 +24,20 @@ class AppendedFile {
   bool append(std::string_view lines);
   /// Number of appends that have failed since the last success.
   int64_t failed() const { return failed_; }
+  /// True if the last append found the file deleted or moved away, and began a new one.
+  bool renewed() const { return renewed_; }
   /// Why the last call failed.
   const std::string& cause() const { return cause_; }
 
  private:
   bool write_all(std::string_view text);
+  bool is_in_place() const;
 
   std::string path_, cause_;
   int file_ = -1;
   int64_t failed_ = 0;
   bool torn_ = false;  // the file ends in a part of a line
+  bool renewed_ = false;
 };
 
 }  // namespace longnet

@@ -69,7 +69,13 @@ class FileSink : public spdlog::sinks::base_sink<std::mutex> {
         file_.failed() == 0 ? ""
                             : fmt::format("({} lines before this one could not be written: {})\n",
                                           file_.failed(), file_.cause());
-    if (file_.append(note + line) || file_.failed() > 1 || !speaks_) return;
+    const bool written = file_.append(note + line);
+    if (file_.renewed() && speaks_) {
+      fmt::print(stderr, "{} was deleted or moved away during the run; a new one has been begun\n",
+                 file_.path());
+      std::fflush(stderr);
+    }
+    if (written || file_.failed() > 1 || !speaks_) return;
     fmt::print(stderr, "{}: the log cannot be written: {}; training continues, lines are counted\n",
                file_.path(), file_.cause());
     std::fflush(stderr);

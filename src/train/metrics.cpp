@@ -119,7 +119,15 @@ void drop_lines_after(const std::string& path, const RunPlace& place) {
                         rollbacks->get<int64_t>() > place.rollbacks;
     if (step <= place.step && !undone) kept += line + "\n";
   });
-  if (kept != text) write_output_file(path, kept);
+  if (kept == text) return;
+  try {
+    write_output_file(path, kept);
+  } catch (const Error& cause) {
+    throw Error(
+        "{}; it has lines of steps that are repeated, and they must be dropped: make room on the "
+        "disk or set another run.folder",
+        cause.what());
+  }
 }
 
 /// Line breaks stay, other control characters and what is not UTF-8 do not; every line is indented,
@@ -169,7 +177,12 @@ void MetricsLog::write(nlohmann::ordered_json json) {
   json["time"] = utc_time_text();
   const std::string line = json_text(json) + "\n";
   const int64_t missing = file_.failed();
-  if (file_.append(line)) {
+  const bool written = file_.append(line);
+  if (file_.renewed()) {
+    finish_line();
+    log_warn("{} was deleted or moved away during the run; a new one has been begun", file_.path());
+  }
+  if (written) {
     if (missing > 0)
       log_warn("{} can be written again; {} lines are missing", file_.path(), missing);
   } else if (missing == 0) {

@@ -146,10 +146,16 @@ std::string set_aside(const std::string& folder, int64_t last_step, Aside what) 
   if (names.empty() && !alone) return "";
   const std::string aside = make_aside(folder), kept = aside + "/" + kMetricsFile;
   std::error_code error;
-  if (!all)
-    write_output_file(kept, lines);
-  else if (fs::exists(metrics, error))
+  if (!all) {
+    try {
+      write_output_file(kept, lines);
+    } catch (const Error&) {
+      fs::remove(aside, error);
+      throw;
+    }
+  } else if (fs::exists(metrics, error)) {
     rename_or_throw(metrics, kept);
+  }
   // The newest first: what a kill in between leaves is a run that ends earlier.
   for (auto name = names.rbegin(); name != names.rend(); ++name)
     rename_or_throw(folder + "/" + *name, aside + "/" + *name);

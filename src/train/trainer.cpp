@@ -608,12 +608,25 @@ void Trainer::Impl::roll_back(Spike spike, const std::string& text, bool must) {
     keep_folder();
     metrics->finish_line();
   });
-  const WentBack back = go_back(spike.checkpoint, state, next_place, config, *mesh.world, *learner);
-  state = back.state;
-  watch.restore(state.recent_losses);
-  saved_step = -1;
+  WentBack back;
+  try {
+    back = go_back(spike.checkpoint, state, next_place, config, *mesh.world, *learner);
+    state = back.state;
+    watch.restore(state.recent_losses);
+    saved_step = -1;
+    run_on_root(*mesh.world, [&] {
+      metrics = std::make_unique<MetricsLog>(config.run, RunPlace{state.step, state.rollbacks});
+    });
+  } catch (const SilentError&) {
+    throw;
+  } catch (const AgreedError& failure) {
+    throw AgreedError(
+        "step {}: {}; training cannot go back to {}: {}; remove the cause and give the same "
+        "command "
+        "again, or add train.on_spike=warn",
+        spike.step, text, spike.checkpoint, failure.what());
+  }
   run_on_root(*mesh.world, [&] {
-    metrics = std::make_unique<MetricsLog>(config.run, RunPlace{state.step, state.rollbacks});
     spike.went_back = state.step;
     spike.rollbacks = state.rollbacks;
     spike.skipped = (state.data.epoch - back.place.epoch) * train_data->samples() +

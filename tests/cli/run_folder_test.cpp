@@ -229,6 +229,22 @@ TEST(RunFolder, ADeletedFolderIsNoticedAndMadeAnew) {
   EXPECT_FALSE(read_whole_file(program.file("run/metrics.jsonl")).empty());
 }
 
+TEST(RunFolder, ADeletedLogOrMetricsFileIsNoticedAndBegunAnew) {
+  Program program;
+  program.write_tiny_config();
+  Background training(program, "t", "train tiny.yaml train.steps=1000000");
+  ASSERT_TRUE(training.said("step 2/")) << training.errors();
+  for (const char* name : {"run/metrics.jsonl", "run/log.txt"}) {
+    fs::rename(program.file(name), program.file("moved"));
+    const std::string notice = std::string(name) + " was deleted or moved away during the run";
+    EXPECT_TRUE(training.said(notice)) << training.errors();
+  }
+  training.send(SIGTERM);
+  EXPECT_EQ(training.finish(), 0) << training.errors();
+  for (const char* name : {"run/metrics.jsonl", "run/log.txt"})
+    EXPECT_FALSE(read_whole_file(program.file(name)).empty());
+}
+
 TEST(RunFolder, StartsThatFailLeaveNothing) {
   Program program;
   program.write_tiny_config();
