@@ -7,14 +7,20 @@
 # (a training saves after its step and ends, other commands end); a second one, a second or more later, ends
 # all at once. SIGHUP: SIGUSR2. SIGUSR1, SIGUSR2: passed on.
 follow_mpirun() {
-  local code new tied=()
+  local code new tied=() out=1 err=2 relays=()
   # Killed with this shell, should that be killed. util-linux; without it mpirun would live on.
   if setpriv --pdeathsig TERM true 2> /dev/null; then tied=(setpriv --pdeathsig TERM); fi
   mpirun_asked=
+  trap '' PIPE
+  if [ -p /dev/fd/1 ]; then start_relay out 1; fi
+  if [ -p /dev/fd/2 ] && [ /dev/fd/1 -ef /dev/fd/2 ]; then err=$out
+  elif [ -p /dev/fd/2 ]; then start_relay err 2; fi
   set -m
-  ${tied[@]+"${tied[@]}"} "$@" <&0 &
+  ${tied[@]+"${tied[@]}"} "$@" <&0 >&"$out" 2>&"$err" &
   mpirun_pid=$!
   set +m
+  if [ "$out" != 1 ]; then exec {out}>&-; fi
+  if [ "$err" != 2 ] && [ "$err" != "$out" ]; then exec {err}>&-; fi
   trap 'ask_to_end SIGINT' INT
   trap 'ask_to_end SIGTERM' TERM
   trap 'kill -USR2 "$mpirun_pid" 2> /dev/null || true' HUP USR2
@@ -32,18 +38,37 @@ follow_mpirun() {
     wait "$mpirun_pid" 2> /dev/null || new=$?
     if [ "$new" != 127 ]; then code=$new; fi
   done
+  wait ${relays[@]+"${relays[@]}"} || true  # all that was said is out
   exit "$code"
+}
+
+# start_relay NAME FD: NAME becomes a descriptor whose text goes to the pipe FD. Open MPI's mpirun dies when the
+# reader of its output does, as `| tee log` may before the ranks have saved; from here it is read to the end.
+start_relay() {
+  local folder
+  folder=$(mktemp -d)
+  mkfifo "$folder/pipe"
+  (
+    trap '' INT TERM HUP QUIT USR1 USR2 PIPE
+    exec < "$folder/pipe" >&"$2" 2> /dev/null
+    cat || true
+    exec cat > /dev/null
+  ) &
+  relays+=($!)
+  exec {relay_fd}> "$folder/pipe"
+  printf -v "$1" %s "$relay_fd"
+  rm -r "$folder"
 }
 
 ask_to_end() {
   local now=${EPOCHREALTIME/[.,]/}  # microseconds
   if [ -n "$mpirun_asked" ] && [ $((now - mpirun_asked)) -ge 1000000 ]; then
-    echo "$(basename "$0"): $1 again: all ranks end at once" >&2
+    echo "$(basename "$0"): $1 again: all ranks end at once" >&2 || true
     kill -TERM "$mpirun_pid" 2> /dev/null || true
     return
   fi
   if [ -n "$mpirun_asked" ]; then return; fi  # twice at once: `timeout`, a closing terminal
   mpirun_asked=$now
-  echo "$(basename "$0"): $1: the ranks are asked to save and end; once more ends them at once" >&2
+  echo "$(basename "$0"): $1: the ranks are asked to save and end; once more ends them at once" >&2 || true
   kill -USR2 "$mpirun_pid" 2> /dev/null || true
 }

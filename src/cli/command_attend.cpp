@@ -225,6 +225,17 @@ int attend(const Arguments& arguments) {
     check_memory(p, world->size(), arguments);
     check_writable(arguments.in, arguments.out);
   });
+  std::vector<std::string> lines{
+      fmt::format("q [{}, {}, {}, {}]{}{}{}", p.batch, p.tokens, p.heads, p.head_dim,
+                  p.backward ? " with grad_o" : "", p.first_visible ? " with first_visible" : "",
+                  p.last_visible ? " with last_visible" : ""),
+      fmt::format("--head-offset {} --position {} --backend {}{}", arguments.head_offset,
+                  arguments.position, arguments.backend, arguments.causal ? " --causal" : ""),
+      fmt::format("--rope-base {} --xpos-scale-base {} --scale {}", arguments.rope_base,
+                  arguments.xpos_scale_base, arguments.scale)};
+  for (const Branch& branch : p.branches)
+    lines.push_back(fmt::format("--branch {}:{}", branch.segment_length, branch.dilation));
+  check_same_on_all(*world, "attend", lines);
   const SequencePlan plan(
       p.tokens, world->size(), world->rank(), p.heads, p.branches,
       arguments.head_offset == "blocked" ? HeadOffset::kBlocked : HeadOffset::kInterleaved);

@@ -39,6 +39,7 @@ int evaluate(const Arguments& arguments) {
       throw Error(
           "evaluate: of model.* only model.branches may be set; the rest is the checkpoint's");
   });
+  check_same_configuration(*world, config);
   const Split split = arguments.split == "train"  ? Split::kTrain
                       : arguments.split == "test" ? Split::kTest
                                                   : Split::kValidation;

@@ -14,6 +14,8 @@
 namespace longnet {
 namespace {
 
+constexpr int64_t kMostRanks = 1 << 24;
+
 struct Arguments {
   std::string config;
   std::vector<std::string> overrides;
@@ -116,9 +118,16 @@ int plan(const Arguments& arguments) {
   const auto world = world_communicator();
   const Config config = load_config_on_all(*world, arguments.config, arguments.overrides);
   std::vector<int> ranks = arguments.ranks;
-  if (ranks.empty())
-    ranks.push_back(static_cast<int>(std::max<int64_t>(1, config.parallel.sequence_ranks) *
-                                     std::max<int64_t>(1, config.parallel.data_ranks)));
+  if (ranks.empty()) {
+    const int64_t all = std::max<int64_t>(1, config.parallel.sequence_ranks) *
+                        std::max<int64_t>(1, config.parallel.data_ranks);
+    if (all > kMostRanks)
+      throw Error(
+          "parallel.sequence_ranks ({}) times parallel.data_ranks ({}) is {} ranks; a plan has at "
+          "most {}; lower one of them or give --ranks",
+          config.parallel.sequence_ranks, config.parallel.data_ranks, all, kMostRanks);
+    ranks.push_back(static_cast<int>(all));
+  }
   run_on_root(*world, [&] {
     std::vector<PlanReport> reports;
     for (int count : ranks) reports.push_back(plan_run(config, count, arguments.rank));
@@ -140,9 +149,9 @@ void register_plan(Command& app, Action& action) {
   command.add_option("SETTING", arguments->overrides, "key=value: settings that override the file");
   command.add_option("--ranks", arguments->ranks, "Ranks of the job; several: 1,2,4")
       .comma_separated()
-      .check(whole_number(1, 1 << 24));
+      .check(whole_number(1, kMostRanks));
   command.add_option("--rank", arguments->rank, "Rank in the sequence; -1: the middle one")
-      .check(whole_number(-1, (1 << 24) - 1))
+      .check(whole_number(-1, kMostRanks - 1))
       .capture_default_str();
   command.add_flag("--json", arguments->json, "Print JSON");
   command.callback([arguments, &action] { action = [arguments] { return plan(*arguments); }; });

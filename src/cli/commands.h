@@ -24,7 +24,9 @@ void register_bench(Command& app, Action& action);
 
 /// Ranks of the job (one without mpirun).
 std::unique_ptr<Communicator> world_communicator();
-/// load_config on every rank, with one message if it fails. Collective.
+/// Throws Error unless all ranks have this configuration. Collective.
+void check_same_configuration(Communicator& world, const Config& config);
+/// load_config on every rank, with one message if it fails or differs. Collective.
 Config load_config_on_all(Communicator& world, const std::string& path,
                           const std::vector<std::string>& overrides);
 /// The program's command line as typed, for reports.

@@ -10,6 +10,7 @@
 #include "cli/output.h"
 #include "cli/parser.h"
 #include "cli/waiting.h"
+#include "core/config_keys.h"
 #include "core/error.h"
 #include "core/failure.h"
 #include "core/log.h"
@@ -96,10 +97,18 @@ int run(int argc, char** argv) {
 
 std::unique_ptr<Communicator> world_communicator() { return make_mpi_communicator(); }
 
+void check_same_configuration(Communicator& world, const Config& config) {
+  std::vector<std::string> lines;
+  for (const internal::Key& key : internal::keys())
+    lines.push_back(fmt::format("{}: {}", key.name, key.print(config)));
+  check_same_on_all(world, "the configuration", lines);
+}
+
 Config load_config_on_all(Communicator& world, const std::string& path,
                           const std::vector<std::string>& overrides) {
   Config config;
   run_on_all(world, [&] { config = load_config(path, overrides); });
+  check_same_configuration(world, config);
   set_host_timeout(config.parallel.timeout_s);  // holds for all that follows, set-up included
   return config;
 }

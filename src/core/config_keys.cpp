@@ -81,7 +81,7 @@ std::vector<Key> make_keys() {
       path(KEY(data.validation),
            "validation data: files, folders or globs; empty: split off the training data (data.split)"),
       word(KEY(data.format), {"auto", "bytes", "tokens_u16", "tokens_u32"},
-           "bytes: every byte is a token; tokens_*: binary token ids; auto: from the file name"),
+           "bytes: every byte is a token; tokens_*: binary token ids; auto: what the file is"),
       word(KEY(data.split), {"fraction", "enwik8"},
            "if data.validation is empty: data.validation_fraction from the end, or the 90/5/5 million bytes of enwik8"),
       number(KEY(data.validation_fraction), "", inside(0, 1),

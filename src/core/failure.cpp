@@ -13,6 +13,7 @@
 #include "core/arena.h"
 #include "core/error.h"
 #include "core/system.h"
+#include "core/threads.h"
 
 namespace longnet {
 namespace {
@@ -63,8 +64,12 @@ std::string failure_text(const std::exception& error) {
   if (const auto* file = dynamic_cast<const std::filesystem::filesystem_error*>(&error))
     return fmt::format("{}: {}", file->path1().empty() ? "a file" : file->path1().string(),
                        file->code().message());
-  if (const auto* system = dynamic_cast<const std::system_error*>(&error))
+  if (const auto* system = dynamic_cast<const std::system_error*>(&error)) {
+    if (system->code() == std::errc::resource_unavailable_try_again)  // std::thread's
+      return fmt::format("a thread cannot be started ({}){}; raise the limit",
+                         system->code().message(), thread_limits_text());
     return fmt::format("{} (the operating system says so)", system->code().message());
+  }
   const std::string text = error.what();
   return text.empty() ? "unknown error" : text;
 }

@@ -39,22 +39,6 @@ void* wait_for(void* mutex) {
   return nullptr;
 }
 
-/// The limits that a failed start of a thread may come from: "; ulimit -u allows 100, ...".
-std::string thread_limits_text() {
-  std::string text;
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NPROC, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-    text += fmt::format("; ulimit -u allows {} threads of this user", limit.rlim_cur);
-  for (const char* path : {"/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"}) {
-    std::ifstream file(path);
-    if (int64_t most = 0; file >> most)
-      text += fmt::format("; {} allows {} in the control group", path, most);
-  }
-  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-    text += fmt::format("; ulimit -v allows {} bytes, stacks of threads included", limit.rlim_cur);
-  return text;
-}
-
 }  // namespace
 
 std::vector<int> allowed_cores() {
@@ -70,6 +54,21 @@ std::vector<int> allowed_cores() {
     if (known) break;
   }
   return cores;
+}
+
+std::string thread_limits_text() {
+  std::string text;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NPROC, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    text += fmt::format("; ulimit -u allows {} threads of this user", limit.rlim_cur);
+  for (const char* path : {"/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"}) {
+    std::ifstream file(path);
+    if (int64_t most = 0; file >> most)
+      text += fmt::format("; {} allows {} in the control group", path, most);
+  }
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    text += fmt::format("; ulimit -v allows {} bytes, stacks of threads included", limit.rlim_cur);
+  return text;
 }
 
 int core_quota() {

@@ -6,6 +6,7 @@
 // work for one size and run it with another. LibraryTeam makes the two equal.
 #pragma once
 
+#include <string>
 #include <vector>
 
 namespace longnet {
@@ -45,5 +46,9 @@ class LibraryTeam {
   int old_threads_;
   int old_dynamic_;
 };
+
+/// The limits that a failed start of a thread may come from: "; ulimit -u allows 100 threads of this
+/// user, ...". Empty if there is none.
+std::string thread_limits_text();
 
 }  // namespace longnet

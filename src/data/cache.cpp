@@ -55,7 +55,8 @@ std::string identity(const std::string& path) {
 /// True if the file matches its manifest.
 bool is_intact(const std::string& cached) {
   std::error_code error;
-  if (!fs::exists(cached, error) || !fs::exists(cached + ".json", error)) return false;
+  for (const std::string& path : {cached, cached + ".json"})
+    if (!fs::is_regular_file(fs::symlink_status(path, error))) return false;
   const Json manifest = parse_json(read_input_file(cached + ".json", kLargestManifest));
   if (!manifest.is_object() || !manifest.contains("bytes") || !manifest.contains("hash"))
     return false;
@@ -71,6 +72,12 @@ void make(const std::string& cached, const DataConfig& config, Json manifest, Fi
   if (error)
     throw Error("data.cache: {} cannot be made: {}; set data.cache to a folder that can",
                 config.cache, error.message());
+  for (const std::string& path : {cached, cached + ".json"}) {
+    const fs::file_type type = fs::symlink_status(path, error).type();
+    if (type == fs::file_type::symlink) fs::remove(path, error);  // what it points to is not ours
+    if (type == fs::file_type::directory)
+      throw Error("data.cache: {}: a folder where a file is to be; remove it", path);
+  }
   try {
     OutputFile out(cached);
     fill(out);

@@ -23,6 +23,7 @@
 #include "core/host_copy.h"
 #include "core/input_file.h"
 #include "core/json.h"
+#include "core/log.h"
 #include "core/output_file.h"
 #include "core/safetensors.h"
 #include "core/system.h"
@@ -270,8 +271,12 @@ bool is_good(const std::string& path) {
   }
 }
 
-/// "; go back with checkpoint.resume=..." for the newest good checkpoint before `path`.
+/// "; go back with checkpoint.resume=..." for the newest good checkpoint before `path`, unless this
+/// one is only kept from us.
 std::string way_out(const std::string& path) {
+  for (const char* file : {kStateFile, kModelFile, kOptimizerFile, kConfigFile})
+    if (access((path + "/" + file).c_str(), R_OK) != 0 && errno == EACCES)
+      return "; make its files readable for this user";
   const auto [folder, name] = split_path(path);
   const auto broken = step_of(name);
   const auto good = broken ? last_good_checkpoint(folder, *broken) : std::nullopt;
@@ -339,7 +344,7 @@ void write_files(const std::string& folder, const Config& config, const Paramete
 /// last.
 void put_in_place(const std::string& temporary, const std::string& path) {
   const auto [folder, name] = split_path(path);
-  const std::string hidden = folder + "/.old-" + name;
+  const std::string hidden = folder + "/" + kReplacedPrefix + name;
   std::error_code error, ignored;
   const bool replaces = fs::exists(path, ignored);
   // In one go where the file system can: a kill in between leaves one of the two.
@@ -348,6 +353,7 @@ void put_in_place(const std::string& temporary, const std::string& path) {
     fs::remove_all(temporary, ignored);
     return;
   }
+  // Elsewhere a kill in between leaves the old one under a name that the next start takes back.
   if (replaces) fs::remove_all(hidden, ignored);
   if (replaces) fs::rename(path, hidden, error);
   if (!error) fs::rename(temporary, path, error);
@@ -399,7 +405,11 @@ std::string save_checkpoint(const std::string& folder, const Config& config,
     throw;
   }
   sync_folder(folder);
-  if (keep_last > 0) remove_older(folder, config, state, keep_last);
+  try {
+    if (keep_last > 0) remove_older(folder, config, state, keep_last);
+  } catch (const Error& failure) {  // this one is saved all the same
+    log_warn("older checkpoints cannot be listed and stay: {}", failure.what());
+  }
   return final_path;
 }
 

@@ -15,11 +15,11 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/input_file.h"
 #include "core/json.h"
 #include "core/log.h"
 #include "core/output_file.h"
 #include "core/system.h"
+#include "train/run_folder.h"
 
 namespace longnet {
 
@@ -91,25 +91,9 @@ void for_lines(const std::string& text, Keep keep) {
   }
 }
 
-std::string read_metrics(const std::string& path) {
-  std::error_code error;
-  if (std::filesystem::symlink_status(path, error).type() == std::filesystem::file_type::not_found)
-    return "";
-  constexpr int64_t kLargest = int64_t{16} << 30;
-  return read_input_file(path, kLargest);
-}
-
 /// Drops what is not of the run up to `place`. A history that cannot be read is never replaced.
 void drop_lines_after(const std::string& path, const RunPlace& place) {
-  std::string text;
-  try {
-    text = read_metrics(path);
-  } catch (const Error& cause) {
-    throw Error(
-        "{}; the metrics of the run so far would be lost: make it readable, move it away or set "
-        "another run.folder",
-        cause.what());
-  }
+  const std::string text = read_metrics(path);
   std::string kept;
   for_lines(text, [&](const std::string& line, const nlohmann::json& json) {
     const int64_t step = json["step"].get<int64_t>();

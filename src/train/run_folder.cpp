@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "core/error.h"
+#include "core/input_file.h"
 #include "core/json.h"
 #include "core/log.h"
 #include "core/output_file.h"
@@ -50,7 +52,7 @@ std::string make_aside(const std::string& folder) {
 
 /// The lines of steps above last_step in a metrics file, which loses them when the run opens it.
 std::string metrics_after(const std::string& path, int64_t last_step) {
-  std::ifstream in(path);
+  std::istringstream in(read_metrics(path));
   std::string lines;
   for (std::string line; std::getline(in, line);) {
     const nlohmann::json json = parse_json(line);
@@ -58,11 +60,24 @@ std::string metrics_after(const std::string& path, int64_t last_step) {
         json["step"].get<int64_t>() > last_step)
       lines += line + "\n";
   }
-  if (in.bad()) throw Error("{}: cannot be read", path);
   return lines;
 }
 
 }  // namespace
+
+std::string read_metrics(const std::string& path) {
+  std::error_code error;
+  if (fs::symlink_status(path, error).type() == fs::file_type::not_found) return "";
+  constexpr int64_t kLargest = int64_t{16} << 30;
+  try {
+    return read_input_file(path, kLargest);
+  } catch (const Error& cause) {
+    throw Error(
+        "{}; the metrics of the run so far would be lost: make it readable, move it away or set "
+        "another run.folder",
+        cause.what());
+  }
+}
 
 std::string step_name(int64_t step) { return fmt::format("step-{:08}", step); }
 
@@ -111,7 +126,17 @@ bool holds_run(const std::string& folder) {
 
 void remove_leftovers(const std::string& folder) {
   for (const std::string& name : names_in(folder)) {
-    if (name.rfind(".tmp-step-", 0) != 0 && name.rfind(".old-step-", 0) != 0) continue;
+    if (name.rfind(kReplacedPrefix, 0) == 0) {
+      const std::string path = folder + "/" + name.substr(std::strlen(kReplacedPrefix));
+      std::error_code ignored;
+      if (!fs::exists(path, ignored)) {
+        rename_or_throw(folder + "/" + name, path);
+        log_warn("{}: the checkpoint before a save that was cut short is in place again", path);
+        continue;
+      }
+    } else if (name.rfind(".tmp-step-", 0) != 0 && name.rfind(".old-step-", 0) != 0) {
+      continue;
+    }
     std::error_code error;
     fs::remove_all(folder + "/" + name, error);
     if (error)
@@ -128,11 +153,10 @@ void remove_checkpoint(const std::string& path) {
   fs::remove_all(hidden, error);
   if (!error) fs::rename(path, hidden, error);
   if (!error) fs::remove_all(hidden, error);
-  if (error)
-    log_warn(
-        "{}: an old checkpoint cannot be removed: {}; remove it by hand before the disk "
-        "is full",
-        path, error.message());
+  if (!error) return;
+  std::error_code ignored;
+  log_warn("{}: an old checkpoint cannot be removed: {}; remove it by hand before the disk is full",
+           fs::exists(path, ignored) ? path : hidden, error.message());
 }
 
 std::string set_aside(const std::string& folder, int64_t last_step, Aside what) {

@@ -27,7 +27,14 @@ bool same_folder(const std::string& a, const std::string& b);
 /// True if a folder holds checkpoints or metrics.
 bool holds_run(const std::string& folder);
 
-/// Removes the leftovers of killed writes. The caller holds the run's lock.
+/// The run's metrics.jsonl; empty if there is none. Throws Error if it cannot be read.
+std::string read_metrics(const std::string& path);
+
+/// A checkpoint that is being written anew, between two renames, where the file system cannot swap.
+inline constexpr const char* kReplacedPrefix = ".replaced-";
+
+/// Removes the leftovers of killed writes, and puts back a checkpoint whose replacement was not
+/// finished. The caller holds the run's lock.
 void remove_leftovers(const std::string& folder);
 /// Removes a checkpoint; renames it first, so that a kill leaves no partial checkpoint. A failure
 /// is only a warning in the log: training does not depend on it, but the disk fills.

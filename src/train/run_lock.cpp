@@ -93,10 +93,11 @@ Holder this_process() {
   return self;
 }
 
-/// Empty if the file is empty, cut short or of something else.
-std::optional<Holder> read_holder(int file) {
+/// Empty if the file is empty, cut short or of something else, or cannot be read.
+std::optional<Holder> read_holder(int file, bool* unreadable = nullptr) {
   char block[kLargestFile];
   const ssize_t bytes = pread(file, block, sizeof block, 0);
+  if (unreadable != nullptr) *unreadable = bytes < 0;
   if (bytes <= 0) return std::nullopt;
   const Json json = parse_json(std::string_view(block, static_cast<size_t>(bytes)));
   try {
@@ -178,6 +179,10 @@ struct RunLock::Impl {
   bool beats(const Holder& other);
   void write();
   void beat();
+  void start_beating();
+  void undo();
+  std::optional<Holder> existing_holder() const;
+  bool names_this() const;
   [[noreturn]] void refuse() const;
 
   const std::string folder, path;
@@ -185,6 +190,7 @@ struct RunLock::Impl {
   Holder self = this_process();
   int file = -1;
   bool has_flock = true;
+  bool created = false;  // the file, by this process
   std::thread beater;
   std::mutex mutex;
   std::condition_variable wake;
@@ -215,21 +221,48 @@ bool RunLock::Impl::try_to_take() {
   if (!open_file()) return false;
   if (!lock_file()) refuse();
   if (!still_at_path()) return false;
-  const std::optional<Holder> other = read_holder(file);
+  const std::optional<Holder> other = existing_holder();
   if (other && lives(*other)) throw refused(folder, other->text());
   if (other)
     log_info("run.folder {}: {} no longer exists; its lock is taken over", folder, other->text());
   write();
-  return still_at_path();
+  // Where flock holds on one machine only, another machine may take the same old file over now: the
+  // token that stands there last wins.
+  if (!created && !(other && same_machine(*other, self))) std::this_thread::sleep_for(300ms);
+  return still_at_path() && names_this();
+}
+
+/// Who is named in the file. It is empty for the moment between its creation and the first write.
+std::optional<Holder> RunLock::Impl::existing_holder() const {
+  std::optional<Holder> holder = read_holder(file);
+  for (int i = 0; i < 20 && !holder && !created; ++i) {
+    std::this_thread::sleep_for(50ms);
+    holder = read_holder(file);
+  }
+  return holder;
+}
+
+/// The file as a later reader finds it.
+bool RunLock::Impl::names_this() const {
+  const int now = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (now < 0) return false;
+  const std::optional<Holder> holder = read_holder(now);
+  close(now);
+  return holder && holder->token == self.token;
 }
 
 bool RunLock::Impl::open_file() {
-  file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0644);
+  constexpr int kFlags = O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW;
+  file = open(path.c_str(), kFlags | O_EXCL, 0644);
+  created = file >= 0;
+  if (file < 0 && errno == EEXIST) file = open(path.c_str(), kFlags, 0644);
   if (file < 0 && errno == ENOENT) {  // deleted by a process that made the folder and has failed
     make_folder();
     return false;
   }
   struct stat info {};
+  if (file < 0 && errno == ELOOP)
+    throw Error("{}: a symbolic link; remove it or set another run.folder", path);
   if (file < 0 || fstat(file, &info) != 0)
     throw Error(
         "{}: the lock of run.folder cannot be created: {}; set run.folder to a folder that you may "
@@ -246,7 +279,10 @@ bool RunLock::Impl::lock_file() {
   while ((result = flock(file, LOCK_EX | LOCK_NB)) != 0 && errno == EINTR) {
   }
   if (result == 0) return true;
-  if (errno == EWOULDBLOCK) return false;
+  if (errno == EWOULDBLOCK) {
+    created = false;  // whoever was quicker has it now
+    return false;
+  }
   has_flock = false;
   return true;
 }
@@ -298,7 +334,10 @@ void RunLock::Impl::write() {
   if (ftruncate(file, 0) != 0 ||
       pwrite(file, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
       fsync(file) != 0)
-    throw Error("{}: the lock of run.folder cannot be written: {}", path, system_cause());
+    throw Error(
+        "{}: the lock of run.folder cannot be written: {}; make room on the disk or set another "
+        "run.folder",
+        path, system_cause());
 }
 
 void RunLock::Impl::beat() {
@@ -306,20 +345,39 @@ void RunLock::Impl::beat() {
   while (!wake.wait_for(guard, kBeat, [&] { return ending; })) futimens(file, nullptr);
 }
 
-RunLock::RunLock(const std::string& folder) : impl_(std::make_unique<Impl>(folder)) {
-  impl_->make_folder();
-  try {
-    impl_->take();
-  } catch (...) {
-    if (impl_->file >= 0) close(impl_->file);
-    throw;
-  }
-  // Signals are the training's: none may end up in this thread.
+/// Signals are the training's: none may end up in this thread.
+void RunLock::Impl::start_beating() {
   sigset_t all, old;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
-  impl_->beater = std::thread([this] { impl_->beat(); });
+  try {
+    beater = std::thread([this] { beat(); });
+  } catch (...) {
+    pthread_sigmask(SIG_SETMASK, &old, nullptr);
+    throw;
+  }
   pthread_sigmask(SIG_SETMASK, &old, nullptr);
+}
+
+/// Removes what a failed start has made.
+void RunLock::Impl::undo() {
+  if (file >= 0) {
+    if ((created && still_at_path()) || names_this()) unlink(path.c_str());
+    close(file);
+  }
+  for (const std::string& name : made)
+    if (rmdir(name.c_str()) != 0) break;  // not empty: somebody uses it
+}
+
+RunLock::RunLock(const std::string& folder) : impl_(std::make_unique<Impl>(folder)) {
+  try {
+    impl_->make_folder();
+    impl_->take();
+    impl_->start_beating();
+  } catch (...) {
+    impl_->undo();
+    throw;
+  }
 }
 
 RunLock::~RunLock() {
@@ -339,8 +397,10 @@ RunLock::State RunLock::state() const {
   const int file = open(impl_->path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   // Only a file that is not there is a lost lock; a server that does not answer is none.
   if (file < 0) return errno == ENOENT || errno == ENOTDIR ? State::kGone : State::kHeld;
-  const std::optional<Holder> found = read_holder(file);
+  bool unreadable = false;
+  const std::optional<Holder> found = read_holder(file, &unreadable);
   close(file);
+  if (unreadable) return State::kHeld;
   if (found) return found->token == impl_->self.token ? State::kHeld : State::kTaken;
   return impl_->still_at_path() ? State::kHeld : State::kTaken;
 }

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
+#include <utility>
 
+#include "core/failure.h"
 #include "core/host_copy.h"
 #include "train/agreement.h"
 
@@ -22,6 +25,7 @@ ShardedMoments::ShardedMoments(Context& context, Communicator& world, const Opti
                begin_[world.rank()] == optimizer.range().begin &&
                begin_[world.rank() + 1] == optimizer.range().end,
            "{} limits for {} ranks", begin_.size(), world.size());
+  piece_.reserve(static_cast<size_t>(kPieceElements + kSumCell));  // serve() must not fail for it
 }
 
 const TensorView& ShardedMoments::moment(Which which) const {
@@ -30,15 +34,16 @@ const TensorView& ShardedMoments::moment(Which which) const {
 
 void ShardedMoments::run_on_root(const std::function<void()>& work) {
   run_on_all(world_, [&] {
+    failure_.clear();
     if (world_.rank() != 0) return serve();
     holds_ = Holds::kNothing;
     try {
       work();
+      flush();
     } catch (...) {
       command(kEnd, 0, 0, 0);
       throw;
     }
-    flush();
     command(kEnd, 0, 0, 0);
   });
 }
@@ -48,12 +53,15 @@ void ShardedMoments::command(Task task, int64_t which, int64_t begin, int64_t co
   world_.broadcast(words.data(), sizeof words, 0);
 }
 
+/// Collective with rank 0's fetch() and flush(). A copy that fails here is thrown at the end, since
+/// the others would wait for the transfers that follow.
 void ShardedMoments::serve() {
+  const LoneWork others;  // rank 0 writes and checks files between two transfers
   for (;;) {
     std::array<int64_t, 4> words{};
     world_.broadcast(words.data(), sizeof words, 0);
     const auto [task, which, begin, count] = words;
-    if (task == kEnd) return;
+    if (task == kEnd) return throw_failure();
     piece_.resize(static_cast<size_t>(count));
     if (task == kGet)
       collect(static_cast<Which>(which), begin, piece_);
@@ -62,11 +70,25 @@ void ShardedMoments::serve() {
   }
 }
 
+void ShardedMoments::throw_failure() {
+  if (!failure_.empty()) throw Error("{}", std::exchange(failure_, ""));
+}
+
+template <typename Copy>
+void ShardedMoments::try_copy(const Copy& copy) {
+  try {
+    copy();
+  } catch (const std::exception& error) {
+    failure_ = failure_text(error);
+  }
+}
+
 void ShardedMoments::fetch(Which which, int64_t begin) {
   const int64_t count = std::min(kPieceElements, begin_.back() - begin);
   command(kGet, which, begin, count);
   piece_.resize(static_cast<size_t>(count));
   collect(which, begin, piece_);
+  throw_failure();
   holds_ = Holds::kFetched;
   piece_which_ = which;
   piece_begin_ = begin;
@@ -116,6 +138,7 @@ void ShardedMoments::flush() {
   holds_ = Holds::kNothing;
   command(kSet, piece_which_, piece_begin_, static_cast<int64_t>(piece_.size()));
   deliver(piece_which_, piece_begin_, piece_);
+  throw_failure();
 }
 
 /// Every owner's part of [begin, begin + values.size()) to all ranks: the transport has no transfer
@@ -127,7 +150,9 @@ void ShardedMoments::collect(Which which, int64_t begin, std::span<float> values
     if (first >= last) continue;
     float* part = values.data() + (first - begin);
     if (owner == world_.rank())
-      copy_to_host(context_, part, moment(which).slice(0, first - begin_[owner], last - first));
+      try_copy([&] {
+        copy_to_host(context_, part, moment(which).slice(0, first - begin_[owner], last - first));
+      });
     if (owner != 0)
       world_.broadcast(part, (last - first) * static_cast<int64_t>(sizeof(float)), owner);
   }
@@ -139,9 +164,11 @@ void ShardedMoments::deliver(Which which, int64_t begin, std::span<const float> 
   world_.broadcast(piece_.data(), count * static_cast<int64_t>(sizeof(float)), 0);
   const ParameterRange own = optimizer_.range();
   const int64_t first = std::max(begin, own.begin), last = std::min(begin + count, own.end);
-  if (first < last)
+  if (first >= last) return;
+  try_copy([&] {
     copy_from_host(context_, moment(which).slice(0, first - own.begin, last - first),
                    values.data() + (first - begin));
+  });
 }
 
 }  // namespace longnet

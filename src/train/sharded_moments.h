@@ -22,7 +22,7 @@ class ShardedMoments final : public MomentPieces {
   ShardedMoments(Context& context, Communicator& world, const Optimizer& optimizer,
                  std::vector<int64_t> begin);
 
-  /// Rank 0 runs `work`, which may call get() and set() but no collective; the others serve it. An
+  /// Rank 0 runs `work`, which may call get() and set() but no other collective; the others serve it. An
   /// error ends all ranks as run_on_root does (train/agreement.h). Collective.
   void run_on_root(const std::function<void()>& work);
 
@@ -34,6 +34,9 @@ class ShardedMoments final : public MomentPieces {
  private:
   enum Task : int64_t { kGet, kSet, kEnd };
   void serve();
+  void throw_failure();
+  template <typename Copy>
+  void try_copy(const Copy& copy);
   void fetch(Which which, int64_t begin);
   void flush();
   void command(Task task, int64_t which, int64_t begin, int64_t count);
@@ -46,6 +49,7 @@ class ShardedMoments final : public MomentPieces {
   const Optimizer& optimizer_;
   std::vector<int64_t> begin_;
   std::vector<float> piece_;
+  std::string failure_;  // of a copy between two transfers
   // Rank 0: what piece_ holds, elements [piece_begin_, piece_begin_ + piece_.size()) of
   // piece_which_.
   enum class Holds { kNothing, kFetched, kToSend } holds_ = Holds::kNothing;

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -23,7 +24,7 @@ constexpr size_t kStackBytes = 64 * 1024;
 
 volatile std::sig_atomic_t save_wanted = 0, stop_signal = 0, training = 0, speaking = 0;
 volatile std::sig_atomic_t holding = 0, held_signal = 0, folders_removed = 0;
-double stop_time = 0;  // of the first request to end
+std::atomic<double> stop_time = 0;  // of the first request to end; any thread may take a signal
 char removed_at_end[4096] = "";
 
 void say(int signal, const char* text) {
@@ -105,11 +106,15 @@ SignalGuard::SignalGuard() {
     if (kCaught[i] == SIGHUP && old_[i].sa_handler == SIG_IGN) continue;
     sigaction(kCaught[i], &action, nullptr);
   }
+  struct sigaction ignore {};
+  ignore.sa_handler = SIG_IGN;
+  for (size_t i = 0; i < kIgnored.size(); ++i) sigaction(kIgnored[i], &ignore, &old_ignored_[i]);
 }
 
 SignalGuard::~SignalGuard() {
   removed_at_end[0] = '\0';
   for (size_t i = 0; i < kCaught.size(); ++i) sigaction(kCaught[i], &old_[i], nullptr);
+  for (size_t i = 0; i < kIgnored.size(); ++i) sigaction(kIgnored[i], &old_ignored_[i], nullptr);
   if (old_stack_.ss_sp == nullptr) old_stack_.ss_flags = SS_DISABLE;
   sigaltstack(&old_stack_, nullptr);
 }

@@ -4,6 +4,8 @@
 //   SIGINT, SIGTERM, SIGHUP  a checkpoint after this step, then the end (SIGHUP that was ignored at
 //                            the start, as under nohup, stays ignored)
 //   SIGUSR2                  the same; sent by the launchers, which may repeat it
+//   SIGPIPE, SIGXFSZ         ignored: `| tee log` has ended, a file would pass ulimit -f; the write
+//                            fails, and training does not depend on it
 // During set-up there is nothing to save: every signal but SIGUSR1 ends the process at once. So
 // does a second SIGINT or SIGTERM half a second or more after the first request to end.
 #pragma once
@@ -54,7 +56,9 @@ class SignalGuard {
 
  private:
   static constexpr std::array<int, 5> kCaught{SIGUSR1, SIGUSR2, SIGINT, SIGTERM, SIGHUP};
+  static constexpr std::array<int, 2> kIgnored{SIGPIPE, SIGXFSZ};
   std::array<struct sigaction, kCaught.size()> old_{};
+  std::array<struct sigaction, kIgnored.size()> old_ignored_{};
   std::vector<char> stack_;  // of the handler
   stack_t old_stack_{};
 };

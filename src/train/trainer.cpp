@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/clock.h"
+#include "core/failure.h"
 #include "core/log.h"
 #include "kernels/machine/machine.h"
 #include "model/generation.h"
@@ -58,7 +59,9 @@ LossSum evaluate_dataset(Learner& learner, const Mesh& mesh, const Config& confi
       const int64_t sample = first + mesh.replica * per_replica + b;
       mine.push_back(sample < count ? sample : -1);
     }
-    const LossSum part = learner.evaluate(read_micro_batch(dataset, learner.plan(), mine));
+    MicroBatch batch;
+    run_on_all(*mesh.world, [&] { batch = read_micro_batch(dataset, learner.plan(), mine); });
+    const LossSum part = learner.evaluate(batch);
     total.nats += part.nats;
     total.targets += part.targets;
     // The sum has the same bits on every rank, so all ranks throw.
@@ -82,6 +85,10 @@ std::unique_ptr<Dataset> open_dataset(Communicator& world, const Config& config,
   run_on_all(world, [&] {
     if (world.rank() != 0) open();
   });
+  const DataFingerprint print = dataset->fingerprint();
+  check_same_on_all(
+      world, split == Split::kTrain ? "data.train" : "data.validation",
+      {fmt::format("{} files, {} bytes, hash {}", print.files, print.bytes, print.hash)});
   return dataset;
 }
 
@@ -114,6 +121,7 @@ std::string sample_text(Context& context, const Config& config, const ParameterL
 
 struct Trainer::Impl {
   Impl(const Config& config, std::unique_ptr<Communicator> world);
+  ~Impl() { signals.remove_at_end("", 0); }  // a later holder's lock is not ours to remove
   void run();
 
   bool plan_start();
@@ -168,6 +176,7 @@ struct Trainer::Impl {
   bool save_due = false;    // of these weights, as soon as the next step's forward has judged them
   double save_seconds = 0;  // spent on it inside of the step
   int64_t saved_step = -1;
+  bool folder_lost = false;  // rank 0: the folder was deleted, and what was saved with it
 };
 
 Trainer::Impl::Impl(const Config& config_in, std::unique_ptr<Communicator> world)
@@ -356,6 +365,9 @@ bool Trainer::Impl::evaluate() {
   try {
     loss = evaluate_dataset(*learner, mesh, config, *validation_data, config.train.evaluate_samples,
                             [&] { return stopped = agreed_stop() != 0; });
+  } catch (const AgreedError&) {  // the data cannot be read; the weights are as good as they were
+    save(std::nullopt, false);
+    throw;
   } catch (const NonFiniteError&) {  // on every rank
     if (config.train.on_spike != "rollback") throw;
     next_place = state.data;
@@ -375,13 +387,13 @@ bool Trainer::Impl::evaluate() {
 }
 
 void Trainer::Impl::sample() {
-  if (root())
+  run_on_root(*mesh.world, [&] {
     metrics->sample(
         state.step,
         sample_text(context, config, learner->layout(), learner->parameters(),
                     config.train.sample_prompt, config.train.sample_tokens, 0.8, 40,
                     static_cast<uint64_t>(config.train.seed), [&] { return signals.stop() != 0; }));
-  mesh.world->barrier();
+  });
 }
 
 /// Mean loss of the weights as they are on the data of the next step. Collective.
@@ -418,6 +430,7 @@ void Trainer::Impl::write_checkpoint(const TrainingState& to_save, bool must) {
   if (saver->save(to_save, must)) {
     state = to_save;
     saved_step = state.step;
+    folder_lost = false;
   }
   save_seconds += seconds_now() - start;
 }
@@ -442,11 +455,16 @@ void Trainer::Impl::keep_folder() {
   const RunLock::State found = lock->state();
   if (found == RunLock::State::kHeld) return;
   metrics->finish_line();
-  if (found == RunLock::State::kTaken)
+  if (found == RunLock::State::kTaken) {
+    signals.remove_at_end("", 0);
+    const std::string holder = lock->holder();
     throw Error(
-        "run.folder {} now belongs to {}: this training ends at step {} and writes nothing more",
-        config.run.folder, lock->holder(), state.step);
-  const bool deleted = !std::filesystem::exists(config.run.folder);
+        "run.folder {} now belongs to {}: this training ends at step {} and writes nothing more; "
+        "to continue it, set another run.folder and checkpoint.resume to its last checkpoint",
+        config.run.folder, holder.empty() ? "another process" : holder, state.step);
+  }
+  std::error_code ignored;
+  const bool deleted = !std::filesystem::exists(config.run.folder, ignored);
   lock = std::make_unique<RunLock>(config.run.folder);
   signals.remove_at_end(lock->path(), lock->folders_made());
   if (!deleted)
@@ -454,20 +472,23 @@ void Trainer::Impl::keep_folder() {
   init_log(0, config.run.folder, config.run.log_level);
   metrics = std::make_unique<MetricsLog>(config.run, RunPlace{state.step, state.rollbacks});
   saver->forget();
-  saved_step = -1;
+  folder_lost = true;  // all ranks hear of it in end_together()
   log_warn(
       "step {}: run.folder {} was deleted during the run and has been created again; its log, "
       "metrics and checkpoints so far are lost, the next checkpoint is complete",
       state.step, config.run.folder);
 }
 
-/// Throws on all ranks if any of them has a failure to report. What was to be saved is saved first:
-/// the next data cannot be read, the weights are as good as they were.
+/// Throws on all ranks if any of them has a failure to report. The weights are saved first: the next
+/// data cannot be read, they are as good as they were.
 void Trainer::Impl::end_together(const std::string& failure) {
-  std::array<double, 1> failed{failure.empty() ? 0.0 : 1.0};
-  mesh.world->all_reduce_max(failed);
-  if (failed[0] == 0) return;
-  if (save_due) save(std::nullopt, false);
+  const LoneWork others;  // rank 0 may wait for its lock, a rank may read from a slow server
+  std::array<double, 2> found{failure.empty() ? 0.0 : 1.0,
+                              std::exchange(folder_lost, false) ? 1.0 : 0.0};
+  mesh.world->all_reduce_max(found);
+  if (found[1] != 0) saved_step = -1;
+  if (found[0] == 0) return;
+  if (save_due || state.step > std::max<int64_t>(saved_step, 0)) save(std::nullopt, false);
   run_on_all(*mesh.world, [&] {
     if (!failure.empty()) throw Error("{}; {}", failure, way_back());
   });
@@ -484,8 +505,8 @@ std::vector<MicroBatch> Trainer::Impl::next_batches() {
       folder_seen = seconds_now();
     }
     batches = read_step(next_place);
-  } catch (const Error& error) {
-    failure = error.what();
+  } catch (const std::exception& error) {
+    failure = failure_text(error);
   }
   end_together(failure);
   return batches;
@@ -661,8 +682,13 @@ void Trainer::Impl::save_and_end(int signal) {
   save_now(true);
   if (!root()) return;
   metrics->finish_line();
-  log_info("step {}: ended by {}; the same command continues from here", state.step,
-           signal_name(signal));
+  const bool anew = config.checkpoint.resume == "none";
+  log_info("step {}: ended by {}; the same command continues from here{}", state.step,
+           signal_name(signal),
+           anew || config.run.overwrite
+               ? fmt::format(", without {}{}", anew ? "checkpoint.resume=none " : "",
+                             config.run.overwrite ? "run.overwrite=true" : "")
+               : "");
 }
 
 void Trainer::Impl::run() {

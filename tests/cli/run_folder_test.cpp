@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -243,6 +244,42 @@ TEST(RunFolder, ADeletedLogOrMetricsFileIsNoticedAndBegunAnew) {
   EXPECT_EQ(training.finish(), 0) << training.errors();
   for (const char* name : {"run/metrics.jsonl", "run/log.txt"})
     EXPECT_FALSE(read_whole_file(program.file(name)).empty());
+}
+
+TEST(RunFolder, TheReaderOfTheOutputMayEnd) {
+  for (const int ranks : {1, 2}) {
+    Program program;
+    program.write_tiny_config();
+    // `head` ends after the first line, and hundreds follow.
+    program.run("train tiny.yaml train.steps=400 run.log_every=1 2>&1 | head -n 1; true", ranks);
+    EXPECT_TRUE(fs::exists(program.file("run/step-00000400"))) << ranks;
+  }
+}
+
+TEST(RunFolder, RanksWithOtherSettingsOrDataAreRefused) {
+  Program program;
+  program.write_tiny_config();
+  program.folder().write("other.txt", read_whole_file(program.file("text.txt")) + "more");
+  program.folder().write("rank.sh",
+                         "[ \"$OMPI_COMM_WORLD_RANK\" = 0 ] && exec \"$1\" train tiny.yaml\n"
+                         "mkdir -p own && cd own && cp ../tiny.yaml . && cp \"../$2\" text.txt\n"
+                         "exec \"$1\" train tiny.yaml $3\n");
+  const auto start = [&](const std::string& rest) {
+    const std::string command = "cd '" + program.folder().path() +
+                                "' && sed -i 's|folder: run|folder: " + program.file("run") +
+                                "|' tiny.yaml && '" + source_folder() +
+                                "/scripts/mpirun_local.sh' 2 bash rank.sh '" + binary_folder() +
+                                "/longnet' " + rest + " 2>errors";
+    const int status = std::system(command.c_str());
+    return std::pair(WEXITSTATUS(status), read_whole_file(program.file("errors")));
+  };
+  const auto [code, settings] = start("text.txt train.seed=7");
+  EXPECT_NE(code, 0);
+  EXPECT_NE(settings.find("has train.seed: 7, rank 0"), std::string::npos) << settings;
+  const auto [data_code, data] = start("other.txt");
+  EXPECT_NE(data_code, 0);
+  EXPECT_NE(data.find("data.train: rank 1 on "), std::string::npos) << data;
+  EXPECT_FALSE(fs::exists(program.file("run")));
 }
 
 TEST(RunFolder, StartsThatFailLeaveNothing) {

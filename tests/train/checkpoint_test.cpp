@@ -118,6 +118,15 @@ TEST(Checkpoint, LeftoversOfKilledWritesAreIgnoredAndRemoved) {
   EXPECT_FALSE(fs::exists(saved.folder.file(".tmp-step-00000099")));
   EXPECT_FALSE(fs::exists(saved.folder.file(".old-step-00000001")));
   EXPECT_TRUE(fs::exists(saved.folder.file("step-abc")));
+  // Killed between the two renames of a replacement, and after them.
+  fs::rename(path, saved.folder.file(".replaced-step-00000007"));
+  remove_leftovers(saved.folder.path());
+  EXPECT_EQ(*latest_checkpoint(saved.folder.path()), saved.folder.file("step-00000007"));
+  fs::rename(saved.folder.file("step-00000007"), path);
+  fs::create_directories(saved.folder.file(".replaced-" + fs::path(path).filename().string()));
+  remove_leftovers(saved.folder.path());
+  EXPECT_EQ(*latest_checkpoint(saved.folder.path()), path);
+  EXPECT_FALSE(fs::exists(saved.folder.file(".replaced-" + fs::path(path).filename().string())));
   // A step can be saved again (a run that went back reaches it once more).
   saved.parameters[0] = 42.0f;
   saved.save();
