@@ -1,3 +1,4 @@
+// See arena.h.
 #include "core/arena.h"
 
 #include <algorithm>

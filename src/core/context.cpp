@@ -1,3 +1,4 @@
+// See context.h.
 #include "core/context.h"
 
 #include <omp.h>

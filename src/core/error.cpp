@@ -1,3 +1,4 @@
+// See error.h.
 #include "core/error.h"
 
 #include <cstring>

@@ -1,3 +1,4 @@
+// See log.h.
 #include "core/log.h"
 
 #include <spdlog/sinks/base_sink.h>

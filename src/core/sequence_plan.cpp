@@ -1,3 +1,4 @@
+// See sequence_plan.h.
 #include "core/sequence_plan.h"
 
 #include <algorithm>

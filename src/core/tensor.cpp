@@ -1,3 +1,4 @@
+// See tensor.h.
 #include "core/tensor.h"
 
 #include "core/byte_count.h"

@@ -1,3 +1,4 @@
+// See text.h.
 #include "core/text.h"
 
 #include <fmt/format.h>

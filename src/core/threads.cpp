@@ -1,3 +1,4 @@
+// See threads.h.
 #include "core/threads.h"
 
 #include <omp.h>
@@ -106,8 +107,8 @@ void check_threads_start(int threads) {
   for (const pthread_t thread : started) pthread_join(thread, nullptr);
   if (failure != 0)
     throw Error(
-        "{} threads are wanted, {} can be started ({}){}; set OMP_NUM_THREADS (for a training, "
-        "parallel.threads) to 1, or to what is left for each rank of this machine, or raise the "
+        "{} threads are wanted, {} can be started ({}){}; set parallel.threads=1 (or what is left "
+        "for each rank of this machine; for attend and generate, OMP_NUM_THREADS), or raise the "
         "limit",
         threads, started.size() + 1, std::strerror(failure), thread_limits_text());
   known = threads;

@@ -1,3 +1,4 @@
+// See pause.h.
 #include "dist/pause.h"
 
 #include <algorithm>
