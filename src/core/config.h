@@ -60,6 +60,7 @@ struct TrainConfig {
   int64_t steps = 1000;
   int64_t seed = 1;
   std::string recompute = "none";  // none | layer
+  int64_t recompute_rows = 65536;  // of a feed-forward layer at a time, with recompute
   int64_t evaluate_every = 200;    // steps; 0: never
   int64_t evaluate_samples = 8;    // sequences per evaluation, 0: all
   int64_t sample_every = 0;        // steps; 0: never

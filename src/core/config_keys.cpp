@@ -105,7 +105,10 @@ std::vector<Key> make_keys() {
       number(KEY(train.seed), "", range(0, kMaxCount),
            "of initialisation, data order and sampling"),
       word(KEY(train.recompute), {"none", "layer"},
-           "layer: the forward keeps only each layer's input, and the backward recomputes the layer: less memory, about a third more work, the same bits; with more than 65536 rows on a rank the feed-forward layer works in parts, whose weight gradients are equal up to rounding"),
+           "layer: the forward keeps only each layer's input, and the backward recomputes the layer: less memory, about a third more work, the same bits"),
+      number(KEY(train.recompute_rows), "rows", range(1, kMaxTokens),
+           "with train.recompute=layer a feed-forward layer with more rows on a rank works in parts "
+           "of at most so many: less memory, weight gradients equal up to rounding"),
       number(KEY(train.evaluate_every), "steps", range(0, kMaxCount),
            "between evaluations on the validation data; 0: never"),
       number(KEY(train.evaluate_samples), "sequences", range(0, kMaxCount),

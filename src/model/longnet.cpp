@@ -106,7 +106,7 @@ LongNet::LongNet(Context& context, const ModelConfig& config, const SequencePlan
         exchange, workspace);
     attention = own_attention_.get();
   }
-  const int64_t part = recompute_ ? feed_forward_part(rows_, options.feed_forward_rows) : rows_;
+  const int64_t part = recompute_ ? feed_forward_part(rows_, options.recompute_rows) : rows_;
   for (int64_t layer = 0; layer < config.layers; ++layer)
     blocks_.emplace_back().input = matrix(activations);
   place_shared_buffers(training, activations);

@@ -40,7 +40,7 @@ struct LongNetOptions {
   /// With recompute: feed-forward layers with more rows than this work in parts of at most this
   /// size, and their activations and gradients exist for one part at a time. The forward keeps its
   /// bits; weight gradients are summed part by part, equal up to rounding.
-  int64_t feed_forward_rows = 65536;
+  int64_t recompute_rows = 65536;
   /// bf16 copy of the parameters, kept up to date by the caller: linear layers and the embedding
   /// read it, and activations are bf16. Undefined: they read the parameters themselves, all f32.
   TensorView matrices{};

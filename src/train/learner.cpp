@@ -63,6 +63,7 @@ Learner::Learner(Context& context, const Config& config, Mesh& mesh)
                                      ModelArenas{activation_arena_, workspace_arena_},
                                      LongNetOptions{.attention = nullptr,
                                                     .recompute = config.train.recompute == "layer",
+                                                    .recompute_rows = config.train.recompute_rows,
                                                     .matrices = matrices_});
   optimizer_ = std::make_unique<Optimizer>(context, config.optimizer, layout_, parameters_,
                                            gradients_, optimizer_arena_, shards);

@@ -125,7 +125,7 @@ TEST(Recompute, FeedForwardInPartsOnEveryRank) {
         SequenceExchange exchange(*world, plan, batch, config.head_dim());
         ModelOnRank rank(config, plan, batch, exchange, parameters,
                          {.recompute = true,
-                          .feed_forward_rows = i == 0 ? int64_t{65536} : int64_t{7},
+                          .recompute_rows = i == 0 ? int64_t{65536} : int64_t{7},
                           .matrices = matrices});
         rank.run(tokens, targets, 1.0 / (batch * n));
         gradients[i] = rank.gradients;

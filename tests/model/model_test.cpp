@@ -192,7 +192,7 @@ TEST_P(ModelVariant, FeedForwardInPartsOfRows) {
     ModelOnRank whole(config, one_rank(config, n), batch, exchange, start,
                       {.recompute = true, .matrices = matrices});
     ModelOnRank parts(config, one_rank(config, n), batch, exchange, start,
-                      {.recompute = true, .feed_forward_rows = 16, .matrices = matrices});
+                      {.recompute = true, .recompute_rows = 16, .matrices = matrices});
     const bool same_rows = detect_isa() == Isa::kAvx512;
     // Where rows differ in a last bit, that may carry values over to the next bf16, which are 2^-8
     // apart.
@@ -265,10 +265,10 @@ TEST_P(ModelVariant, ReadsNothingThatAnotherPhaseLeft) {
     for (const LongNetOptions& options :
          {LongNetOptions{.matrices = matrices},
           LongNetOptions{.recompute = true, .matrices = matrices},
-          LongNetOptions{.recompute = true, .feed_forward_rows = 16, .matrices = matrices}}) {
+          LongNetOptions{.recompute = true, .recompute_rows = 16, .matrices = matrices}}) {
       SCOPED_TRACE(std::string(matrices.defined() ? "bf16" : "f32") +
                    (options.recompute ? ", recompute, parts of " : ", parts of ") +
-                   std::to_string(options.feed_forward_rows));
+                   std::to_string(options.recompute_rows));
       ModelOnRank sized(config, one_rank(config, n), batch, exchange, start, options);
       OpenArena activations(sized.activations.bytes()), workspace(sized.workspace.bytes());
       std::vector<float> gradients(layout.elements());
