@@ -234,21 +234,23 @@ bool RunLock::Impl::try_to_take() {
 
 /// Who is named in the file. It is empty for the moment between its creation and the first write.
 std::optional<Holder> RunLock::Impl::existing_holder() const {
-  std::optional<Holder> holder = read_holder(file);
-  for (int i = 0; i < 20 && !holder && !created; ++i) {
+  bool unreadable = false;
+  std::optional<Holder> holder = read_holder(file, &unreadable);
+  for (int i = 0; i < 20 && !holder && !unreadable && !created; ++i) {
     std::this_thread::sleep_for(50ms);
     holder = read_holder(file);
   }
   return holder;
 }
 
-/// The file as a later reader finds it.
+/// The file as a later reader finds it. One that cannot be read is nobody else's.
 bool RunLock::Impl::names_this() const {
   const int now = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (now < 0) return false;
-  const std::optional<Holder> holder = read_holder(now);
+  if (now < 0) return errno != ENOENT;
+  bool unreadable = false;
+  const std::optional<Holder> holder = read_holder(now, &unreadable);
   close(now);
-  return holder && holder->token == self.token;
+  return unreadable || (holder && holder->token == self.token);
 }
 
 bool RunLock::Impl::open_file() {
@@ -362,7 +364,7 @@ void RunLock::Impl::start_beating() {
 /// Removes what a failed start has made.
 void RunLock::Impl::undo() {
   if (file >= 0) {
-    if ((created && still_at_path()) || names_this()) unlink(path.c_str());
+    if (created && still_at_path()) unlink(path.c_str());
     close(file);
   }
   for (const std::string& name : made)

@@ -232,12 +232,19 @@ Config changed_config() {
             "sequential",
             "/tmp/c: d",
             ".py,.c"};
-  c.train = {4097, 3,
-             5,    1234567890123,
-             77,   "layer",
-             11,   0,
-             0,    " tab\t nl\n \x01 'quote' \"two\" \\ é: # ",
-             9,    "rollback",
+  c.train = {4097,
+             3,
+             5,
+             1234567890123,
+             77,
+             "layer",
+             99,
+             11,
+             0,
+             0,
+             " tab\t nl\n \x01 'quote' \"two\" \\ é: # ",
+             9,
+             "rollback",
              7};
   c.optimizer = {"stable_adamw",
                  6.02e-4,
@@ -262,12 +269,12 @@ TEST(Config, EveryMemberHasAKey) {
   [[maybe_unused]] auto& [m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, m16,
                           m17, m18] = c.model;
   [[maybe_unused]] auto& [d1, d2, d3, d4, d5, d6, d7, d8, d9, d10] = c.data;
-  [[maybe_unused]] auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13] = c.train;
+  [[maybe_unused]] auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14] = c.train;
   [[maybe_unused]] auto& [o1, o2, o3, o4, o5, o6, o7, o8, o9, o10, o11] = c.optimizer;
   [[maybe_unused]] auto& [p1, p2, p3, p4, p5, p6] = c.parallel;
   [[maybe_unused]] auto& [c1, c2, c3, c4, c5] = c.checkpoint;
   [[maybe_unused]] auto& [r1, r2, r3, r4, r5, r6, r7, r8] = c.run;
-  EXPECT_EQ(config_keys().size(), 18u + 10 + 13 + 11 + 6 + 5 + 8);
+  EXPECT_EQ(config_keys().size(), 18u + 10 + 14 + 11 + 6 + 5 + 8);
   std::set<std::string> names;
   for (const ConfigKey& key : config_keys()) names.insert(key.key);
   EXPECT_EQ(names.size(), config_keys().size());
