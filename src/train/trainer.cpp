@@ -482,7 +482,6 @@ void Trainer::Impl::keep_folder() {
 /// Throws on all ranks if any of them has a failure to report. The weights are saved first: the next
 /// data cannot be read, they are as good as they were.
 void Trainer::Impl::end_together(const std::string& failure) {
-  const LoneWork others;  // rank 0 may wait for its lock, a rank may read from a slow server
   std::array<double, 2> found{failure.empty() ? 0.0 : 1.0,
                               std::exchange(folder_lost, false) ? 1.0 : 0.0};
   mesh.world->all_reduce_max(found);
