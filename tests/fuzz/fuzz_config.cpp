@@ -47,7 +47,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } catch (const longnet::Error& e) {
     const std::string message = e.what();
     if (message.empty()) found("a refusal without a word");
-    if (message.find("internal error") != std::string::npos) found("internals: " + message);
+    if (message.rfind("internal error", 0) == 0) found("internals: " + message);
     for (const char c : message)
       if (static_cast<unsigned char>(c) < 0x20) found("a control character in: " + message);
   }

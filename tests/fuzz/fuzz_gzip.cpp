@@ -93,7 +93,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } catch (const TooMuch&) {
     return 0;
   } catch (const longnet::Error& e) {
-    if (std::string(e.what()).find("internal error") != std::string::npos)
+    if (std::string(e.what()).rfind("internal error", 0) == 0)
       found(std::string("internals: ") + e.what());
     return 0;
   }
