@@ -296,7 +296,7 @@ TEST_F(BadInput, TwoRanksSayItOnce) {
       {"train tiny.yaml parallel.sequence_ranks=3", "parallel.sequence_ranks (3)"},
       {"train tiny.yaml checkpoint.resume=none/step-00000001", "no such checkpoint"},
       {"train tiny.yaml run.folder=wild train.steps=200 optimizer.learning_rate=10 "
-       "optimizer.clip_norm=0 checkpoint.every=1",
+       "optimizer.weight_decay=1 optimizer.clip_norm=0 checkpoint.every=1",
        "stopped before the weights changed; there is no good checkpoint"},
       {"evaluate none", "none: no such checkpoint"},
       {"evaluate run/step-00000001 parallel.data_ranks=3", "parallel.data_ranks (3)"},
