@@ -61,12 +61,17 @@ case $case in
     # The launcher sees it.
     collectives 2 'kill 1 60'
     expect 20 'rank 1 .*exited on signal 9'
-    # In the middle of a training step the other rank adds, before it is killed, what it waits for.
+    # In the middle of a training step the other rank adds, before it is killed, what it waits for. The launcher of
+    # Open MPI 5 passes on nothing that is said after its signal.
+    said=("^rank 0 on $host: told to end \(SIGTERM\) while [a-z -]+ in a group of 2 ranks waits for another rank")
+    open_mpi_5=$(mpirun --version 2> /dev/null | grep -c 'Open MPI) 5')
+    [ "$open_mpi_5" = 0 ] || said=()
     train 2 'kill 1 40'
-    expect 20 'rank 1 .*exited on signal 9' \
-      "^rank 0 on $host: told to end \(SIGTERM\) while [a-z -]+ in a group of 2 ranks waits for another rank"
-    # A launcher that does not (its own exit code is zero then): the others find out by the time limit.
-    export OMPI_MCA_orte_enable_recovery=1 PRTE_MCA_prte_enable_recovery=1
+    expect 20 'rank 1 .*exited on signal 9' ${said[@]+"${said[@]}"}
+    # A launcher that does not (its own exit code is zero then): the others find out by the time limit. That of
+    # Open MPI 5 always does.
+    [ "$open_mpi_5" = 0 ] || exit 0
+    export OMPI_MCA_orte_enable_recovery=1
     collectives 2 'kill 1 60'
     status=1
     expect 30 "error \[rank 0 of 2 on $host\]: rank 0 on $host: (all-gather|barrier|maximum) .* [3-9] s"
