@@ -36,7 +36,7 @@ int64_t resident_bytes() { return memory_field(1); }
 
 int64_t address_space_bytes() { return memory_field(0); }
 
-void require_limits(int64_t open_files, int64_t address_space) {
+void require_limits(int64_t open_files, int64_t address_space, int64_t file_size) {
   const auto require = [](auto resource, int64_t least, const char* name, int64_t unit,
                           const char* what) {
     rlimit limit{};
@@ -48,6 +48,8 @@ void require_limits(int64_t open_files, int64_t address_space) {
   };
   require(RLIMIT_NOFILE, open_files, "ulimit -n", 1, "open files");
   require(RLIMIT_AS, address_space, "ulimit -v", 1024, "bytes");
+  // bash counts in 1024 bytes, other shells in 512.
+  require(RLIMIT_FSIZE, file_size, "ulimit -f", 512, "bytes");
 }
 
 }  // namespace longnet

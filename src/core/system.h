@@ -15,7 +15,8 @@ int64_t resident_bytes();
 /// Address space of this process, bytes; 0: cannot be found out.
 int64_t address_space_bytes();
 
-/// Throws Error if `ulimit -n` allows fewer open files, or `ulimit -v` fewer bytes.
-void require_limits(int64_t open_files, int64_t address_space);
+/// Throws Error if `ulimit -n` allows fewer open files, `ulimit -v` fewer bytes of memory or
+/// `ulimit -f` fewer bytes of a file.
+void require_limits(int64_t open_files, int64_t address_space, int64_t file_size);
 
 }  // namespace longnet

@@ -652,7 +652,8 @@ int launched(std::initializer_list<const char*> names, int otherwise) {
 
 MpiSession::MpiSession(int* argc, char*** argv) {
   // Below these Open MPI fails half way through its start, or goes on without its transports.
-  require_limits(/*open_files=*/64, /*address_space=*/int64_t{512} << 20);
+  require_limits(/*open_files=*/64, /*address_space=*/int64_t{512} << 20,
+                 /*file_size=*/int64_t{5} << 20);
   int granted = MPI_THREAD_SINGLE;
   {
     const internal::BlockingCall watched(

@@ -219,6 +219,31 @@ TEST_F(BadInput, BytesThatAreNotUtf8) {
   ASSERT_EQ(program.run("attend good.st " + bad + ".st --branch 16:1").exit_code, 0);
 }
 
+TEST_F(BadInput, LimitsBelowWhatMpiNeeds) {
+  const std::vector<std::pair<std::string, std::string>> limits{
+      {"ulimit -n 20", "ulimit -n allows 20 open files, the start of MPI needs 64"},
+      {"ulimit -v 125000", "ulimit -v allows 128000000 bytes, the start of MPI needs 536870912"},
+      {"ulimit -f 1000", "ulimit -f allows 512000 bytes, the start of MPI needs 5242880"}};
+  for (const auto& [limit, message] : limits) {
+    const Outcome outcome = program.run_limited("plan tiny.yaml", limit);
+    EXPECT_EQ(outcome.exit_code, 1) << limit;
+    EXPECT_EQ(outcome.err.rfind("error: " + message, 0), 0u) << outcome.err;
+    EXPECT_EQ(outcome.err.find('\n'), outcome.err.size() - 1) << outcome.err;
+  }
+}
+
+TEST_F(BadInput, ListsWithEmptyEntriesAndDeepYaml) {
+  program.folder().write("deep.yaml", "a: " + std::string(5000, '['));
+  for (const auto& [arguments, message] : std::vector<std::pair<std::string, std::string>>{
+           {"plan tiny.yaml --ranks 1,,2", "--ranks: \"1,,2\" has an empty entry"},
+           {"plan tiny.yaml --ranks=1,", "--ranks: \"1,\" has an empty entry"},
+           {"plan deep.yaml", "deep.yaml:1: not valid YAML: nested too deep"}}) {
+    const Outcome outcome = program.run(arguments);
+    EXPECT_NE(outcome.exit_code, 0) << arguments;
+    EXPECT_NE(outcome.err.find(message), std::string::npos) << outcome.err;
+  }
+}
+
 TEST_F(BadInput, MemoryLimits) {
   // With ulimit -v the first allocation that fails may be an arena's or any other one.
   const std::string train =
