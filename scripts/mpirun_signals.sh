@@ -65,9 +65,9 @@ ask_to_end() {
   if [ -n "$mpirun_asked" ] && [ $((now - mpirun_asked)) -ge 1000000 ]; then
     echo "$(basename "$0"): $1 again: all ranks end at once" >&2 || true
     kill -TERM "$mpirun_pid" 2> /dev/null || true
-    return
+    return 0
   fi
-  if [ -n "$mpirun_asked" ]; then return; fi  # twice at once: `timeout`, a closing terminal
+  if [ -n "$mpirun_asked" ]; then return 0; fi  # twice at once: `timeout`, a closing terminal
   mpirun_asked=$now
   echo "$(basename "$0"): $1: the ranks are asked to save and end; once more ends them at once" >&2 || true
   kill -USR2 "$mpirun_pid" 2> /dev/null || true

@@ -103,6 +103,23 @@ TEST(RunFolder, RequestsToEndSaveOnOneRankAndUnderTheLauncher) {
   }
 }
 
+TEST(RunFolder, TwoRequestsWithinAMomentAreOne) {
+  for (const int ranks : {1, 2}) {
+    Program program;
+    program.write_tiny_config();
+    // `timeout` and closing terminals send a signal twice; a step takes 0.2 s.
+    Background training(program, "t", "train tiny.yaml train.steps=1000 train.accumulation=60",
+                        ranks);
+    ASSERT_TRUE(training.said("step 1/")) << training.errors();
+    std::this_thread::sleep_for(100ms);
+    training.send(SIGTERM);
+    std::this_thread::sleep_for(100ms);
+    training.send(SIGTERM);
+    EXPECT_EQ(training.finish(), 0) << training.errors();
+    EXPECT_TRUE(any_checkpoint(program.file("run"))) << training.errors();
+  }
+}
+
 TEST(RunFolder, ASecondRequestEndsAtOnce) {
   for (const int ranks : {1, 2}) {
     Program program;
