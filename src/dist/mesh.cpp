@@ -12,8 +12,9 @@ Mesh make_mesh(std::unique_ptr<Communicator> world, int64_t sequence_ranks, int6
   if (sequence < 1 || data < 1 || sequence > size || data > size || sequence * data != size)
     throw Error(
         "parallel.sequence_ranks ({}) times parallel.data_ranks ({}) must be the job's {} ranks; "
-        "set parallel.sequence_ranks=0 (all that data_ranks leaves) or start another number of "
-        "ranks",
+        "start a multiple of data_ranks, with parallel.sequence_ranks=0 (all that data_ranks "
+        "leaves) "
+        "or the quotient",
         sequence_ranks, data_ranks, size);
   Mesh mesh;
   mesh.replica = static_cast<int>(world->rank() / sequence);
